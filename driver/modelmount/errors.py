@@ -1,0 +1,115 @@
+"""The one exception hierarchy. `service/status.py` is the only place that maps it to gRPC codes.
+
+Each class says whose fault it was and whether trying again can help. Messages are sentences for the pod's owner: what went wrong, with which
+model, what to do. They never carry a secret, a query string or a traceback. Third-party exceptions are translated where the library is called,
+with the cause chained.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ModelMountError(Exception):
+    """Root of everything this package raises on purpose.
+
+    `reason` is the CamelCase word used in events, logs and metrics; `retryable` says whether the same call may succeed later without anybody
+    changing the request, the artifact or the configuration.
+    """
+
+    reason: ClassVar[str] = "Internal"
+    retryable: ClassVar[bool] = False
+
+    @property
+    def message(self) -> str:
+        """The sentence shown to users."""
+        return str(self.args[0]) if self.args else self.reason
+
+
+class InvalidRequest(ModelMountError):
+    """The caller's words are wrong: reference, attribute, path, capability. INVALID_ARGUMENT."""
+
+    reason = "InvalidRequest"
+
+
+class NotFound(ModelMountError):
+    """An authorised answer says that it isn't there, or a volume is unknown. NOT_FOUND."""
+
+    reason = "NotFound"
+
+
+class Conflict(ModelMountError):
+    """The same volume exists with other attributes. ALREADY_EXISTS."""
+
+    reason = "Conflict"
+
+
+class Unauthenticated(ModelMountError):
+    """The registry wants a credential and none was given. UNAUTHENTICATED."""
+
+    reason = "Unauthenticated"
+
+
+class Forbidden(ModelMountError):
+    """The registry refused the credential, or an admin's rule forbids it. PERMISSION_DENIED."""
+
+    reason = "Forbidden"
+
+
+class Precondition(ModelMountError):
+    """The state of the node forbids it: a symlink on the way to the target, a foreign mount, a file in its place. FAILED_PRECONDITION."""
+
+    reason = "Precondition"
+
+
+class BadArtifact(ModelMountError):
+    """The bytes or declared sizes of the artifact decide against it: malformed, hostile, unsupported. FAILED_PRECONDITION.
+
+    A verdict: the same manifest gets it again under the same rules, without a new download.
+    """
+
+    reason = "BadArtifact"
+
+
+class IntegrityError(ModelMountError):
+    """A source served bytes whose digest or length is wrong. FAILED_PRECONDITION, tried again after a back-off."""
+
+    reason = "IntegrityError"
+
+
+class Pending(ModelMountError):
+    """Work goes on in the background; the same call joins it. ABORTED."""
+
+    reason = "Pending"
+    retryable = True
+
+
+class Unavailable(ModelMountError):
+    """Transport or registry trouble that may pass. UNAVAILABLE. `retry_after` is in seconds, where the other side named one."""
+
+    reason = "Unavailable"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class NoSpace(ModelMountError):
+    """Disk or inodes are short; the message says how much is needed and free. RESOURCE_EXHAUSTED."""
+
+    reason = "NoSpace"
+    retryable = True
+
+
+class Cancelled(ModelMountError):
+    """The caller went away or the driver is stopping; the work's bytes are kept. CANCELLED."""
+
+    reason = "Cancelled"
+    retryable = True
+
+
+class Internal(ModelMountError):
+    """A node-level operation failed that should not; everything done was undone. INTERNAL."""
+
+    reason = "Internal"
