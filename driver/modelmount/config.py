@@ -1,6 +1,8 @@
-"""Settings: one schema, read from a TOML file, then `MODELMOUNT_*` environment variables, then command-line flags; later ones win.
+"""Settings: one schema, read from a TOML file, then `MODELMOUNT_*` environment variables, then command-line flags;
+later ones win.
 
-Every knob is documented on its field here and nowhere else. `load` reports *all* mistakes at once, so that an admin fixes a file in one go.
+Every knob is documented on its field here and nowhere else. `load` reports *all* mistakes at once, so that an admin
+fixes a file in one go.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Who may read what is cached already."""
 
     verification: Literal["always", "never"] = "always"
-    """`always`: each first publish proves its own access with one manifest request. `never`: whatever is cached here is readable by every pod."""
+    """`always`: each first publish proves its own access with one manifest request. `never`: whatever is cached here is
+    readable by every pod.
+    """
     docker_config: str | None = None
     """Path of a docker `config.json` whose credentials are used when the pod brings none."""
 
@@ -50,7 +54,9 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     document_timeout_seconds: float = 30.0
     """Total time for one small document: manifest, token."""
     idle_seconds: float = 300.0
-    """A job that no call has asked for stops after this time and keeps its bytes. The kubelet comes back after at most 122 s."""
+    """A job that no call has asked for stops after this time and keeps its bytes. The kubelet comes back after at most
+    122 s.
+    """
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,8 +79,10 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Longest wait inside one call, also where the caller set no deadline."""
     waiters: int = 64
     """Publishes that may wait at the same time; the next one is told to come again."""
-    mount_flags: list[Literal["nosuid", "nodev", "noexec"]] = ["nosuid", "nodev", "noexec"]
-    """Flags on top of `ro`. runc before 1.2 cannot start containers with user namespaces over any of them: then set `[]`."""
+    mount_flags: tuple[Literal["nosuid", "nodev", "noexec"], ...] = ("nosuid", "nodev", "noexec")
+    """Flags on top of `ro`. runc before 1.2 cannot start containers with user namespaces over any of them: then set
+    `[]`.
+    """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +103,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     target_roots: list[str] = []
     """Directories below which volumes may be published; empty means `<kubelet_root>/pods`."""
     registration_dir: str = ""
-    """Where the kubelet looks for plugins; empty means `<kubelet_root>/plugins_registry`, `none` switches built-in registration off."""
+    """Where the kubelet looks for plugins; empty means `<kubelet_root>/plugins_registry`, `none` switches built-in
+    registration off.
+    """
     registration_endpoint: str = ""
     """The path of the CSI socket as the *kubelet* sees it, when that differs from ours."""
     metrics_address: str = ""
@@ -103,7 +113,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe level that is logged."""
     allowed_registries: list[str] = []
-    """Globs of registry hosts that volumes may name; empty means every host that is not an address, `localhost` or link-local."""
+    """Globs of registry hosts that volumes may name; empty means every host that is not an address, `localhost` or
+    link-local.
+    """
     registries: dict[str, Registry] = {}
     """Per-host settings. Naming a host here also allows it where it is an address or `localhost`."""
     auth: Auth = Auth()
@@ -117,7 +129,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def permits(self, host: str) -> bool:
         """Whether the admin's allow-list lets volumes name `host`."""
-        return not self.allowed_registries or any(fnmatch.fnmatchcase(host, pattern) for pattern in self.allowed_registries)
+        return not self.allowed_registries or any(
+            fnmatch.fnmatchcase(host, pattern) for pattern in self.allowed_registries
+        )
 
     @property
     def socket_path(self) -> Path:
@@ -143,9 +157,11 @@ _UNLISTED = Registry()
 def load(
     path: str | None = None, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Read the file (a missing *default* file is fine, a missing named one isn't), the environment and the flags; check everything.
+    """Read the file (a missing *default* file is fine, a missing named one isn't), the environment and the flags; check
+    everything.
 
-    `MODELMOUNT_PULL_CONNECTIONS=8` sets `[pull] connections`; `MODELMOUNT_CONFIG` names the file. Raises InvalidRequest with one line a mistake.
+    `MODELMOUNT_PULL_CONNECTIONS=8` sets `[pull] connections`; `MODELMOUNT_CONFIG` names the file. Raises InvalidRequest
+    with one line a mistake.
     """
     named = path or environ.get("MODELMOUNT_CONFIG")
     file = Path(named or DEFAULT_CONFIG_PATH)
@@ -155,7 +171,9 @@ def load(
         try:
             data = msgspec.toml.decode(file.read_bytes(), type=dict[str, Any])
         except OSError as e:
-            raise InvalidRequest(f"cannot read the configuration {file}: {e.strerror}; name another with --config") from e
+            raise InvalidRequest(
+                f"cannot read the configuration {file}: {e.strerror}; name another with --config"
+            ) from e
         except msgspec.DecodeError as e:
             raise InvalidRequest(f"{file} is not valid TOML: {e}") from e
     _apply_environment(data, environ, problems)
@@ -188,7 +206,9 @@ def _apply_environment(data: dict[str, Any], environ: Mapping[str, str], problem
         else:
             known[f"MODELMOUNT_{field.name}".upper()] = (field.name,)
     for key, text in environ.items():
-        if key in {"MODELMOUNT_CONFIG", "MODELMOUNT_FAILPOINTS", "MODELMOUNT_TOOLS"} or not key.startswith("MODELMOUNT_"):
+        if key in {"MODELMOUNT_CONFIG", "MODELMOUNT_FAILPOINTS", "MODELMOUNT_TOOLS"} or not key.startswith(
+            "MODELMOUNT_"
+        ):
             continue
         if key not in known:
             problems.append(f"environment: unknown variable {key}")
@@ -246,7 +266,9 @@ def _check(settings: Settings) -> list[str]:
         value = getattr(settings, name)
         if value and not value.startswith("/"):
             problems.append(f"{name} {value!r} must be an absolute path")
-    problems += [f"target_roots: {root!r} must be an absolute path" for root in settings.target_roots if not root.startswith("/")]
+    problems += [
+        f"target_roots: {root!r} must be an absolute path" for root in settings.target_roots if not root.startswith("/")
+    ]
     if not 1 <= settings.pull.connections <= 64:
         problems.append("pull.connections must be 1 to 64")
     if not 0.1 <= settings.publish.wait_fraction <= 0.99:

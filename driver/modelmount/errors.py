@@ -1,8 +1,8 @@
 """The one exception hierarchy. `service/status.py` is the only place that maps it to gRPC codes.
 
-Each class says whose fault it was and whether trying again can help. Messages are sentences for the pod's owner: what went wrong, with which
-model, what to do. They never carry a secret, a query string or a traceback. Third-party exceptions are translated where the library is called,
-with the cause chained.
+Each class says whose fault it was and whether trying again can help. Messages are sentences for the pod's owner: what
+went wrong, with which model, what to do. They never carry a secret, a query string or a traceback. Third-party
+exceptions are translated where the library is called, with the cause chained.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import ClassVar
 class ModelMountError(Exception):
     """Root of everything this package raises on purpose.
 
-    `reason` is the CamelCase word used in events, logs and metrics; `retryable` says whether the same call may succeed later without anybody
-    changing the request, the artifact or the configuration.
+    `reason` is the CamelCase word used in events, logs and metrics; `retryable` says whether the same call may succeed
+    later without anybody changing the request, the artifact or the configuration.
     """
 
     reason: ClassVar[str] = "Internal"
@@ -57,13 +57,16 @@ class Forbidden(ModelMountError):
 
 
 class Precondition(ModelMountError):
-    """The state of the node forbids it: a symlink on the way to the target, a foreign mount, a file in its place. FAILED_PRECONDITION."""
+    """The state of the node forbids it: a symlink on the way to the target, a foreign mount, a file in its place.
+    FAILED_PRECONDITION.
+    """
 
     reason = "Precondition"
 
 
 class BadArtifact(ModelMountError):
-    """The bytes or declared sizes of the artifact decide against it: malformed, hostile, unsupported. FAILED_PRECONDITION.
+    """The bytes or declared sizes of the artifact decide against it: malformed, hostile, unsupported.
+    FAILED_PRECONDITION.
 
     A verdict: the same manifest gets it again under the same rules, without a new download.
     """
@@ -85,7 +88,9 @@ class Pending(ModelMountError):
 
 
 class Unavailable(ModelMountError):
-    """Transport or registry trouble that may pass. UNAVAILABLE. `retry_after` is in seconds, where the other side named one."""
+    """Transport or registry trouble that may pass. UNAVAILABLE. `retry_after` is in seconds, where the other side named
+    one.
+    """
 
     reason = "Unavailable"
     retryable = True

@@ -1,0 +1,76 @@
+"""Space and page cache of the store's file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from modelmount.system import syscalls
+
+_BLOCK_BYTES: Final = 512  # unit of st_blocks on Linux, whatever the file system's block size (man 3type stat)
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_SYNC_FILE_RANGE_WAIT_BEFORE_WRITE_WAIT_AFTER: Final = 7
+
+
+def free_bytes(path: Path | int) -> int:
+    """Bytes an ordinary process may still write on the file system of `path` (f_bavail: blocks reserved for root don't
+    count).
+
+    A snapshot: others write at the same time, and a file system after an error still reports free space.
+    """
+    figures = os.statvfs(path)
+    return figures.f_bavail * figures.f_frsize
+
+
+def free_inodes(path: Path | int) -> int | None:
+    """Files that may still be created on the file system of `path`; None where it has no fixed number (btrfs)."""
+    figures = os.statvfs(path)
+    return figures.f_favail if figures.f_files else None
+
+
+def allocated_bytes(path: Path) -> int:
+    """Bytes on disk of a file, or of everything at and below a directory, each inode once; what is missing counts 0.
+
+    Holes don't count. Symbolic links aren't followed.
+    """
+    seen: set[tuple[int, int]] = set()
+    total = _blocks(path, seen)
+    for directory, directories, files in os.walk(path):
+        total += sum(_blocks(Path(directory, name), seen) for name in (*directories, *files))
+    return total * _BLOCK_BYTES
+
+
+def sync_range(fd: int, offset: int, length: int, *, wait: bool = False) -> None:
+    """Start writing the dirty pages of a range to disk now, so that a later fdatasync has little left; with `wait`,
+    also until they are out.
+
+    Makes nothing durable by itself (man 2 sync_file_range, "Warning"). An error condemns the file like a failed fsync;
+    a kernel or sandbox without the call is ignored.
+    """
+    flags = _SYNC_FILE_RANGE_WAIT_BEFORE_WRITE_WAIT_AFTER if wait else _SYNC_FILE_RANGE_WRITE
+    try:
+        syscalls.sync_file_range(fd, offset, length, flags)
+    except OSError as e:
+        if e.errno not in {errno.ENOSYS, errno.EPERM}:
+            raise
+
+
+def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Ask the kernel to drop the clean cached pages of a range (length 0: to the end). Dirty pages stay, so sync first.
+    A hint.
+    """
+    os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _blocks(path: Path, seen: set[tuple[int, int]]) -> int:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return 0
+    inode = (status.st_dev, status.st_ino)
+    if inode in seen:
+        return 0
+    seen.add(inode)
+    return status.st_blocks

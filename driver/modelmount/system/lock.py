@@ -1,0 +1,146 @@
+"""flock(2) as the store needs it: waits can be cancelled, a lock file may vanish, and readers can't starve the sweeper.
+
+Each acquire opens the file anew, so two threads of one process exclude each other like two processes do. A lock ends
+with its holder, however that dies: descriptors are close-on-exec, so programs started meanwhile don't carry it on. A
+*forked* child that doesn't exec does; never fork while holding.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+FIRST_DELAY_SECONDS: Final = 0.001
+LONGEST_DELAY_SECONDS: Final = 0.025
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
+
+
+class LockTimeout(Exception):  # noqa: N818 - an answer, not a fault: callers turn it into their own words
+    """The lock was not free within the time given."""
+
+
+class LockCancelled(Exception):  # noqa: N818
+    """The caller's `cancelled` became true while waiting."""
+
+
+class Held:
+    """A lock that is held until `release`, or until the end of the `with` block. Releasing twice does nothing."""
+
+    def __init__(self, path: Path, fd: int, *, shared: bool) -> None:
+        self.path = path
+        self.shared = shared
+        self._fd = fd
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self, *, unlink: bool = False) -> None:
+        """Give the lock up; with `unlink`, remove its file first (exclusive holders only: others may be about to lock
+        the same inode).
+        """
+        if unlink and self.shared:
+            raise ValueError("a shared lock's file must not be unlinked")
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            if self._pid == os.getpid():
+                if unlink:
+                    self.path.unlink(missing_ok=True)
+                # Not close alone: a child forked by some library would keep the open file description and its lock.
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        finally:
+            os.close(fd)
+
+
+class FileLock:
+    """One lock file, made on first use with mode 0600 in a directory that exists. Holds no state: any number of threads
+    may share it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def acquire(
+        self, *, shared: bool = False, timeout: float | None = None, cancelled: Callable[[], bool] | None = None
+    ) -> Held:
+        """Take the lock, waiting up to `timeout` seconds (None: for ever; 0: try once).
+
+        Raises LockTimeout, or LockCancelled once `cancelled` answers true; it is asked before each try, at least every
+        25 ms. Waiters are served in no particular order. Not reentrant.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        delay = FIRST_DELAY_SECONDS
+        while True:
+            if cancelled is not None and cancelled():
+                raise LockCancelled(f"waiting for the lock {self.path.name} was cancelled")
+            held = self._try(shared=shared)
+            if held is not None:
+                return held
+            remaining = LONGEST_DELAY_SECONDS if deadline is None else deadline - time.monotonic()
+            if remaining <= 0:
+                raise LockTimeout(f"the lock {self.path.name} is held by somebody else")
+            time.sleep(min(delay, remaining))
+            delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+
+    def _try(self, *, shared: bool) -> Held | None:
+        while True:
+            fd = os.open(self.path, _FLAGS, 0o600)
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                if self._is_current(fd):
+                    return Held(self.path, fd, shared=shared)
+            except OSError as e:
+                os.close(fd)
+                if e.errno == errno.EWOULDBLOCK:
+                    return None
+                raise
+            # The last holder unlinked the file between our open and our lock: what we hold guards nothing.
+            os.close(fd)
+
+    def _is_current(self, fd: int) -> bool:
+        mine = os.fstat(fd)
+        try:
+            named = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+
+
+class StoreLock:
+    """The store-wide lock: many shared holders or one exclusive, where a waiting exclusive one stops new shared ones.
+
+    flock has no writer preference: overlapping shared holders would keep a sweeper out for ever. So everybody takes
+    `store.turnstile` first; a shared taker passes through it, an exclusive one keeps it until it has the lock.
+    `timeout` and `cancelled` cover both waits together.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._turnstile = FileLock(directory / "store.turnstile")
+        self._store = FileLock(directory / "store")
+
+    def shared(self, *, timeout: float | None = None, cancelled: Callable[[], bool] | None = None) -> Held:
+        """Take the lock together with other shared holders. Raises like `FileLock.acquire`."""
+        return self._acquire(shared=True, timeout=timeout, cancelled=cancelled)
+
+    def exclusive(self, *, timeout: float | None = None, cancelled: Callable[[], bool] | None = None) -> Held:
+        """Take the lock alone; new shared takers queue behind, so be brief. Raises like `FileLock.acquire`."""
+        return self._acquire(shared=False, timeout=timeout, cancelled=cancelled)
+
+    def _acquire(self, *, shared: bool, timeout: float | None, cancelled: Callable[[], bool] | None) -> Held:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._turnstile.acquire(timeout=timeout, cancelled=cancelled):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            return self._store.acquire(shared=shared, timeout=left, cancelled=cancelled)

@@ -1,0 +1,114 @@
+"""The door to libc: numbered system calls without a wrapper in Python, and mount(2), umount2(2), syncfs(2),
+sync_file_range(2).
+
+`ctypes.CDLL` releases the GIL around each call and keeps errno per thread, so every function here may be used from any
+thread at the same time. Failures are raised as the `OSError` subclass of their errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+from collections.abc import Mapping
+from typing import Final
+
+NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
+    "x86_64": {
+        "renameat2": 316,
+        "statx": 332,
+        "open_tree": 428,
+        "move_mount": 429,
+        "openat2": 437,
+        "mount_setattr": 442,
+        "landlock_create_ruleset": 444,
+    },
+    "aarch64": {
+        "renameat2": 276,
+        "statx": 291,
+        "open_tree": 428,
+        "move_mount": 429,
+        "openat2": 437,
+        "mount_setattr": 442,
+        "landlock_create_ruleset": 444,
+    },
+}
+"""System call numbers by machine. Source: Linux `arch/x86/entry/syscalls/syscall_64.tbl` and
+`include/uapi/asm-generic/unistd.h` (aarch64).
+"""
+
+AT_FDCWD: Final = -100
+AT_SYMLINK_NOFOLLOW: Final = 0x100
+AT_NO_AUTOMOUNT: Final = 0x800
+AT_EMPTY_PATH: Final = 0x1000
+
+Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
+"""What a call takes: a number, a NUL-terminated path, a buffer, or a null pointer."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+_numbers = NUMBERS.get(platform.machine(), {})
+
+
+def call(name: str, *arguments: Argument) -> int:
+    """Make the numbered system call `name`. A machine without a row in `NUMBERS` answers ENOSYS, as a kernel without
+    the call does.
+    """
+    number = _numbers.get(name)
+    if number is None:
+        raise _error(errno.ENOSYS, name)
+    result: int = _libc.syscall(ctypes.c_long(number), *(_convert(a) for a in arguments))
+    if result < 0:
+        raise _error(ctypes.get_errno(), name)
+    return result
+
+
+def mount(source: bytes | None, target: bytes, fstype: bytes | None, flags: int, data: bytes | None = None) -> None:
+    """man 2 mount."""
+    if _libc.mount(source, _terminated(target), fstype, flags, data) < 0:
+        raise _error(ctypes.get_errno(), "mount")
+
+
+def umount2(target: bytes, flags: int) -> None:
+    """man 2 umount."""
+    if _libc.umount2(_terminated(target), flags) < 0:
+        raise _error(ctypes.get_errno(), "umount2")
+
+
+def syncfs(fd: int) -> None:
+    """man 2 syncfs. Since Linux 5.8 it reports write-back errors of the whole file system that happened after `fd` was
+    opened.
+    """
+    if _libc.syncfs(fd) < 0:
+        raise _error(ctypes.get_errno(), "syncfs")
+
+
+def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
+    """man 2 sync_file_range."""
+    if _libc.sync_file_range(fd, offset, length, flags) < 0:
+        raise _error(ctypes.get_errno(), "sync_file_range")
+
+
+def _convert(argument: Argument) -> object:
+    # syscall(2) is variadic: an int passed bare would be cut to 32 bits.
+    if isinstance(argument, int):
+        return ctypes.c_long(argument)
+    if isinstance(argument, bytes):
+        return ctypes.c_char_p(_terminated(argument))
+    return ctypes.c_void_p(None) if argument is None else argument
+
+
+def _terminated(path: bytes) -> bytes:
+    # C would silently stop at the NUL and act on a shorter path.
+    if b"\0" in path:
+        raise ValueError("a path must not contain a NUL byte")
+    return path
+
+
+def _error(code: int, name: str) -> OSError:
+    return OSError(code, f"{os.strerror(code)} [{name}]")

@@ -1,0 +1,85 @@
+"""One JSON log line per event with its context, and the process's metrics.
+
+Context travels by contextvars: `with context(volume=…, model=…)` puts its fields on every line logged below it in the
+same thread. Values are strings that were checked elsewhere; nothing here sees a secret, and no metric label names a
+tenant, a model or a namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+_fields: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("modelmount_log_fields")
+
+VALUE_LIMIT = 512
+"""Longest logged value in characters: a registry's error body must not flood a log."""
+
+rpc_total = Counter("modelmount_rpc_total", "CSI calls answered", ["method", "code"], registry=REGISTRY)
+rpc_seconds = Histogram(
+    "modelmount_rpc_seconds",
+    "Time to answer a CSI call",
+    ["method"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 30, 120),
+    registry=REGISTRY,
+)
+fetched_bytes_total = Counter(
+    "modelmount_fetched_bytes_total", "Bytes of blobs received from registries", registry=REGISTRY
+)
+blobs_total = Counter("modelmount_blobs_total", "Blobs by how they became available", ["result"], registry=REGISTRY)
+publishes_total = Counter("modelmount_publishes_total", "Publishes by outcome", ["result"], registry=REGISTRY)
+jobs_running = Gauge("modelmount_jobs_running", "Pull jobs under way", registry=REGISTRY)
+publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
+
+
+@contextlib.contextmanager
+def context(**fields: str) -> Iterator[None]:
+    """Add fields to every line logged inside the block, in this thread."""
+    token = _fields.set({**_fields.get({}), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: time, level, logger, message, context; exceptions without the values of their
+    variables.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render `record`; control characters are escaped by JSON, long values cut."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _cut(record.getMessage()),
+        }
+        line.update({k: _cut(v) for k, v in _fields.get({}).items()})
+        extra = getattr(record, "fields", None)
+        if isinstance(extra, dict):
+            line.update({str(k): _cut(v) if isinstance(v, str) else v for k, v in extra.items()})
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = "".join(traceback.format_exception(record.exc_info[1], limit=30))[:8192]
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+
+def configure(level: str, *, json_lines: bool) -> None:
+    """Set up the root logger on stderr, once a process: JSON for the daemon, plain lines for the command line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if json_lines else logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs whole URLs, and those may carry signatures
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= VALUE_LIMIT else value[:VALUE_LIMIT] + "…"
