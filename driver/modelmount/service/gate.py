@@ -1,0 +1,66 @@
+"""The gate publishes pass: at most so many wait at once, none once the driver stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from modelmount import errors
+from modelmount.service import ports
+
+
+class Gate:
+    """Counts calls that may wait. Entering never blocks: a refused caller comes back by itself, a waiting one would
+    hold a thread.
+    """
+
+    def __init__(self, places: int) -> None:
+        self._places = places
+        self._condition = threading.Condition()
+        self._inside: list[ports.Call] = []
+        self._closed = False
+
+    @contextmanager
+    def enter(self, call: ports.Call) -> Iterator[None]:
+        """Hold a place for the block. Raises Pending when all are taken, Unavailable once closed.
+
+        A block that is cancelled because the gate closes ends with Pending: to the caller that is work which goes on,
+        and not its own doing.
+        """
+        with self._condition:
+            if self._closed:
+                raise errors.Unavailable("the driver on this node is stopping; the call succeeds once it is back")
+            if len(self._inside) >= self._places:
+                raise errors.Pending(
+                    f"{len(self._inside)} volumes are being published on this node, as many as may wait at once; "
+                    "this one is tried again soon"
+                )
+            self._inside.append(call)
+        try:
+            yield
+        except errors.Cancelled as e:
+            with self._condition:
+                closed = self._closed
+            if not closed:
+                raise
+            raise errors.Pending(
+                "the driver on this node is restarting; what was pulled is kept and the pull goes on afterwards"
+            ) from e
+        finally:
+            with self._condition:
+                # By identity: two calls with the same deadline may be equal.
+                self._inside = [other for other in self._inside if other is not call]
+                self._condition.notify_all()
+
+    def close(self, patience_seconds: float) -> bool:
+        """Refuse whoever comes, cancel who is inside, wait until all are out; False when some are still inside after
+        that time.
+        """
+        end = time.monotonic() + patience_seconds
+        with self._condition:
+            self._closed = True
+            for call in self._inside:
+                call.cancelled.set()
+            return self._condition.wait_for(lambda: not self._inside, max(0.0, end - time.monotonic()))

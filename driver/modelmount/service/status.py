@@ -1,0 +1,92 @@
+"""The only map from errors to gRPC codes, and from messages to what may leave the process.
+
+The codes decide what the kubelet does next: after ABORTED, UNAVAILABLE, RESOURCE_EXHAUSTED, CANCELLED and
+DEADLINE_EXCEEDED it keeps the volume as "uncertain" and will unpublish it; every other code is final, and it forgets
+the volume (kubernetes, pkg/volume/csi, isFinalError).
+"""
+
+from __future__ import annotations
+
+import secrets
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+
+from modelmount import errors
+
+MESSAGE_BYTES = 1024
+"""Longest message. A client of the C core turns 15 kB into RESOURCE_EXHAUSTED, and pod events should stay readable."""
+
+
+class OutOfRange(errors.InvalidRequest):
+    """A capacity range no volume can satisfy. OUT_OF_RANGE."""
+
+    reason = "OutOfRange"
+
+
+class NotOffered(errors.ModelMountError):
+    """A method of the interface that this driver doesn't have, or not in this mode. UNIMPLEMENTED."""
+
+    reason = "NotOffered"
+
+
+CODES: Mapping[type[errors.ModelMountError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.IntegrityError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Pending: grpc.StatusCode.ABORTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Cancelled: grpc.StatusCode.CANCELLED,
+    errors.Internal: grpc.StatusCode.INTERNAL,
+    OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    NotOffered: grpc.StatusCode.UNIMPLEMENTED,
+}
+"""By class; a class that isn't listed has the code of its nearest listed ancestor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a failed call answers. `error_id` leads to the log line of an unexpected error, and is empty otherwise."""
+
+    code: grpc.StatusCode
+    message: str
+    error_id: str = ""
+
+
+def of(error: Exception) -> Status:
+    """The answer to `error`. Nothing of an exception that wasn't raised on purpose gets out: its text may hold
+    anything.
+    """
+    if isinstance(error, errors.ModelMountError):
+        for ancestor in type(error).__mro__:
+            code = CODES.get(ancestor)
+            if code is not None:
+                return Status(code, printable(error.message))
+    error_id = secrets.token_hex(4)
+    text = f"an unexpected error stopped this call; the driver's log has the details under error id {error_id}"
+    return Status(grpc.StatusCode.INTERNAL, text, error_id)
+
+
+def printable(text: str, limit: int = MESSAGE_BYTES) -> str:
+    """`text` on one line: what isn't printable is escaped, and what is over `limit` bytes of UTF-8 is cut off at an
+    ellipsis.
+    """
+    escaped = "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text[: limit + 1]
+    )
+    encoded = escaped.encode()
+    if len(encoded) <= limit:
+        return escaped
+    return encoded[: limit - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
