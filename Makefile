@@ -1,0 +1,34 @@
+# Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
+.PHONY: help setup demo test check bench protos tools requirements clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup:  ## install system packages and the virtual environment
+	@scripts/setup
+
+demo:  ## a real model from a real registry into a mount, narrated (root)
+	@scripts/demo
+
+test:  ## all checks and all tests (root)
+	@scripts/test
+
+check: setup  ## format, lint, types, layers, generated files
+	@scripts/check
+
+bench: setup  ## measure against the file itself, curl, skopeo and ctr (root)
+	@.venv/bin/python -m bench
+
+protos: setup  ## generate csi/ from protos/
+	@scripts/protos
+
+tools: setup  ## build the pinned Go programs into the cache
+	@scripts/tools
+
+requirements: setup  ## compile the hashed requirement lists
+	@scripts/requirements
+
+clean:  ## remove what the tools leave in the tree, the virtual environment too
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis bench/results
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
