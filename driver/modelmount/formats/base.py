@@ -1,0 +1,125 @@
+"""The values a format decides on, and what a format is. Everything here is immutable and without I/O."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import Manifest
+
+
+class Encoding(enum.Enum):
+    """How a layer's blob holds its files."""
+
+    RAW = "raw"
+    """The blob is the file."""
+    TAR = "tar"
+    TAR_GZIP = "tar+gzip"
+    TAR_ZSTD = "tar+zstd"
+    RAW_GZIP = "raw+gzip"
+    """One compressed file; unpacks to a single member."""
+    RAW_ZSTD = "raw+zstd"
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether the blob holds named entries."""
+        return self in {Encoding.TAR, Encoding.TAR_GZIP, Encoding.TAR_ZSTD}
+
+
+class Naming(enum.Enum):
+    """How the entry names of an archive layer become paths of the volume. Layers that aren't archives ignore it."""
+
+    ROOT = "root"
+    """An entry's name is its path."""
+    HINTED = "hinted"
+    """As ROOT, except that an archive of one file named by its base name only goes to the layer's path (AIKit writes
+    weights so).
+    """
+    WITHIN = "within"
+    """As ROOT, and every entry must be the layer's path or lie below it (oras-go refuses others)."""
+    BELOW = "below"
+    """An entry's path is the layer's path joined with its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One blob of the model. `path` is checked: where the file goes, or for an archive what `naming` says; None for an
+    archive without one.
+    """
+
+    descriptor: Descriptor
+    encoding: Encoding
+    path: str | None
+    naming: Naming = Naming.ROOT
+    uncompressed: Digest | None = None
+    """Digest of the archive after decompression, where the artifact states it: `unpack` checks it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a manifest means: which blobs are needed and what they are. `warnings` are sentences for the pod's owner."""
+
+    format: str
+    layers: tuple[Layer, ...]
+    warnings: tuple[str, ...] = ()
+    lift: str | None = None
+    """A directory that becomes the volume's root when every file of the artifact lies below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One entry of an unpacked archive. `path` is the checked name; a compressed single file has the path `""`, its
+    layer names it.
+
+    Directories have size 0 and no digest. The bytes of a file lie in a file named by `ordinal`.
+    """
+
+    ordinal: int
+    path: str
+    is_directory: bool
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of the volume. `source` is `<hex>` of a raw blob, or `<hex>/<rules>/<ordinal>` for a member of an
+    unpacked archive.
+    """
+
+    path: str
+    source: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The whole tree: files and directories sorted by path; `directories` holds every parent. Warnings don't belong to
+    the tree's identity.
+    """
+
+    files: tuple[File, ...]
+    directories: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Format(Protocol):
+    """One way to put a model into a registry. Stateless; one instance serves all threads."""
+
+    name: str
+    """Shown to users."""
+    reads_config: bool
+    """Whether `layout` needs the config blob; where not, it never has to be fetched."""
+
+    def matches(self, manifest: Manifest) -> bool:
+        """Whether the artifact is of this format, decided from the manifest alone. Formats are asked in order; never
+        raises.
+        """
+        ...
+
+    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
+        """Decide over an artifact that matches. Raises BadArtifact with the cause."""
+        ...

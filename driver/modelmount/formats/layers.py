@@ -1,0 +1,117 @@
+"""What a layer's descriptor says: its media type, its encoding, the path it claims. Shared by all formats.
+
+Producers disagree on where the path is written. The order here reads all of them right: podman, for one, sets the OCI
+title to the name of its local blob file and the ModelPack annotation to the real path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from modelmount.errors import BadArtifact
+from modelmount.formats.base import Encoding
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.manifest import Manifest, strict_json
+
+TITLE = "org.opencontainers.image.title"
+"""OCI image-spec, annotations.md."""
+FILEPATHS = ("org.cncf.model.filepath", "org.cnai.model.filepath")
+"""ModelPack model-spec since v0.0.7, and before."""
+METADATA = ("org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json", "org.cnai.model.file.metadata")
+"""JSON in a string; its `name` is a base name in modctl and a whole path in ramalama."""
+
+EMPTY = "application/vnd.oci.empty.v1+json"
+"""OCI image-spec, "Guidance for an Empty Descriptor": the two bytes `{}`; never a file."""
+IMAGE_CONFIGS = frozenset(
+    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+)
+
+_ROOTFS = re.compile(
+    r"application/vnd\.(oci\.image\.layer(\.nondistributable)?\.v1\.tar(\+(gzip|zstd))?"
+    r"|docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.(gzip|zstd))?)"
+)
+_ARCHIVE = re.compile(r"\.tar(?:[+.](?P<compression>[a-z0-9+-]+))?\Z")
+_SINGLE = re.compile(r"\.raw\+(?P<compression>[a-z0-9+-]+)\Z")
+_ARCHIVES = {None: Encoding.TAR, "gzip": Encoding.TAR_GZIP, "zstd": Encoding.TAR_ZSTD}
+_SINGLES = {"gzip": Encoding.RAW_GZIP, "zstd": Encoding.RAW_ZSTD}
+
+
+def media(media_type: str) -> str:
+    """A media type for comparison: lower case, without parameters (`text/plain; charset=utf-8`)."""
+    return media_type.partition(";")[0].strip().lower()
+
+
+def kind(manifest: Manifest) -> str:
+    """The artifact's type: artifactType, or the config's media type where there is none (OCI image-spec, "artifact
+    usage").
+    """
+    return media(manifest.kind_type or "")
+
+
+def config_type(manifest: Manifest) -> str:
+    """The media type of the config, empty where the manifest has none."""
+    return media(manifest.config.media_type) if manifest.config else ""
+
+
+def is_rootfs(media_type: str) -> bool:
+    """Whether it is a type that container images use for their file systems."""
+    return _ROOTFS.fullmatch(media(media_type)) is not None
+
+
+def encoding(media_type: str) -> Encoding:
+    """How a blob of this type holds files, by the end of the type, whoever the vendor is. What doesn't speak of tar is
+    the file itself.
+
+    Raises BadArtifact for a compression or an encryption nobody here reads.
+    """
+    plain = media(media_type)
+    for pattern, known in ((_ARCHIVE, _ARCHIVES), (_SINGLE, _SINGLES)):
+        match = pattern.search(plain)
+        if match:
+            found = known.get(match["compression"])
+            if found is None:
+                raise BadArtifact(f"layers of type {plain} cannot be read; use tar, gzip or zstd")
+            return found
+    return Encoding.RAW
+
+
+def filepath(descriptor: Descriptor) -> str | None:
+    """The ModelPack path annotation, of either prefix."""
+    for key in FILEPATHS:
+        value = descriptor.annotations.get(key)
+        if value:
+            return value
+    return None
+
+
+def title(descriptor: Descriptor) -> str | None:
+    """The OCI title."""
+    return descriptor.annotations.get(TITLE) or None
+
+
+def claimed_path(descriptor: Descriptor) -> str | None:
+    """The path a layer claims, unchecked: ModelPack annotation, file metadata, title, descriptor name; None where it
+    claims none.
+    """
+    return (
+        filepath(descriptor) or _metadata_name(descriptor.annotations) or title(descriptor) or descriptor.name or None
+    )
+
+
+def _metadata_name(annotations: Mapping[str, str]) -> str | None:
+    """The `name` in the file metadata. The rest of it, and metadata that is no valid JSON, is nothing a mount depends
+    on.
+    """
+    for key in METADATA:
+        text = annotations.get(key)
+        if not text:
+            continue
+        try:
+            metadata = strict_json(text.encode())
+        except (BadArtifact, UnicodeEncodeError):
+            continue
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        if isinstance(name, str) and name:
+            return name
+    return None

@@ -1,0 +1,123 @@
+"""From a layout and the members of its archives to the tree that gets mounted. Pure: the same input gives the same tree
+on every node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from modelmount.errors import BadArtifact
+from modelmount.formats import paths
+from modelmount.formats.base import Encoding, File, Layer, Layout, Member, Naming, Placement
+from modelmount.oci.digest import Digest
+
+
+class _Tree:
+    """Collects files and directories; the same path twice is fine only with the same bytes."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, File] = {}
+        self.directories: set[str] = set()
+        self._origin: dict[str, tuple[str, Digest]] = {}
+
+    def add(self, file: File, content: str, layer: Layer) -> None:
+        digest = layer.descriptor.digest
+        content_before, digest_before = self._origin.setdefault(file.path, (content, digest))
+        if content_before != content:
+            raise BadArtifact(
+                f"two layers put different bytes at {paths.show(file.path)}: {digest_before} and {digest}; ask the "
+                "artifact's publisher to keep one"
+            )
+        self.files.setdefault(file.path, file)
+
+
+def place(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: int) -> Placement:
+    """Where every file of the volume comes from.
+
+    `members` has an entry for each layer that isn't RAW; `rules` is the version of the unpacking rules they were made
+    under. Raises BadArtifact when names collide, an entry lies outside its layer's directory, or there is no file at
+    all; KeyError when a layer's members are missing.
+    """
+    tree = _Tree()
+    for layer in layout.layers:
+        if layer.encoding is Encoding.RAW:
+            _place_raw(tree, layer)
+        else:
+            _place_members(tree, layer, members[layer.descriptor.digest], rules)
+    if not tree.files:
+        raise BadArtifact(
+            f"the {layout.format} artifact has no files, only directories; ask its publisher what it should contain"
+        )
+    files, directories = _lifted(tree, layout.lift)
+    warnings = paths.collisions((file.path for file in files), directories)
+    for file in files:
+        directories.update(paths.parents(file.path))
+    for directory in list(directories):
+        directories.update(paths.parents(directory))
+    return Placement(tuple(sorted(files, key=lambda file: file.path)), tuple(sorted(directories)), warnings)
+
+
+def refuse_collisions(layout: Layout) -> None:
+    """What can be known before anything is downloaded: the paths of raw layers must not collide. Raises BadArtifact."""
+    tree = _Tree()
+    for layer in layout.layers:
+        if layer.encoding is Encoding.RAW:
+            _place_raw(tree, layer)
+    paths.collisions(tree.files)
+
+
+def _place_raw(tree: _Tree, layer: Layer) -> None:
+    if layer.path is None:
+        raise BadArtifact(f"layer {layer.descriptor.digest} has no name")
+    digest = layer.descriptor.digest
+    tree.add(File(layer.path, digest.hex, layer.descriptor.size), _content(digest), layer)
+
+
+def _place_members(tree: _Tree, layer: Layer, members: Sequence[Member], rules: int) -> None:
+    digest = layer.descriptor.digest
+    for member, path in _named(layer, members):
+        if member.is_directory:
+            tree.directories.add(path)
+        else:
+            file = File(path, f"{digest.hex}/{rules}/{member.ordinal}", member.size)
+            tree.add(file, f"sha256:{member.sha256}", layer)
+
+
+def _content(digest: Digest) -> str:
+    """Comparable with a member's `sha256:<hex>` where the algorithm is the same; never equal to it by accident where
+    not.
+    """
+    return str(digest)
+
+
+def _named(layer: Layer, members: Sequence[Member]) -> Iterator[tuple[Member, str]]:
+    """Each member with its path in the volume, by the layer's naming."""
+    path = layer.path
+    if not layer.encoding.is_archive:
+        if path is None:
+            raise BadArtifact(f"layer {layer.descriptor.digest} has no name")
+        yield from ((member, path) for member in members)
+        return
+    alone = members[0] if len(members) == 1 and not members[0].is_directory else None
+    if layer.naming is Naming.HINTED and path and alone and "/" in path and alone.path == path.rpartition("/")[2]:
+        yield alone, path
+        return
+    for member in members:
+        name = paths.check(member.path)
+        if layer.naming is Naming.WITHIN and path and name != path and not name.startswith(path + "/"):
+            raise BadArtifact(
+                f"the archive of directory {paths.show(path)} has the entry {paths.show(name)}, which lies outside of "
+                "it"
+            )
+        if layer.naming is Naming.BELOW and path:
+            name = paths.check(f"{path}/{name}")
+        yield member, name
+
+
+def _lifted(tree: _Tree, lift: str | None) -> tuple[list[File], set[str]]:
+    """The files and directories, with `lift` taken as the root where every file lies below it."""
+    if lift is None or not all(path.startswith(lift + "/") for path in tree.files):
+        return list(tree.files.values()), tree.directories
+    cut = len(lift) + 1
+    files = [File(file.path[cut:], file.source, file.size) for file in tree.files.values()]
+    return files, {directory[cut:] for directory in tree.directories if directory.startswith(lift + "/")}

@@ -1,0 +1,116 @@
+"""A job's life as its callers see it: running, then done or failed; calls wait, join and leave, the job goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from enum import Enum
+
+from modelmount.errors import ModelMountError
+from modelmount.pull.fetch import Cancel
+from modelmount.pull.progress import Progress, Snapshot
+from modelmount.pull.resolver import Model
+from modelmount.registry.credentials import Credential
+from modelmount.snapshots.tree import Tree
+
+
+class State(Enum):
+    """RUNNING becomes DONE or FAILED once and for all."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Waiter:
+    """One call that waits. `abandon` wakes it early: the client went away, the volume was unpublished, the driver
+    stops.
+    """
+
+    def __init__(self) -> None:
+        """A fresh waiter waits for one job."""
+        self._event = threading.Event()
+        self.abandoned = False
+
+    def abandon(self) -> None:
+        """Stop waiting; `Job.wait` returns at once."""
+        self.abandoned = True
+        self._event.set()
+
+    def wake(self) -> None:
+        """The job ended."""
+        self._event.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait until woken, abandoned or over."""
+        self._event.wait(seconds)
+
+
+class Job:
+    """One pull of one model with one selection. Made and run by the Puller."""
+
+    def __init__(self, model: Model, selection: str, credential: Credential) -> None:
+        """RUNNING from the start."""
+        self.model, self.selection = model, selection
+        self.progress = Progress()
+        self.cancel = Cancel()
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        self._credential = credential
+        self._waiters: set[Waiter] = set()
+        self._state = State.RUNNING
+        self._tree: Tree | None = None
+        self._error: ModelMountError | None = None
+        self._asked_at = time.monotonic()
+
+    @property
+    def state(self) -> State:
+        """RUNNING, DONE or FAILED."""
+        return self._state
+
+    @property
+    def credential(self) -> Credential:
+        """The newest proved credential of any caller."""
+        return self._credential
+
+    @property
+    def idle_seconds(self) -> float:
+        """Time since a call last asked for this job; 0 while one waits."""
+        with self._lock:
+            return 0.0 if self._waiters else time.monotonic() - self._asked_at
+
+    def join(self, credential: Credential) -> None:
+        """A caller with its own proof wants the result."""
+        with self._lock:
+            self._credential = credential
+            self._asked_at = time.monotonic()
+
+    def wait(self, waiter: Waiter, seconds: float) -> Tree | None:
+        """The tree, or None when the time is over or the waiter was abandoned; raises the job's error when it failed."""
+        with self._lock:
+            if self._state is State.RUNNING:
+                self._waiters.add(waiter)
+        if self._state is State.RUNNING:
+            waiter.sleep(seconds)
+        with self._lock:
+            self._waiters.discard(waiter)
+            self._asked_at = time.monotonic()
+            if self._error is not None:
+                raise self._error
+            return self._tree
+
+    def snapshot(self) -> Snapshot:
+        """Where it stands."""
+        return self.progress.snapshot()
+
+    def finish(self, outcome: Tree | ModelMountError) -> None:
+        """Set the end state and wake everybody."""
+        with self._lock:
+            if isinstance(outcome, ModelMountError):
+                self._state, self._error = State.FAILED, outcome
+            else:
+                self._state, self._tree = State.DONE, outcome
+            waiters, self._waiters = self._waiters, set()
+        self.ended.set()
+        for waiter in waiters:
+            waiter.wake()

@@ -1,0 +1,129 @@
+"""What a model needs: its layout, the blobs behind it in the forms they are needed in, what of it is missing, and the
+tree it becomes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from modelmount import formats
+from modelmount.config import Limits
+from modelmount.content import ingest
+from modelmount.content.pulls import Claim
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact
+from modelmount.formats.base import Encoding, Layout, Member, Placement
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import Manifest
+from modelmount.pull.progress import human_bytes
+from modelmount.pull.verdicts import Facts
+from modelmount.snapshots import layers
+
+SMALL_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One blob in one form. Raw blobs are files themselves; archives are needed unpacked."""
+
+    descriptor: Descriptor
+    encoding: Encoding
+
+    @property
+    def form(self) -> str:
+        """`raw` or `unpacked`: presence, single flight and ingest are per form."""
+        return ingest.RAW if self.encoding is Encoding.RAW else ingest.UNPACKED
+
+    def present(self, store: Store, scope: str) -> bool:
+        """Whether it is committed and available to this scope."""
+        if self.encoding is Encoding.RAW:
+            return store.has_blob(self.descriptor.digest, scope)
+        return store.unpacked_rules(self.descriptor.digest, scope) is not None
+
+    def claim(self, scope: str) -> Claim:
+        """What its download takes on disk. An archive is there twice while it is unpacked; what it unpacks to is known
+        only then.
+        """
+        size = self.descriptor.size * (1 if self.encoding is Encoding.RAW else 2)
+        digest = self.descriptor.digest
+        return Claim(digest.hex, self.form, ingest.name(digest, scope, self.form), size)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A manifest read by its format. Immutable; presence is asked of the store each time."""
+
+    manifest: Manifest
+    layout: Layout
+    parts: tuple[Part, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Declared bytes of all distinct blobs."""
+        return sum(part.descriptor.size for part in self.parts)
+
+    def facts(self, digest: Digest) -> Facts:
+        """What is true of this manifest under any rules."""
+        manifest = self.manifest
+        return Facts(
+            str(digest),
+            manifest.media_type,
+            manifest.kind_type or "",
+            self.layout.format,
+            self.total_bytes,
+            len(manifest.layers),
+        )
+
+    def missing(self, store: Store, scope: str) -> list[Part]:
+        """Parts that must be fetched or unpacked for this scope, in the order to do so."""
+        return [part for part in self.parts if not part.present(store, scope)]
+
+    def placement(self, store: Store, scope: str) -> Placement | None:
+        """Where every file goes, or None when a source is missing. The caller holds the shared store lock until the
+        tree is linked.
+        """
+        members: dict[Digest, tuple[Member, ...]] = {}
+        rules: dict[Digest, int] = {}
+        for part in self.parts:
+            digest = part.descriptor.digest
+            if part.encoding is Encoding.RAW:
+                if not store.has_blob(digest, scope):
+                    return None
+                continue
+            version = store.unpacked_rules(digest, scope)
+            if version is None:
+                return None
+            members[digest], rules[digest] = layers.members(store, digest, version), version
+        return formats.place(self.layout, members, rules)
+
+
+def make_plan(manifest: Manifest, config: bytes | None, limits: Limits) -> Plan:
+    """Decide the layout and check the declared sizes. Raises BadArtifact."""
+    layout = formats.decide(manifest, config)
+    parts: dict[tuple[Digest, str], Part] = {}
+    order: dict[tuple[Digest, str], str] = {}
+    for layer in layout.layers:
+        part = Part(layer.descriptor, layer.encoding)
+        key = (part.descriptor.digest, part.form)
+        known = parts.setdefault(key, part)
+        order.setdefault(key, layer.path or "")
+        if known.descriptor.size != part.descriptor.size:
+            raise BadArtifact(f"{part.descriptor.digest} is listed with two sizes; push the model again")
+    ordered = sorted(parts, key=lambda key: (parts[key].descriptor.size > SMALL_BYTES, _natural(order[key])))
+    plan = Plan(manifest, layout, tuple(parts[key] for key in ordered))
+    if plan.total_bytes > limits.model_bytes:
+        raise BadArtifact(
+            f"the model declares {human_bytes(plan.total_bytes)}, more than the {human_bytes(limits.model_bytes)} an "
+            "admin allows (limits.model_bytes)"
+        )
+    return plan
+
+
+def _natural(path: str) -> list[tuple[int, int, str]]:
+    """Sort key in which `model-10` comes after `model-2`: the order in which loaders open shards."""
+    return [
+        (0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part)
+        for part in re.split(r"([0-9]+)", path)
+    ]

@@ -1,0 +1,192 @@
+"""The Puller: at most one job per model and selection in this process, any number of callers on it.
+
+A job's thread does, in order: record and lock, verdicts, manifest and layout, reservation, blobs (small first, then in
+loader order), unpacking, tree. Other processes on the same root are met at the ingest locks: a job tries, skips what is
+busy, and waits for a busy one only when it holds none.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from modelmount import telemetry
+from modelmount.config import Settings
+from modelmount.content.pulls import PullRecord
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace
+from modelmount.pull import verdicts
+from modelmount.pull.job import Job, State
+from modelmount.pull.plan import Plan, make_plan
+from modelmount.pull.resolver import Model, Resolver
+from modelmount.pull.transfer import Transfer
+from modelmount.registry.credentials import Credential
+from modelmount.snapshots import tree as trees
+from modelmount.snapshots.tree import Tree
+from modelmount.sources.base import BlobSource
+
+log = logging.getLogger(__name__)
+
+SourceFactory = Callable[[Model, Callable[[], Credential]], BlobSource]
+"""Makes the source of a model's blobs; the callable yields the newest proved credential at each open."""
+
+_Key = tuple[str, str, str]
+
+
+class Puller:
+    """Owns the jobs. `ensure` joins or starts one; `release` says that a lease now holds its tree; `stop` cancels all
+    and keeps their bytes.
+    """
+
+    def __init__(self, store: Store, resolver: Resolver, source: SourceFactory, settings: Settings) -> None:
+        """No thread runs until the first job."""
+        self._store, self._resolver, self._source, self._settings = store, resolver, source, settings
+        self._lock = threading.Lock()
+        self._jobs: dict[_Key, tuple[Job, PullRecord]] = {}
+        self._janitor: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def ensure(self, model: Model, selection: str, credential: Credential) -> Job:
+        """The job for `model`: the one that runs or just ended well, or a new one. The caller has proved its own
+        access.
+        """
+        key = (model.repository.scope, str(model.manifest), selection)
+        with self._lock:
+            if self._stopping.is_set():
+                raise Cancelled("the driver is stopping; the next one goes on from here")
+            existing = self._jobs.get(key)
+            if existing is not None and existing[0].state is not State.FAILED:
+                existing[0].join(credential)
+                return existing[0]
+            job = Job(model, selection, credential)
+            record = PullRecord.open(self._store)
+            self._jobs[key] = (job, record)
+            if self._janitor is None:
+                self._janitor = threading.Thread(target=self._expire, name="pull-janitor", daemon=True)
+                self._janitor.start()
+        threading.Thread(
+            target=self._run, args=(key, job, record), name=f"pull-{model.manifest.hex[:12]}", daemon=True
+        ).start()
+        return job
+
+    def release(self, job: Job) -> None:
+        """A lease on the finished job's tree stands: the job need not hold it any longer."""
+        key = (job.model.repository.scope, str(job.model.manifest), job.selection)
+        with self._lock:
+            current = self._jobs.get(key)
+            if current is None or current[0] is not job or job.state is State.RUNNING:
+                return
+            del self._jobs[key]
+        current[1].close()
+
+    def jobs(self) -> list[Job]:
+        """The jobs that run or are kept."""
+        with self._lock:
+            return [job for job, _ in self._jobs.values()]
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Cancel every job; their bytes stay. Waits up to `timeout` seconds for their threads to let go."""
+        self._stopping.set()
+        for job in self.jobs():
+            job.cancel.set()
+        deadline = time.monotonic() + timeout
+        for job in self.jobs():
+            job.ended.wait(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            ended = [(key, record) for key, (job, record) in self._jobs.items() if job.state is not State.RUNNING]
+            for key, _ in ended:
+                del self._jobs[key]
+        for _, record in ended:
+            record.close()
+
+    # -- a job's thread
+    # ----------------------------------------------------------------------------------------------------------------------
+
+    def _run(self, key: _Key, job: Job, record: PullRecord) -> None:
+        telemetry.jobs_running.inc()
+        outcome: Tree | ModelMountError
+        with telemetry.context(model=str(job.model)):
+            try:
+                outcome = self._pull(job, record)
+                log.info("model ready", extra={"fields": {"bytes": outcome.bytes, "files": outcome.files}})
+            except ModelMountError as e:
+                log.warning("pull ended: %s", e)
+                outcome = e
+            except OSError as e:
+                log.exception("pull failed on the node's file system")
+                outcome = Internal(f"pulling {job.model} failed on this node: {e.strerror}; look at the driver's log")
+            except Exception:
+                log.exception("pull failed unexpectedly")
+                outcome = Internal(f"pulling {job.model} failed unexpectedly; look at the driver's log")
+                job.finish(outcome)
+                raise
+            finally:
+                telemetry.jobs_running.dec()
+            if isinstance(outcome, ModelMountError):
+                with self._lock:
+                    if self._jobs.get(key, (None,))[0] is job:
+                        del self._jobs[key]
+                record.close()
+            job.finish(outcome)
+
+    def _pull(self, job: Job, record: PullRecord) -> Tree:
+        model = job.model
+        verdicts.check(self._store, model.manifest, self._settings.limits)
+        try:
+            return self._pull_unjudged(job, record)
+        except BadArtifact as e:
+            verdicts.remember(self._store, model.manifest, self._settings.limits, e)
+            raise
+
+    def _pull_unjudged(self, job: Job, record: PullRecord) -> Tree:
+        store, model = self._store, job.model
+        scope = model.repository.scope
+        manifest = self._resolver.manifest(model, job.credential)
+        source = self._source(model, lambda: job.credential)
+        transfer = Transfer(store, scope, source, job, self._settings)
+        plan = make_plan(manifest, transfer.config(manifest), self._settings.limits)
+        verdicts.record_facts(store, plan.facts(model.manifest))
+        while True:
+            self._fetch_missing(transfer, plan, record, job)
+            job.progress.enter("linking")
+            with store.locks.shared():
+                placement = plan.placement(store, scope)
+                if placement is not None:
+                    return trees.build(store, scope, model.manifest, job.selection, placement)
+            log.warning("content vanished before it was linked; fetching it again")
+
+    def _fetch_missing(self, transfer: Transfer, plan: Plan, record: PullRecord, job: Job) -> None:
+        missing = plan.missing(self._store, transfer.scope)
+        job.progress.expect(plan.total_bytes, len(plan.parts))
+        for part in plan.parts:
+            if part not in missing:
+                job.progress.have(part.descriptor.size)
+                job.progress.ready()
+        if missing:
+            record.claim((part.claim(transfer.scope) for part in missing), keep_free=self._settings.limits.free_bytes)
+            try:
+                transfer.run(missing)
+            except NoSpace:
+                record.claim((), keep_free=0)
+                raise
+
+    # -- janitor
+    # -----------------------------------------------------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        """Stop jobs nobody asks for, forget finished ones nobody took; their bytes stay on disk."""
+        limit = self._settings.pull.idle_seconds
+        while not self._stopping.wait(min(5.0, limit / 4)):
+            with self._lock:
+                idle = [(key, job, record) for key, (job, record) in self._jobs.items() if job.idle_seconds > limit]
+                for key, job, _ in idle:
+                    if job.state is not State.RUNNING:
+                        del self._jobs[key]
+            for _, job, record in idle:
+                if job.state is State.RUNNING:
+                    log.info("nobody asked for %s for %.0f s: its pull stops, its bytes stay", job.model, limit)
+                    job.cancel.set()
+                else:
+                    record.close()

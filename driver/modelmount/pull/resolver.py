@@ -1,0 +1,159 @@
+"""From a reference to a manifest on disk, with the caller's access proved.
+
+What is proved is access to one manifest digest in one repository with one credential. A manifest becomes a blob of the
+store like any other; the record `refs/<sha256(reference)>` remembers what a reference meant, so that a known one is not
+resolved again unless the policy says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from modelmount import formats
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact, Precondition
+from modelmount.oci import manifest as manifests
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import Index, Manifest
+from modelmount.oci.reference import Reference, Repository
+from modelmount.registry.client import Client
+from modelmount.registry.credentials import Credential
+from modelmount.system import atomic
+
+PullPolicy = Literal["IfNotPresent", "Always", "Never"]
+INDEX_DEPTH = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of one repository: what jobs and views are keyed by. `manifest` is the image manifest, never an index."""
+
+    repository: Repository
+    manifest: Digest
+
+    def __str__(self) -> str:
+        """Repository and digest, as an admin would pin it."""
+        return f"{self.repository}@{self.manifest}"
+
+
+class _Ref(msgspec.Struct, frozen=True):
+    """What a reference meant: the digest the registry answered with, and the manifest chosen from it when that was an
+    index.
+    """
+
+    reference: str
+    digest: str
+    manifest: str
+    at: float
+
+
+class Resolver:
+    """Resolves and proves. Thread-safe; blocks on the network for at most the client's document timeouts."""
+
+    def __init__(self, store: Store, client: Client, *, prove: bool) -> None:
+        """`prove` is the admin's `auth.verification = "always"`."""
+        self._store, self._client, self._prove = store, client, prove
+
+    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential) -> Model:
+        """The manifest `reference` means now, on disk and available to its scope.
+
+        Raises Precondition when the policy is Never and it isn't here, BadArtifact for manifests no reader can use, and
+        whatever the registry's answer means (NotFound, Unauthenticated, Forbidden, Unavailable).
+        """
+        repository = reference.repository
+        known = self._known(reference)
+        if known is None and policy == "Never":
+            raise Precondition(
+                f"{reference} is not on this node and pullPolicy is Never; pull it first with `modelmount pull` or "
+                "use IfNotPresent"
+            )
+        if known is not None and (policy != "Always" or reference.digest is not None):
+            model = Model(repository, Digest.parse(known.manifest))
+            if self._prove:
+                self._client.exists(repository, Digest.parse(known.digest), credential)
+            return model
+        top, found = self._fetch_top(reference, credential, known)
+        model = Model(repository, self._choose(repository, top, found, credential))
+        self._remember(reference, top, model.manifest)
+        return model
+
+    def manifest(self, model: Model, credential: Credential) -> Manifest:
+        """The parsed manifest of `model`, downloaded by digest when this scope doesn't have it."""
+        document = self._document(model.repository, model.manifest, credential)
+        if isinstance(document, Index):
+            raise BadArtifact(f"{model} is an index where a manifest was expected; resolve the reference again")
+        return document
+
+    def known_manifest(self, reference: Reference) -> Digest | None:
+        """What the reference meant when it was last resolved here, if its manifest is still present. No network, no
+        proof.
+        """
+        known = self._known(reference)
+        return Digest.parse(known.manifest) if known else None
+
+    # -- inside
+    # ------------------------------------------------------------------------------------------------------------------------------
+
+    def _fetch_top(
+        self, reference: Reference, credential: Credential, known: _Ref | None
+    ) -> tuple[Digest, Manifest | Index]:
+        repository = reference.repository
+        if reference.digest is not None:
+            if self._prove and self._store.has_blob(reference.digest, repository.scope):
+                self._client.exists(repository, reference.digest, credential)
+            return reference.digest, self._document(repository, reference.digest, credential)
+        tag = reference.tag or "latest"
+        if known is not None:
+            now = self._client.resolve(repository, tag, credential)
+            if self._store.has_blob(now, repository.scope):
+                return now, self._document(repository, now, credential)
+        fetched = self._client.manifest(repository, tag, credential)
+        parsed = manifests.parse(fetched.data, fetched.media_type)
+        self._store.put_document(fetched.data, fetched.digest, repository.scope)
+        return fetched.digest, parsed
+
+    def _choose(
+        self, repository: Repository, digest: Digest, document: Manifest | Index, credential: Credential
+    ) -> Digest:
+        seen = {digest}
+        for _ in range(INDEX_DEPTH):
+            if isinstance(document, Manifest):
+                return digest
+            digest = formats.choose(document).digest
+            if digest in seen:
+                raise BadArtifact(f"the index of {repository} names itself at {digest}; push it again")
+            seen.add(digest)
+            document = self._document(repository, digest, credential)
+        if isinstance(document, Manifest):
+            return digest
+        raise BadArtifact(f"indexes of {repository} are nested more than {INDEX_DEPTH} deep; name a manifest by digest")
+
+    def _document(self, repository: Repository, digest: Digest, credential: Credential) -> Manifest | Index:
+        if self._store.has_blob(digest, repository.scope):
+            return manifests.parse(self._store.read_document(digest))
+        fetched = self._client.manifest(repository, digest, credential)
+        parsed = manifests.parse(fetched.data, fetched.media_type)
+        self._store.put_document(fetched.data, digest, repository.scope)
+        return parsed
+
+    def _known(self, reference: Reference) -> _Ref | None:
+        try:
+            known = msgspec.json.decode(self._ref_path(reference).read_bytes(), type=_Ref)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None  # what can't be read is resolved again
+        present = self._store.has_blob(Digest.parse(known.manifest), reference.repository.scope)
+        return known if present else None
+
+    def _remember(self, reference: Reference, digest: Digest, manifest: Digest) -> None:
+        record = _Ref(str(reference), str(digest), str(manifest), time.time())
+        with self._store.locks.shared():
+            atomic.write_file(self._ref_path(reference), msgspec.json.encode(record))
+
+    def _ref_path(self, reference: Reference) -> Path:
+        return self._store.root / "refs" / hashlib.sha256(str(reference).encode()).hexdigest()

@@ -1,0 +1,79 @@
+"""What is known about a manifest: facts once, and a verdict of the bytes per rules version, so that a bad artifact is
+refused without another download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from modelmount import __version__
+from modelmount.config import Limits
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact
+from modelmount.oci.digest import Digest
+from modelmount.snapshots.tree import LAYOUT_RULES
+from modelmount.snapshots.unpack import RULES
+from modelmount.system import atomic
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """True of a manifest under any rules."""
+
+    digest: str
+    media_type: str
+    artifact_type: str
+    format: str
+    declared_bytes: int
+    layers: int
+
+
+def check(store: Store, manifest: Digest, limits: Limits) -> None:
+    """Raise the remembered BadArtifact, if there is one under the present rules, limits and program."""
+    try:
+        raise BadArtifact(_path(store, manifest, limits).read_text())
+    except FileNotFoundError:
+        return
+
+
+def remember(store: Store, manifest: Digest, limits: Limits, error: BadArtifact) -> None:
+    """Keep a verdict that the bytes or declared sizes decided."""
+    path = _path(store, manifest, limits)
+    with store.locks.shared():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        atomic.write_file(path, str(error).encode(errors="replace"))
+
+
+def record_facts(store: Store, facts: Facts) -> None:
+    """Write `facts.json` once; later calls only mark the model as used."""
+    directory = store.root / "models" / Digest.parse(facts.digest).hex
+    path = directory / "facts.json"
+    if not path.exists():
+        with store.locks.shared():
+            directory.mkdir(mode=0o700, exist_ok=True)
+            atomic.write_file(path, msgspec.json.format(msgspec.json.encode(facts)))
+    mark_used(store, Digest.parse(facts.digest))
+
+
+def read_facts(store: Store, manifest: Digest) -> Facts | None:
+    """The facts of a manifest that was pulled here."""
+    try:
+        return msgspec.json.decode((store.root / "models" / manifest.hex / "facts.json").read_bytes(), type=Facts)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def mark_used(store: Store, manifest: Digest) -> None:
+    """Last use is the mtime of the model's directory; eviction reads it."""
+    try:
+        os.utime(store.root / "models" / manifest.hex)
+    except FileNotFoundError:
+        return
+
+
+def _path(store: Store, manifest: Digest, limits: Limits) -> Path:
+    bounds = hashlib.sha256(msgspec.json.encode(limits)).hexdigest()[:12]
+    return store.root / "models" / manifest.hex / "verdicts" / f"{__version__}-{LAYOUT_RULES}.{RULES}-{bounds}"

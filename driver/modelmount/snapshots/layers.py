@@ -1,0 +1,70 @@
+"""Unpacked layers: `unpacked/<hex>/<rules>/` with `files/<ordinal>` and `index.json`.
+
+Members are stored by their number in the archive, so no name out of an archive ever becomes a path in the store; names
+live in `index.json` and act only when a tree is linked.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from modelmount.content.store import Store
+from modelmount.errors import Internal
+from modelmount.formats.base import Encoding, Member
+from modelmount.oci.digest import Digest
+from modelmount.snapshots import unpack
+
+
+class IndexEntry(msgspec.Struct, frozen=True):
+    """One member as `index.json` tells it. `type` is `file` or `directory`; `sha256` is empty for directories."""
+
+    path: str
+    type: str
+    size: int
+    sha256: str
+
+
+def build(
+    source: Path, encoding: Encoding, destination: Path, limits: unpack.Limits, cancelled: Callable[[], bool]
+) -> None:
+    """Unpack the *verified* archive `source` into the new directory `destination`. Nothing is synced yet. Raises
+    BadArtifact, NoSpace.
+    """
+    files = destination / "files"
+    files.mkdir(mode=0o700, parents=True)
+    with open(source, "rb", buffering=0) as stream:
+        members = unpack.unpack(stream, encoding, files, limits, cancelled)
+    entries = [IndexEntry(m.path, "directory" if m.is_directory else "file", m.size, m.sha256) for m in members]
+    (destination / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
+
+
+def members(store: Store, digest: Digest, rules: int) -> tuple[Member, ...]:
+    """What the unpacked layer holds, in archive order."""
+    path = store.unpacked_path(digest, rules) / "index.json"
+    try:
+        entries = msgspec.json.decode(path.read_bytes(), type=list[IndexEntry])
+    except (OSError, msgspec.DecodeError) as e:
+        raise Internal(f"cannot read {path}: {e}; run `modelmount doctor`") from e
+    return tuple(Member(n, e.path, e.type == "directory", e.size, e.sha256) for n, e in enumerate(entries))
+
+
+def source_path(store: Store, source: str) -> Path:
+    """The file behind a tree's source: `<hex>` is a blob, `<hex>/<rules>/<ordinal>` a member of an unpacked layer."""
+    hex_digits, _, member = source.partition("/")
+    if not member:
+        algorithm = "sha512" if len(hex_digits) == 128 else "sha256"
+        return store.blob_path(Digest(algorithm, hex_digits))
+    rules, _, ordinal = member.partition("/")
+    return store.root / "unpacked" / hex_digits / str(int(rules)) / "files" / str(int(ordinal))
+
+
+def clear(directory: Path) -> None:
+    """Remove a half-made layer inside an ingest, so that unpacking can begin anew."""
+    import shutil
+
+    if os.path.lexists(directory):
+        shutil.rmtree(directory)

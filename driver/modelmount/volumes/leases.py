@@ -1,0 +1,128 @@
+"""Leases: `volumes/<sha256(volume id)>/<sha256(target)>.json`, one per publication, written before its mount and
+removed after it.
+
+A lease says what a volume shows and holds its tree; it answers a kubelet that publishes everything again after a
+restart or a reboot, without any network. Callers hold the target's lock; `write` is called under the shared store lock,
+so that a tree can't go between look and lease.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Repository
+from modelmount.pull.resolver import Model
+from modelmount.system import atomic, host
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """One publication. `device` and `inode` are the tree root's and are believed only in the boot that wrote them."""
+
+    volume_id: str
+    target: str
+    attributes: dict[str, str]
+    reference: str
+    registry: str
+    repository: str
+    manifest: str
+    tree: str
+    bytes: int
+    files: int
+    pod_uid: str
+    owner: Literal["csi", "cli"]
+    boot_id: str
+    mount_namespace: int
+    device: int
+    inode: int
+    adopted: bool = False
+    """Written for a mount that was found without a lease: what it shows is known, what was asked for isn't."""
+    written_at: float = 0.0
+
+    @property
+    def model(self) -> Model:
+        """The pinned model; not for adopted leases."""
+        return Model(Repository(self.registry, self.repository), Digest.parse(self.manifest))
+
+    @property
+    def in_this_boot(self) -> bool:
+        """Whether device and inode mean anything."""
+        return self.boot_id == host.boot_id()
+
+
+class Leases:
+    """The leases of one store. Stateless; every call reads the disk."""
+
+    def __init__(self, store: Store) -> None:
+        """Reads nothing."""
+        self._store = store
+
+    def read(self, volume_id: str, target: str) -> Lease | None:
+        """The publication's lease. An unreadable one is treated as absent: the mount, if any, is then adopted."""
+        return _read(self._path(volume_id, target))
+
+    def write(self, lease: Lease) -> None:
+        """Make the lease durable: write, fsync, rename, fsync."""
+        path = self._path(lease.volume_id, lease.target)
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            atomic.fsync_directory(path.parent.parent)
+        atomic.failpoint("volumes.lease.before_write")
+        atomic.write_file(path, msgspec.json.encode(msgspec.structs.replace(lease, written_at=time.time())))
+        atomic.failpoint("volumes.lease.after_write")
+
+    def remove(self, volume_id: str, target: str) -> None:
+        """Forget the publication. Its directory stays; empty ones go at start, under the exclusive store lock."""
+        path = self._path(volume_id, target)
+        atomic.failpoint("volumes.lease.before_remove")
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return
+        atomic.fsync_directory(path.parent)
+
+    def of_volume(self, volume_id: str) -> list[Lease]:
+        """All publications of one volume on this node."""
+        directory = self._store.root / "volumes" / _hash(volume_id)
+        return [lease for path in directory.glob("[0-9a-f]*.json") if (lease := _read(path)) is not None]
+
+    def of_target(self, target: str) -> list[Lease]:
+        """Whatever volume is recorded at `target`; a scan, for rare paths only."""
+        return [
+            lease
+            for path in (self._store.root / "volumes").glob(f"*/{_hash(target)}.json")
+            if (lease := _read(path)) is not None
+        ]
+
+    def walk(self) -> Iterator[Lease]:
+        """Every readable lease."""
+        for path in sorted((self._store.root / "volumes").glob("*/[0-9a-f]*.json")):
+            lease = _read(path)
+            if lease is not None:
+                yield lease
+
+    def _path(self, volume_id: str, target: str) -> Path:
+        return self._store.root / "volumes" / _hash(volume_id) / f"{_hash(target)}.json"
+
+
+def target_lock_name(target: str) -> str:
+    """Name of the lock that orders everything done to one target."""
+    return f"target-{_hash(target)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _read(path: Path) -> Lease | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Lease)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,125 @@
+"""What a volume's attributes say. The only place that knows the keys, and the only Kubernetes words below `kube/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from modelmount.config import Settings
+from modelmount.errors import Forbidden, InvalidRequest
+from modelmount.oci.reference import Reference
+from modelmount.pull.resolver import PullPolicy
+
+KUBERNETES_PREFIX = "csi.storage.k8s.io/"
+"""Keys the kubelet adds (pod, service account, tokens): never part of what a volume is."""
+IGNORED_KEYS = frozenset({"storage.kubernetes.io/csiProvisionerIdentity"})
+"""Keys that sidecars write into a PV's attributes."""
+KNOWN_KEYS = ("model", "pullPolicy", "mode")
+LATER_KEYS = frozenset(
+    {
+        "include",
+        "exclude",
+        "path",
+        "subDir",
+        "files",
+        "layout",
+        "hfRepo",
+        "platform",
+        "select",
+        "unpack",
+        "exec",
+        "pin",
+        "allowedReferences",
+    }
+)
+MAX_BYTES = 4096
+"""The CSI specification's limit for a map ("Size Limits"); nobody in front of us enforces it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """The decided meaning of a volume's attributes. Two equal specs are the same volume to an idempotent publish."""
+
+    reference: Reference
+    pull_policy: PullPolicy
+
+    @property
+    def selection(self) -> str:
+        """Canonical text of which files are shown and how; part of job and view keys. Everything, for now."""
+        return ""
+
+    @classmethod
+    def parse(cls, attributes: Mapping[str, str]) -> VolumeSpec:
+        """Read the attributes strictly: a typo must not silently weaken what was meant. Raises InvalidRequest naming
+        the key.
+        """
+        own = significant(attributes)
+        if sum(len(k.encode()) + len(v.encode()) for k, v in own.items()) > MAX_BYTES:
+            raise InvalidRequest(f"the volume's attributes are larger than the {MAX_BYTES} bytes CSI allows")
+        for key in own:
+            if key in LATER_KEYS:
+                raise InvalidRequest(
+                    f"volume attribute {key!r} is not supported by this version; remove it or upgrade modelmount"
+                )
+            if key not in KNOWN_KEYS:
+                raise InvalidRequest(f"unknown volume attribute {_quoted(key)}; known: {', '.join(KNOWN_KEYS)}")
+        if not own.get("model"):
+            raise InvalidRequest(
+                "volume attribute 'model' is missing: name a model, for example `model: "
+                "harbor.example.com/llm/llama3-70b:v1`"
+            )
+        if own.get("mode", "eager") != "eager":
+            if own["mode"] == "lazy":
+                raise InvalidRequest(
+                    "mode: lazy does not exist yet; use eager, which mounts a model once all of it is verified"
+                )
+            raise InvalidRequest(f"volume attribute 'mode' must be eager, not {_quoted(own['mode'])}")
+        policy = own.get("pullPolicy", "IfNotPresent")
+        if policy not in get_args(PullPolicy):
+            raise InvalidRequest(
+                f"volume attribute 'pullPolicy' must be one of {', '.join(get_args(PullPolicy))}, not {_quoted(policy)}"
+            )
+        return cls(Reference.parse(own["model"]), policy)
+
+    def check_allowed(self, settings: Settings) -> None:
+        """Apply the admin's word on hosts. Raises Forbidden for hosts off the allow-list, InvalidRequest for addresses
+        nobody listed.
+        """
+        check_host_allowed(self.reference, settings)
+
+
+def check_host_allowed(reference: Reference, settings: Settings) -> None:
+    """Whether volumes may name this registry at all, before anything is sent to it."""
+    repository = reference.repository
+    if repository.is_address_like and repository.registry not in settings.registries:
+        raise InvalidRequest(
+            f"registry {repository.registry} is an address or this host itself; an admin must list it first: "
+            f"[registries.{_quoted(repository.registry)}]"
+        )
+    if not settings.permits(repository.registry):
+        raise Forbidden(
+            f"registry {repository.registry} is not on this node's allow-list (allowed_registries); ask the cluster's "
+            "admin"
+        )
+
+
+def significant(attributes: Mapping[str, str]) -> dict[str, str]:
+    """The attributes that are ours: without what Kubernetes adds, tokens included."""
+    return {k: v for k, v in attributes.items() if not k.startswith(KUBERNETES_PREFIX) and k not in IGNORED_KEYS}
+
+
+def pod_uid(attributes: Mapping[str, str]) -> str:
+    """The pod the kubelet publishes for, where CSIDriver has podInfoOnMount; never used to decide access."""
+    return attributes.get(KUBERNETES_PREFIX + "pod.uid", "")
+
+
+def pod_name(attributes: Mapping[str, str]) -> str:
+    """`namespace/name` of that pod, for logs."""
+    name = attributes.get(KUBERNETES_PREFIX + "pod.name", "")
+    return f"{attributes.get(KUBERNETES_PREFIX + 'pod.namespace', '')}/{name}" if name else ""
+
+
+def _quoted(text: str) -> str:
+    """Somebody else's word in a message: cut, escaped."""
+    return ascii(text if len(text) <= 64 else text[:64] + "…")
