@@ -66,7 +66,7 @@ class Descriptor:
             media_type=media_type,
             digest=digest,
             size=size,
-            annotations=annotations(fields, what),
+            annotations=annotation_map(fields, what),
             artifact_type=text(fields, "artifactType", what) or None,
             name=text(fields, "name", what) or None,
             platform=_platform(fields.get("platform"), what),
@@ -91,7 +91,7 @@ def text(fields: Mapping[str, Any], key: str, what: str) -> str:
     return value
 
 
-def annotations(fields: Mapping[str, Any], what: str) -> Mapping[str, str]:
+def annotation_map(fields: Mapping[str, Any], what: str) -> Mapping[str, str]:
     """The annotations at their usual key. Raises BadArtifact unless they map strings to strings."""
     value = fields.get("annotations")
     if value is None:

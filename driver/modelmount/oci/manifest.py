@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from modelmount.errors import BadArtifact
-from modelmount.oci.descriptor import Descriptor, annotations, mapping, text
+from modelmount.oci.descriptor import Descriptor, annotation_map, mapping, text
 
 MAX_DOCUMENT_BYTES = 4 << 20
 """Most that a manifest, a config or a list of referrers may have (OCI distribution-spec, "Pushing Manifests")."""
@@ -74,7 +74,7 @@ def parse(data: bytes, media_type: str | None = None) -> Manifest | Index:
             kind,
             text(fields, "artifactType", "the index") or None,
             _descriptors(fields, "manifests", "entry", MAX_ENTRIES),
-            annotations(fields, "the index"),
+            annotation_map(fields, "the index"),
         )
     config = fields.get("config")
     return Manifest(
@@ -82,7 +82,7 @@ def parse(data: bytes, media_type: str | None = None) -> Manifest | Index:
         text(fields, "artifactType", "the manifest") or None,
         None if config is None else Descriptor.read(config, "the config"),
         _descriptors(fields, "blobs" if kind in ARTIFACT_MANIFESTS else "layers", "layer", MAX_LAYERS),
-        annotations(fields, "the manifest"),
+        annotation_map(fields, "the manifest"),
     )
 
 

@@ -1,8 +1,8 @@
 """References to models: `host[:port]/path[:tag][@digest]`.
 
-The grammar is that of github.com/distribution/reference, with two differences that suit a driver: the registry host
-must be written, and `docker.io` gets no other default than its `library/`. A reference that parses is ASCII and prints
-the same on every system.
+The grammar is that of github.com/distribution/reference, with one difference that suits a driver: the registry host
+must be written, with a dot or a port in it, or be `localhost`. A reference that parses is ASCII, and its canonical text
+parses to the same.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Reference:
     def parse(cls, text: str) -> Reference:
         """Read a reference; without tag and digest the tag is `latest`. Raises InvalidRequest saying what is wrong."""
         name = _without_prefix(text)
+        if "@" in name.partition("/")[0]:
+            raise _refused(text, "contains a user name; credentials belong into a Secret")
         name, at, digest_text = name.partition("@")
         digest = Digest.parse(digest_text) if at else None
         registry, slash, rest = name.partition("/")
@@ -127,8 +129,10 @@ def _without_prefix(text: str) -> str:
 
 
 def _names_a_host(part: str) -> bool:
-    """The rule that tells `host/path` from `path/path`."""
-    return part == "localhost" or any(c in ".:[" or c.isupper() for c in part)
+    """The rule that tells `host/path` from `path/path`. Upper case alone makes no host here: in lower case it would be
+    a path.
+    """
+    return part.lower() == "localhost" or any(c in ".:[" for c in part)
 
 
 def _checked_registry(text: str, registry: str) -> str:
@@ -137,8 +141,6 @@ def _checked_registry(text: str, registry: str) -> str:
         host, port = registry, ""
     elif not (port.isdigit() and 1 <= int(port[:6]) <= _MAX_PORT):
         raise _refused(text, "has a bad port")
-    if "@" in text.partition("/")[0]:
-        raise _refused(text, "contains a user name; credentials belong into a Secret")
     if not _HOST.fullmatch(host):
         raise _refused(text, "has a bad registry host")
     if host.startswith("["):
@@ -160,5 +162,9 @@ def _canonical(registry: str, path: str) -> Repository:
 def _refused(text: str, problem: str) -> InvalidRequest:
     shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
     # What stands before an @ in the host may be a password.
-    head, at, tail = shown.rpartition("@") if "@" in shown.partition("/")[0] or "://" in shown else ("", "", shown)
-    return InvalidRequest(f"reference {ascii('***@' + tail if at and head else tail)} {problem}")
+    scheme = _OTHER_SCHEME.match(shown)
+    start = scheme.end() if scheme else 0
+    host, slash, path = shown[start:].partition("/")
+    if "@" in host:
+        shown = f"{shown[:start]}***@{host.rpartition('@')[2]}{slash}{path}"
+    return InvalidRequest(f"reference {shown!a} {problem}")
