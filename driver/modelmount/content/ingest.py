@@ -164,7 +164,6 @@ class Ingest:
         self._held.release(unlink=True)
 
     # -- journal
-    # -----------------------------------------------------------------------------------------------------------------------------
 
     def _recover(self, cancelled: Callable[[], bool]) -> None:
         lines = _journal_lines(_read_all(self._journal))

@@ -64,7 +64,6 @@ class Store:
         self.locks = StoreLock(root / "locks")
 
     # -- names
-    # -----------------------------------------------------------------------------------------------------------------------------
 
     def blob_path(self, digest: Digest) -> Path:
         """Where the verified raw form of `digest` lies, if it does."""
@@ -79,7 +78,6 @@ class Store:
         return FileLock(self.root / "locks" / name)
 
     # -- presence and scopes
-    # -----------------------------------------------------------------------------------------------------------------
 
     def has_scope(self, digest: Digest, scope: str) -> bool:
         """Whether this scope had the bytes of `digest` (downloaded or proved), present or not."""
@@ -113,7 +111,6 @@ class Store:
         atomic.fsync_directory(directory.parent)
 
     # -- small documents
-    # ---------------------------------------------------------------------------------------------------------------------
 
     def read_document(self, digest: Digest) -> bytes:
         """The bytes of a small present blob (manifest, config). Raises Internal when they are unreadable."""

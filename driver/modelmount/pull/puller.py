@@ -102,7 +102,6 @@ class Puller:
             record.close()
 
     # -- a job's thread
-    # ----------------------------------------------------------------------------------------------------------------------
 
     def _run(self, key: _Key, job: Job, record: PullRecord) -> None:
         telemetry.jobs_running.inc()
@@ -173,7 +172,6 @@ class Puller:
                 raise
 
     # -- janitor
-    # -----------------------------------------------------------------------------------------------------------------------------
 
     def _expire(self) -> None:
         """Stop jobs nobody asks for, forget finished ones nobody took; their bytes stay on disk."""

@@ -98,7 +98,6 @@ class Resolver:
         return Digest.parse(known.manifest) if known else None
 
     # -- inside
-    # ------------------------------------------------------------------------------------------------------------------------------
 
     def _fetch_top(
         self, reference: Reference, credential: Credential, known: _Ref | None

@@ -76,7 +76,6 @@ class Transfer:
             raise self._error
 
     # -- one thread
-    # --------------------------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         with telemetry.context(model=str(self._job.model)):
