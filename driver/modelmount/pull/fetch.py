@@ -81,7 +81,8 @@ def fetch(
     finally:
         follower.stop()
     if found != descriptor.digest.hex:
-        reason = f"{source.name} served wrong bytes for {descriptor.digest} (they hash to {descriptor.digest.algorithm}:{found})"
+        algorithm = descriptor.digest.algorithm
+        reason = f"{source.name} served wrong bytes for {descriptor.digest} (they hash to {algorithm}:{found})"
         _refuse(ingest, backoff, progress, reason)
         raise IntegrityError(
             f"{reason}; nothing of it was shown to any pod; have the registry's copy checked or push the model again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from enum import Enum
@@ -86,7 +87,10 @@ class Job:
             self._asked_at = time.monotonic()
 
     def wait(self, waiter: Waiter, seconds: float) -> Tree | None:
-        """The tree, or None when the time is over or the waiter was abandoned; raises the job's error when it failed."""
+        """The tree, or None when the time is over or the waiter was abandoned.
+
+        Raises the job's error when it failed, each caller its own instance: threads must not share a traceback.
+        """
         with self._lock:
             if self._state is State.RUNNING:
                 self._waiters.add(waiter)
@@ -96,7 +100,7 @@ class Job:
             self._waiters.discard(waiter)
             self._asked_at = time.monotonic()
             if self._error is not None:
-                raise self._error
+                raise copy.copy(self._error) from self._error
             return self._tree
 
     def snapshot(self) -> Snapshot:

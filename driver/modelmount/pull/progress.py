@@ -87,12 +87,12 @@ def sentence(model: str, snapshot: Snapshot) -> str:
         return f"{snapshot.phase} {model}"
     if snapshot.phase == "unpacking" or snapshot.bytes_done >= snapshot.bytes_total:
         phase = snapshot.phase if snapshot.phase != "pulling" else "verifying"
-        return f"{phase} {model}: all {human_bytes(snapshot.bytes_total)} are here, {snapshot.files_ready} of {snapshot.files_total} files ready"
+        return f"{phase} {model}: all {human_bytes(snapshot.bytes_total)} are here, {_ready(snapshot)}"
     percent = 100 * snapshot.bytes_done // snapshot.bytes_total
     text = f"{snapshot.phase} {model}: {percent} % ({_of(snapshot.bytes_done, snapshot.bytes_total)})"
     if snapshot.rate > 0 and snapshot.eta_seconds is not None:
         text += f" at {human_bytes(snapshot.rate)}/s, about {human_seconds(snapshot.eta_seconds)} left"
-    return f"{text}, {snapshot.files_ready} of {snapshot.files_total} files ready"
+    return f"{text}, {_ready(snapshot)}"
 
 
 def human_bytes(count: float) -> str:
@@ -111,6 +111,10 @@ def human_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _ready(snapshot: Snapshot) -> str:
+    return f"{snapshot.files_ready} of {snapshot.files_total} files ready"
 
 
 def _of(done: int, total: int) -> str:

@@ -116,11 +116,9 @@ class Puller:
             except OSError as e:
                 log.exception("pull failed on the node's file system")
                 outcome = Internal(f"pulling {job.model} failed on this node: {e.strerror}; look at the driver's log")
-            except Exception:
+            except Exception:  # the job's thread ends here, and its callers must not wait for ever
                 log.exception("pull failed unexpectedly")
                 outcome = Internal(f"pulling {job.model} failed unexpectedly; look at the driver's log")
-                job.finish(outcome)
-                raise
             finally:
                 telemetry.jobs_running.dec()
             if isinstance(outcome, ModelMountError):

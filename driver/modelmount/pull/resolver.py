@@ -17,7 +17,7 @@ import msgspec
 
 from modelmount import formats
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, Precondition
+from modelmount.errors import BadArtifact, InvalidRequest, Precondition
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index, Manifest
@@ -32,7 +32,7 @@ INDEX_DEPTH = 3
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of one repository: what jobs and views are keyed by. `manifest` is the image manifest, never an index."""
+    """One model of one repository: what jobs and views are keyed by. `manifest` is no index, but what was chosen."""
 
     repository: Repository
     manifest: Digest
@@ -144,10 +144,10 @@ class Resolver:
     def _known(self, reference: Reference) -> _Ref | None:
         try:
             known = msgspec.json.decode(self._ref_path(reference).read_bytes(), type=_Ref)
-        except (FileNotFoundError, msgspec.DecodeError):
+            manifest = Digest.parse(known.manifest)
+        except (FileNotFoundError, msgspec.DecodeError, InvalidRequest):
             return None  # what can't be read is resolved again
-        present = self._store.has_blob(Digest.parse(known.manifest), reference.repository.scope)
-        return known if present else None
+        return known if self._store.has_blob(manifest, reference.repository.scope) else None
 
     def _remember(self, reference: Reference, digest: Digest, manifest: Digest) -> None:
         record = _Ref(str(reference), str(digest), str(manifest), time.time())
