@@ -1,0 +1,119 @@
+"""What the schema's types can't say: paths, sockets, hosts, and what must not go together."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from modelmount.config import words
+from modelmount.config.schema import Settings
+
+SOCKET_PATH_BYTES = 107
+"""Longest path of a unix socket (man 7 unix)."""
+NODE_ID_BYTES = 256
+"""Longest node id (CSI, NodeGetInfoResponse.node_id)."""
+
+_SHARED = re.compile(
+    r"/((bin|boot|dev|etc|home|lib|lib64|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr(/local)?|var)"
+    r"|var/(cache|lib|lib/kubelet|log|run|tmp))?",
+    re.ASCII,
+)
+"""Directories that belong to everybody: one of these as the store would lose its mode and its neighbours their way."""
+
+_DRIVER_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?", re.ASCII)
+_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
+_GLOB = re.compile(r"[a-z0-9.:*?!\[\]-]+", re.ASCII)
+_ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+def problems(settings: Settings) -> list[str]:
+    """Every mistake in values whose types are right, one sentence each."""
+    return [*_paths(settings), *_sockets(settings), *_names(settings), *_hosts(settings)]
+
+
+def _paths(settings: Settings) -> Iterator[str]:
+    named = {
+        "root": settings.root,
+        "kubelet_root": settings.kubelet_root,
+        "registration_dir": "" if settings.registration_dir == "none" else settings.registration_dir,
+        "registration_endpoint": settings.registration_endpoint.removeprefix("unix://"),
+        "auth.docker_config": settings.auth.docker_config,
+        **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},
+        **{f'registries."{host}".ca_file': each.ca_file for host, each in settings.registries.items()},
+    }
+    required = {"root", "kubelet_root", "auth.docker_config", *(k for k in named if k.endswith(("]", "ca_file")))}
+    for key, path in named.items():
+        if path is None or (not path and key not in required):
+            continue
+        if not path.startswith("/") or "\0" in path:
+            yield f"{key} must be an absolute path, not {words.shown(path)}"
+    if settings.mode != "controller" and settings.root.startswith("/"):
+        yield from _places(settings)
+
+
+def _places(settings: Settings) -> Iterator[str]:
+    """The store is made 0700 and swept: it must be a directory of its own."""
+    root = Path(os.path.normpath(settings.root))
+    if _SHARED.fullmatch(str(root)):
+        yield f"root must be a directory of the store's own, such as /var/lib/modelmount, not {settings.root}"
+        return
+    for place in (settings.kubelet_root, *settings.target_roots):
+        if Path(os.path.normpath(place)).is_relative_to(root):
+            yield f"root {words.shown(settings.root)} must not hold {place}: pods' volumes cannot lie in the store"
+
+
+def _sockets(settings: Settings) -> Iterator[str]:
+    path = settings.socket_path
+    if not settings.endpoint.startswith("unix://") or not path.is_absolute():
+        yield f"endpoint must be unix:// and an absolute path, not {words.shown(settings.endpoint)}"
+    elif len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        yield f"endpoint {path} is longer than the {SOCKET_PATH_BYTES} bytes a unix socket's path may have"
+    if settings.mode != "controller" and settings.plugins_registry is not None:
+        registration = settings.plugins_registry / f"{settings.driver_name}-reg.sock"
+        if len(os.fsencode(registration)) > SOCKET_PATH_BYTES:
+            yield (
+                f"the registration socket {registration} is longer than the {SOCKET_PATH_BYTES} bytes a unix socket's "
+                "path may have; choose another registration_dir or a shorter driver_name"
+            )
+    if settings.metrics_address:
+        match = _ADDRESS.fullmatch(settings.metrics_address)
+        if match is None or int(match["port"]) > 65535:
+            yield f"metrics_address must be host:port or :port, not {words.shown(settings.metrics_address)}"
+
+
+def _names(settings: Settings) -> Iterator[str]:
+    if not _DRIVER_NAME.fullmatch(settings.driver_name):
+        yield (
+            "driver_name must have up to 63 letters, digits, '.', '_' and '-', a letter first and last, not "
+            f"{words.shown(settings.driver_name)}"
+        )
+    if len(settings.node_id.encode()) > NODE_ID_BYTES or not settings.node_id.isprintable():
+        yield f"node_id must have at most {NODE_ID_BYTES} printable bytes, not {words.shown(settings.node_id)}"
+
+
+def _hosts(settings: Settings) -> Iterator[str]:
+    for host, registry in settings.registries.items():
+        if not _is_host(host):
+            yield f"registries: {words.shown(host)} must be {_HOST_WORDS}"
+        if registry.plain_http and registry.ca_file is not None:
+            yield f'registries."{host}" has both plain_http and ca_file; without TLS there is no CA to trust'
+        for realm in registry.trusted_realms:
+            if not _is_host(realm):
+                yield f'registries."{host}".trusted_realms: {words.shown(realm)} must be {_HOST_WORDS}'
+    for pattern in settings.allowed_registries:
+        if not _GLOB.fullmatch(pattern):
+            yield (
+                f"allowed_registries: {words.shown(pattern)} must be a glob of hosts such as *.example.com or "
+                "harbor.example.com:8443, in lower case, without scheme or path"
+            )
+
+
+_HOST_WORDS = "host or host:port as it stands in references, in lower case, without scheme or path"
+
+
+def _is_host(text: str) -> bool:
+    match = _HOST.fullmatch(text)
+    return match is not None and (match["port"] is None or 1 <= int(match["port"]) <= 65535)

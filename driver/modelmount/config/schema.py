@@ -1,0 +1,162 @@
+"""The schema: what an admin can set. Every knob is documented on its field and bounded by its type."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
+
+
+class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an admin says about one registry host; the table key is `host` or `host:port` as it stands in references,
+    in lower case.
+    """
+
+    plain_http: bool = False
+    """Talk http instead of https. Only here, never in a volume's attributes."""
+    ca_file: str | None = None
+    """PEM file with the CA certificates to trust for this host, instead of the system's."""
+    trusted_realms: list[str] = []
+    """Hosts (`host` or `host:port`) besides the registry's own that may act as its token server."""
+
+
+class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may read what is cached already."""
+
+    verification: Literal["always", "never"] = "always"
+    """`always`: each first publish proves its own access with one manifest request. `never`: whatever is cached here is
+    readable by every pod.
+    """
+    docker_config: str | None = None
+    """Path of a docker `config.json` whose credentials are used when the pod brings none."""
+
+
+class Pull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How blobs are fetched."""
+
+    connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    """Blobs of one model that are fetched at the same time."""
+    connect_timeout_seconds: Seconds = 10.0
+    """How long one connection may take to be made."""
+    read_timeout_seconds: Seconds = 30.0
+    """How long a connection may stay silent."""
+    document_timeout_seconds: Seconds = 30.0
+    """Total time for one small document: manifest, token."""
+    idle_seconds: Seconds = 300.0
+    """A job that no call has asked for stops after this time and keeps its bytes. The kubelet comes back after at most
+    122 s.
+    """
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Upper bounds on what an artifact may be."""
+
+    model_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 60)] = 4 << 40
+    """Declared size of one model, and the bytes its archives may unpack to."""
+    archive_entries: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 100_000
+    """Entries in one archive."""
+    free_bytes: Bytes = 1 << 30
+    """Free space on the store's file system that a pull must leave."""
+
+
+class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a call waits and what a mount looks like."""
+
+    wait_fraction: Annotated[float, msgspec.Meta(ge=0.1, le=0.99)] = 0.92
+    """Share of a call's remaining time to wait in it before answering that the pull goes on."""
+    wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 105.0
+    """Longest wait inside one call, also where the caller set no deadline."""
+    waiters: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
+    """Publishes that may wait at the same time; the next one is told to come again."""
+    mount_flags: tuple[Literal["nosuid", "nodev", "noexec"], ...] = ("nosuid", "nodev", "noexec")
+    """Flags on top of `ro`. runc before 1.2 cannot start containers with user namespaces over any of them: then set
+    `[]`.
+    """
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything an admin can set. Times are seconds, sizes bytes, paths absolute."""
+
+    root: str = "/var/lib/modelmount"
+    """The store. One file system, mode 0700; readable with ls and cat."""
+    mode: Literal["all", "node", "controller"] = "all"
+    """Which CSI services to serve beside Identity."""
+    endpoint: str = "unix:///var/lib/kubelet/plugins/csi.modelmount.io/csi.sock"
+    """The CSI socket. `CSI_ENDPOINT` overrides it, as the CSI specification demands."""
+    driver_name: str = "csi.modelmount.io"
+    """The name in CSIDriver, StorageClass and pods."""
+    node_id: str = ""
+    """The Kubernetes node name; empty means this host's name."""
+    kubelet_root: str = "/var/lib/kubelet"
+    """The kubelet's root directory."""
+    target_roots: list[str] = []
+    """Directories below which volumes may be published; empty means `<kubelet_root>/pods`."""
+    registration_dir: str = ""
+    """Where the kubelet looks for plugins; empty means `<kubelet_root>/plugins_registry`, `none` switches built-in
+    registration off.
+    """
+    registration_endpoint: str = ""
+    """The path of the CSI socket as the *kubelet* sees it, when that differs from ours."""
+    metrics_address: str = ""
+    """`host:port` for /metrics and /healthz (`:port` for every address); empty means off."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe level that is logged."""
+    allowed_registries: list[str] = []
+    """Globs of registries that volumes may name, compared with `host` or `host:port` as it stands in the reference;
+    empty means every host that is not an address, `localhost` or link-local.
+    """
+    registries: dict[str, Registry] = {}
+    """Per-host settings. Naming a host here also allows it where it is an address or `localhost`."""
+    auth: Auth = Auth()
+    pull: Pull = Pull()
+    limits: Limits = Limits()
+    publish: Publish = Publish()
+
+    def registry(self, host: str) -> Registry:
+        """The settings of `host`, the defaults where it isn't listed."""
+        return self.registries.get(host, _UNLISTED)
+
+    def permits(self, host: str) -> bool:
+        """Whether the admin's allow-list lets volumes name `host`."""
+        return not self.allowed_registries or any(
+            fnmatch.fnmatchcase(host, pattern) for pattern in self.allowed_registries
+        )
+
+    @property
+    def socket_path(self) -> Path:
+        """The CSI socket as a path."""
+        return Path(self.endpoint.removeprefix("unix://"))
+
+    @property
+    def publish_roots(self) -> tuple[Path, ...]:
+        """Directories below which targets must lie."""
+        return tuple(Path(p) for p in self.target_roots) or (Path(self.kubelet_root) / "pods",)
+
+    @property
+    def plugins_registry(self) -> Path | None:
+        """Where to put the registration socket; None when built-in registration is off."""
+        if self.registration_dir == "none":
+            return None
+        return Path(self.registration_dir or f"{self.kubelet_root}/plugins_registry")
+
+    @property
+    def metrics_host_port(self) -> tuple[str, int] | None:
+        """`metrics_address` taken apart, an IPv6 host without its brackets; None when it is off."""
+        if not self.metrics_address:
+            return None
+        host, _, port = self.metrics_address.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+_UNLISTED = Registry()
+
+
+def as_dict(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, as they would stand in a file. There are no secrets in them."""
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    return plain
