@@ -15,18 +15,28 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import grpc
 
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from tests.fakes import mounts
 from tests.fakes.plugins import connect
-from tests.fakes.registry import Registry
+from tests.fakes.registry import Tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 30.0
 STOP_SECONDS = 30.0
+
+
+class Host(Protocol):
+    """A registry as an admin's configuration names it: `Registry`, or a `Proxy` in front of one."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def tls(self) -> Tls | None: ...
 
 
 class Driver:
@@ -38,7 +48,7 @@ class Driver:
     """
 
     def __init__(
-        self, directory: Path, registries: Iterable[Registry] = (), *, settings: Mapping[str, Any] | None = None
+        self, directory: Path, registries: Iterable[Host] = (), *, settings: Mapping[str, Any] | None = None
     ) -> None:
         self.directory = directory
         self.store = directory / "store"
@@ -84,7 +94,11 @@ class Driver:
             env=self.environment() | ({"MODELMOUNT_FAILPOINTS": failpoints} if failpoints else {}),
         )
         if wait:
-            self._wait()
+            try:
+                self.wait_ready()
+            except RuntimeError:
+                self.kill()
+                raise
 
     def command(self, *arguments: str) -> list[str]:
         """A command line of the program with this driver's configuration, for the CLI beside it too."""
@@ -196,16 +210,21 @@ class Driver:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.config.write_text(_toml(settings))
 
-    def _wait(self) -> None:
+    def wait_ready(self) -> None:
+        """Return once it answers and has registered. Raises RuntimeError with its log when it ends before."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 break
-            if self.socket.exists() and any((self.kubelet_root / "plugins_registry").iterdir()) and self._ready():
+            if self.socket.exists() and self._registers() and self._ready():
                 return
             time.sleep(0.01)
-        self.kill()
         raise RuntimeError(f"the driver did not start:\n{self.log.read_text()[-4000:]}")
+
+    def _registers(self) -> bool:
+        if self._settings.get("registration_dir") == "none":
+            return True
+        return any((self.kubelet_root / "plugins_registry").iterdir())
 
     def _ready(self) -> bool:
         with connect(str(self.socket)) as channel:

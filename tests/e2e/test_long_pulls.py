@@ -1,0 +1,160 @@
+"""Pulls that outlast a call, a driver or a pod: what arrived is not fetched again, and the owner reads what goes on.
+
+Shown by bytes in the registry's log, never by time: a proxy holds the bytes back until the test has seen enough.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.e2e.conftest import Node, contents, random_bytes
+from tests.fakes import mounts, push
+from tests.fakes.proxy import Proxy
+from tests.fakes.registry import Registry
+
+pytestmark = [pytest.mark.mount, pytest.mark.registry]
+
+WEIGHTS_BYTES = 48 << 20
+SLOW = 4e6
+"""Bytes a second: the weights take 12 s, many times what a call may wait at this scale."""
+PIECE_BYTES = 1 << 20
+"""What a killed driver may lose: the piece that wasn't journalled yet."""
+SCALE = 1 / 60
+"""The kubelet's two minutes become two seconds."""
+
+PROGRESS = re.compile(
+    r"pulling \S+/llm/big:v1: \d+ % \([\d.]+ of [\d.]+ MB\) at [\d.]+ [kM]B/s, about (\d+ min )?\d+ s left, "
+    r"\d of 2 files ready"
+)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    directory = tmp_path / "big"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}\n")
+    (directory / "model.safetensors").write_bytes(random_bytes(WEIGHTS_BYTES, 1))
+    return directory
+
+
+@dataclass
+class SlowNode:
+    """A node that reaches its registry through a proxy."""
+
+    node: Node
+    proxy: Proxy
+    reference: str = ""
+
+    def put(self, files: Path) -> push.Pushed:
+        pushed = self.node.pusher.artifact("llm/big", "v1", push.modelpack(files))
+        self.reference = f"{self.proxy.host}/llm/big:v1"
+        return pushed
+
+    def partial(self) -> int:
+        """Bytes that lie in the ingest of the weights."""
+        sizes = [path.stat().st_size for path in (self.node.driver.store / "ingest").glob("*/data")]
+        return max(sizes, default=0)
+
+    def wait_partial(self, count: int) -> None:
+        self.node.kubelet.wait_until(lambda: self.partial() >= count, f"{count} bytes to arrive", 60)
+
+    def weights_answers(self, pushed: push.Pushed) -> list[tuple[int, int]]:
+        """Status and bytes of each answer that carried some of the weights."""
+        weights = max(json.loads(pushed.document)["layers"], key=lambda layer: layer["size"])["digest"]
+        return [(r.status, r.size) for r in self.node.registry.requests() if r.digest == weights and r.method == "GET"]
+
+
+@pytest.fixture
+def slow(make_node: Callable[..., Node], tmp_path: Path) -> Iterator[SlowNode]:
+    with Registry(tmp_path / "registry") as registry, Proxy(registry.port, rate=SLOW) as proxy:
+        yield SlowNode(make_node(registry=registry, through=proxy, scale=SCALE), proxy)
+
+
+def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes_on(
+    slow: SlowNode, files: Path
+) -> None:
+    pushed = slow.put(files)
+    pod = slow.node.pod("patient", slow.reference)
+    slow.node.kubelet.wait_event("FailedMount", "files ready", pod=pod)
+    slow.node.kubelet.wait_event("FailedMount", "of 50.3 MB", pod=pod)
+    slow.proxy.rate = None
+    slow.node.kubelet.wait_running(pod, 60)
+    calls = slow.node.kubelet.calls_to("NodePublishVolume", pod)
+    assert {call.code for call in calls[:-1]} == {grpc.StatusCode.ABORTED}
+    assert any(PROGRESS.search(call.message) for call in calls), [call.message for call in calls]
+    assert contents(slow.node.mount(pod)) == contents(files)
+    assert set(slow.node.registry.blob_gets().values()) == {1}
+    assert pushed.digest
+
+
+def test_a_driver_killed_in_the_middle_resumes_where_it_was(slow: SlowNode, files: Path) -> None:
+    pushed = slow.put(files)
+    pod = slow.node.pod("patient", slow.reference)
+    slow.wait_partial(WEIGHTS_BYTES // 3)
+    slow.node.driver.kill()
+    had = slow.partial()
+    slow.proxy.rate = None
+    slow.node.driver.start()
+    slow.node.kubelet.wait_running(pod, 60)
+    answers = slow.weights_answers(pushed)
+    assert [status for status, _ in answers] == [200, 206]
+    assert answers[1][1] <= WEIGHTS_BYTES - had + PIECE_BYTES
+    assert contents(slow.node.mount(pod)) == contents(files)
+
+
+def test_a_stopped_driver_keeps_every_byte(slow: SlowNode, files: Path) -> None:
+    pushed = slow.put(files)
+    pod = slow.node.pod("patient", slow.reference)
+    slow.wait_partial(WEIGHTS_BYTES // 3)
+    assert slow.node.driver.stop() == 0
+    had = slow.partial()
+    slow.proxy.rate = None
+    slow.node.driver.start()
+    slow.node.kubelet.wait_running(pod, 60)
+    assert [status for status, _ in slow.weights_answers(pushed)] == [200, 206]
+    assert slow.weights_answers(pushed)[1][1] == WEIGHTS_BYTES - had
+
+
+def test_a_connection_that_is_cut_again_and_again_still_gets_there(slow: SlowNode, files: Path) -> None:
+    pushed = slow.put(files)
+    slow.proxy.rate, slow.proxy.cut_after = None, 10 << 20
+    pod = slow.node.pod("patient", slow.reference)
+    slow.node.kubelet.wait_running(pod, 90)
+    answers = slow.weights_answers(pushed)
+    assert len(answers) >= WEIGHTS_BYTES // (10 << 20)
+    assert {status for status, _ in answers[1:]} == {206}
+    assert contents(slow.node.mount(pod)) == contents(files)
+
+
+def test_a_pod_deleted_in_the_middle_leaves_no_mount_and_no_lease(slow: SlowNode, files: Path) -> None:
+    slow.put(files)
+    pod = slow.node.pod("short-lived", slow.reference)
+    slow.wait_partial(4 << 20)
+    slow.node.kubelet.delete(pod)
+    slow.node.kubelet.wait_gone(pod)
+    slow.proxy.rate = None
+    again = slow.node.pod("next", slow.reference)
+    slow.node.kubelet.wait_running(again, 60)
+    assert mounts.below(slow.node.directory) == [slow.node.mount(again)]
+    assert len(slow.node.leases()) == 1
+    assert slow.node.kubelet.leftovers() == []
+    assert set(slow.node.registry.blob_gets().values()) == {1}
+
+
+def test_the_cli_beside_the_driver_joins_the_same_download(slow: SlowNode, files: Path) -> None:
+    pushed = slow.put(files)
+    pod = slow.node.pod("patient", slow.reference)
+    slow.wait_partial(4 << 20)
+    slow.proxy.rate = 40e6
+    done = slow.node.driver.run("pull", slow.reference)
+    assert done.returncode == 0, done.stderr
+    slow.node.kubelet.wait_running(pod, 60)
+    assert set(slow.node.registry.blob_gets().values()) == {1}
+    assert pushed.digest in done.stdout

@@ -1,0 +1,111 @@
+"""What must be true of a store after any end of its driver, read from the files alone and by code of its own: every
+name that exists is complete, every byte is what its name says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+
+def faults(store: Path) -> list[str]:
+    """Everything that is wrong, one sentence each; half-made things (names with a dot first) are nobody's promise."""
+    return [*_blobs(store), *_unpacked(store), *_trees(store), *_views(store), *_documents(store)]
+
+
+def half_made(store: Path) -> list[Path]:
+    """What an end left half-made; the next start must have removed it."""
+    rooms = ("blobs/sha256", "blobs/sha512", "trees", "refs", "pulls", "backoff")
+    found = [path for room in rooms for path in (store / room).glob(".*")]
+    found += [path for room in ("views", "models", "volumes") for path in (store / room).glob("*/.*")]
+    return [*found, *(store / "trash").iterdir()]
+
+
+def _blobs(store: Path) -> list[str]:
+    found = []
+    for path in _visible(store / "blobs/sha256"):
+        if _sha256(path) != path.name:
+            found.append(f"blob {path.name} has other bytes than its name says")
+        if stat.S_IMODE(path.stat().st_mode) != 0o444:
+            found.append(f"blob {path.name} can be written")
+        if not any((store / "scopes" / path.name).glob("*")):
+            found.append(f"blob {path.name} is nobody's: it has no scope record")
+    return found
+
+
+def _unpacked(store: Path) -> list[str]:
+    found = []
+    for layer in _visible(store / "unpacked"):
+        for version in _visible(layer):
+            index = version / "index.json"
+            if not index.exists():
+                found.append(f"unpacked {layer.name} has no index")
+                continue
+            for number, member in enumerate(json.loads(index.read_bytes())):
+                if member["type"] == "file" and _sha256(version / "files" / str(number)) != member["sha256"]:
+                    found.append(f"unpacked {layer.name}: member {member['path']} has other bytes")
+    return found
+
+
+def _trees(store: Path) -> list[str]:
+    found = []
+    for tree in _visible(store / "trees"):
+        if not (tree / "tree.json").exists():
+            found.append(f"tree {tree.name} has no tree.json")
+            continue
+        record = json.loads((tree / "tree.json").read_bytes())
+        named = {file["path"]: file for file in record["files"]}
+        there = {p.relative_to(tree / "root").as_posix() for p in (tree / "root").rglob("*") if p.is_file()}
+        if set(named) != there:
+            found.append(f"tree {tree.name} has other files than its record: {sorted(set(named) ^ there)}")
+            continue
+        for path, file in named.items():
+            linked = tree / "root" / path
+            if not _source(store, file["source"]).samefile(linked) or linked.stat().st_size != file["size"]:
+                found.append(f"tree {tree.name}: {path} is not what it was linked from")
+        writable = [p for p in (tree / "root").rglob("*") if p.stat().st_mode & 0o222]
+        found += [f"tree {tree.name}: {path} can be written" for path in writable]
+    return found
+
+
+def _views(store: Path) -> list[str]:
+    found = []
+    for scope in _visible(store / "views"):
+        for view in _visible(scope):
+            tree = json.loads(view.read_bytes())["tree"]
+            if not (store / "trees" / tree / "tree.json").exists():
+                found.append(f"view {view.name} leads to tree {tree}, which isn't there")
+    return found
+
+
+def _documents(store: Path) -> list[str]:
+    """Small records are whole: they parse."""
+    found = []
+    for pattern in ("refs/*", "volumes/*/*.json", "models/*/facts.json", "backoff/*.json"):
+        for path in store.glob(pattern):
+            if path.name.startswith("."):
+                continue
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                found.append(f"{path.relative_to(store)} is torn")
+    return found
+
+
+def _source(store: Path, source: str) -> Path:
+    name, _, member = source.partition("/")
+    if not member:
+        return store / "blobs/sha256" / name
+    version, _, number = member.partition("/")
+    return store / "unpacked" / name / version / "files" / number
+
+
+def _visible(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
