@@ -23,6 +23,8 @@ _fields: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("modelm
 
 VALUE_LIMIT = 512
 """Longest logged value in characters: a registry's error body must not flood a log."""
+EXCEPTION_LIMIT = 8192
+"""Most characters of a logged traceback."""
 
 rpc_total = Counter("modelmount_rpc_total", "CSI calls answered", ["method", "code"], registry=REGISTRY)
 rpc_seconds = Histogram(
@@ -64,19 +66,38 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": _cut(record.getMessage()),
         }
-        line.update({k: _cut(v) for k, v in _fields.get({}).items()})
         extra = getattr(record, "fields", None)
-        if isinstance(extra, dict):
-            line.update({str(k): _cut(v) if isinstance(v, str) else v for k, v in extra.items()})
+        for key, value in (_fields.get({}) | (extra if isinstance(extra, dict) else {})).items():
+            line.setdefault(str(key), _cut(value) if isinstance(value, str) else value)
         if record.exc_info and record.exc_info[1] is not None:
-            line["exception"] = "".join(traceback.format_exception(record.exc_info[1], limit=30))[:8192]
+            # The end says what happened, the beginning only how we got there.
+            line["exception"] = "".join(traceback.format_exception(record.exc_info[1], limit=30))[-EXCEPTION_LIMIT:]
         return json.dumps(line, ensure_ascii=True, default=str)
 
 
+class PlainFormatter(logging.Formatter):
+    """A record as one line for a person. An exception is its last line only, unless `tracebacks`."""
+
+    def __init__(self, *, tracebacks: bool) -> None:
+        super().__init__()
+        self._tracebacks = tracebacks
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render `record`."""
+        text = f"modelmount: {record.levelname.lower()}: {record.getMessage()}"
+        if record.exc_info and record.exc_info[1] is not None:
+            lines = traceback.format_exception(record.exc_info[1])
+            text += "\n" + "".join(lines).rstrip() if self._tracebacks else f" ({lines[-1].strip()})"
+        return text
+
+
 def configure(level: str, *, json_lines: bool) -> None:
-    """Set up the root logger on stderr, once a process: JSON for the daemon, plain lines for the command line."""
+    """Set up the root logger on stderr, once a process: JSON for the daemon, plain lines for the command line.
+
+    `level` is one of `log_level`'s values; plain lines have tracebacks at `debug` only.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if json_lines else logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(JsonFormatter() if json_lines else PlainFormatter(tracebacks=level == "debug"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs whole URLs, and those may carry signatures
 
