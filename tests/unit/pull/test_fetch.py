@@ -1,0 +1,149 @@
+"""One blob from a source into its ingest: whatever the source does, only the right bytes count, and those only once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from modelmount.content import ingest as ingests
+from modelmount.content.backoff import Backoff
+from modelmount.content.ingest import Ingest
+from modelmount.content.store import Store
+from modelmount.errors import Cancelled, IntegrityError, Unavailable
+from modelmount.oci.descriptor import Descriptor
+from modelmount.pull import fetch
+from modelmount.pull.fetch import Cancel
+from modelmount.pull.progress import Progress
+from modelmount.transport.retry import Policy
+from tests.fakes.source import Fault, MemorySource
+
+SCOPE = "0" * 32
+BLOB = os.urandom((5 << 20) + 1234)
+SMALL = b'{"model_type": "llama"}\n'
+
+
+class Impatient(Policy):
+    """The usual policy without its waiting."""
+
+    def delay(self, failures: int, retry_after: float | None = None) -> float:
+        return 0.0
+
+
+class Bench:
+    """A store, a source with one blob, and what is needed to fetch it."""
+
+    def __init__(self, directory: Path, content: bytes = BLOB) -> None:
+        self.store = Store(directory / "store")
+        self.source = MemorySource()
+        self.descriptor: Descriptor = self.source.put(content)
+        self.cancel = Cancel()
+        self.progress = Progress()
+
+    def open(self) -> Ingest:
+        digest = self.descriptor.digest
+        held = self.store.lock("ingest-" + ingests.name(digest, SCOPE, ingests.RAW)).acquire(timeout=0)
+        return Ingest.open(self.store, digest, self.descriptor.size, SCOPE, ingests.RAW, held)
+
+    def backoff(self) -> Backoff:
+        return Backoff(self.store, self.descriptor.digest, SCOPE, self.source.name)
+
+    def fetch(self) -> bytes:
+        """Fetch and commit; the blob's bytes in the store."""
+        ingest = self.open()
+        try:
+            fetch.fetch(ingest, self.descriptor, self.source, self.backoff(), self.progress, self.cancel, Impatient())
+            ingest.commit_blob()
+        finally:
+            ingest.close()
+        return self.store.blob_path(self.descriptor.digest).read_bytes()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", SMALL, BLOB], ids=["empty", "small", "large"])
+def test_a_blob_arrives_whole_in_one_request(tmp_path: Path, content: bytes) -> None:
+    bench = Bench(tmp_path, content)
+    assert bench.fetch() == content
+    assert len(bench.source.opens) == (1 if content else 0)
+
+
+def test_after_a_cut_it_goes_on_at_the_very_next_byte(bench: Bench) -> None:
+    bench.source.faults.extend([Fault(cut=1_000_001), Fault(cut=7)])
+    assert bench.fetch() == BLOB
+    assert [offset for _, offset in bench.source.opens] == [0, 1_000_001, 1_000_008]
+
+
+def test_a_source_that_ignores_ranges_sends_the_head_again_and_it_is_skipped(bench: Bench) -> None:
+    bench.source.faults.extend([Fault(cut=1_000_001), Fault(from_start=True)])
+    assert bench.fetch() == BLOB
+    assert bench.progress.snapshot().bytes_done == len(BLOB)
+
+
+def test_wrong_bytes_are_dropped_and_the_source_is_not_asked_again_at_once(bench: Bench) -> None:
+    bench.source.faults.append(Fault(flip=3_000_000))
+    with pytest.raises(IntegrityError, match="wrong bytes"):
+        bench.fetch()
+    assert not bench.store.blob_path(bench.descriptor.digest).exists()
+    assert list((bench.store.root / "ingest").iterdir()) == []
+    with pytest.raises(IntegrityError, match="not asked again for"):
+        bench.fetch()
+    assert len(bench.source.opens) == 1
+
+
+def test_bytes_behind_the_end_are_a_lie_about_the_size(bench: Bench) -> None:
+    bench.source.faults.append(Fault(extra=b"more"))
+    with pytest.raises(IntegrityError, match="more than"):
+        bench.fetch()
+
+
+def test_right_bytes_end_the_back_off(bench: Bench) -> None:
+    bench.backoff().punish("it was wrong once")
+    for record in (bench.store.root / "backoff").iterdir():
+        record.write_text(record.read_text().replace('"next_try":', '"next_try":0,"was":'))
+    assert bench.fetch() == BLOB
+    assert list((bench.store.root / "backoff").iterdir()) == []
+
+
+def test_failures_without_a_byte_between_them_end_the_attempt_and_keep_what_came(bench: Bench) -> None:
+    bench.source.faults.append(Fault(cut=2_000_000))
+    bench.source.faults.extend([Fault(error=Unavailable("down"))] * fetch.ATTEMPTS)
+    with pytest.raises(Unavailable):
+        bench.fetch()
+    bench.source.faults.clear()
+    bench.source.opens.clear()
+    assert bench.fetch() == BLOB
+    assert [offset for _, offset in bench.source.opens] == [2_000_000]
+
+
+def test_progress_between_failures_starts_the_count_anew(bench: Bench) -> None:
+    for _ in range(3 * fetch.ATTEMPTS):
+        bench.source.faults.extend([Fault(cut=100_000), Fault(error=Unavailable("down"))])
+    assert bench.fetch() == BLOB
+
+
+def test_a_cancelled_fetch_keeps_what_came(bench: Bench) -> None:
+    def stop(digest: object, position: int) -> None:
+        if position >= 3 << 20:
+            bench.cancel.set()
+
+    bench.source.gate = stop
+    with pytest.raises(Cancelled):
+        bench.fetch()
+    bench.cancel = Cancel()
+    bench.source.gate = lambda digest, position: None
+    assert bench.fetch() == BLOB
+    assert bench.source.opens[1][1] >= 3 << 20
+
+
+def test_a_cancelled_parent_cancels_its_children() -> None:
+    parent = Cancel()
+    child = Cancel(parent)
+    assert not child()
+    parent.set()
+    assert child()
+    child.sleep(60)  # returns at once

@@ -1,0 +1,254 @@
+"""Jobs of one process and of two: one download however many want the model, and every end leaves what is good."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from modelmount.config import Settings
+from modelmount.content import pulls
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact, Cancelled, IntegrityError, NotFound, Unavailable
+from modelmount.oci import manifest as manifests
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Repository
+from modelmount.pull.job import Job, State, Waiter
+from modelmount.pull.puller import Puller
+from modelmount.pull.resolver import Model, Resolver
+from modelmount.registry.client import Client
+from modelmount.registry.credentials import Credential
+from tests.fakes import push
+from tests.fakes.source import Fault, MemorySource
+
+REPOSITORY = Repository("registry.example.com", "llm/tiny")
+ANONYMOUS = Credential.anonymous()
+SECONDS = 60.0
+
+
+class Bench:
+    """One store, one source, and as many pullers on them as a test wants."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(directory / "store")
+        self.source = MemorySource()
+        self.settings = msgspec.convert(
+            {"root": str(directory / "store"), "limits": {"free_bytes": 0}, "pull": {"idle_seconds": 300}}, Settings
+        )
+        self.clients: list[Client] = []
+        self.pullers: list[Puller] = []
+
+    def puller(self, settings: Settings | None = None) -> Puller:
+        client = Client(self.settings)
+        self.clients.append(client)
+        resolver = Resolver(self.store, client, prove=False)
+        made = Puller(self.store, resolver, lambda model, credential: self.source, settings or self.settings)
+        self.pullers.append(made)
+        return made
+
+    def model(self, *layers: tuple[str, bytes], media_type: str = "application/vnd.cncf.model.weight.v1.raw") -> Model:
+        """A ModelPack model whose manifest this store has already, as the resolver leaves it."""
+        descriptors = []
+        for path, content in layers:
+            descriptor = self.source.put(content)
+            descriptors.append(
+                {
+                    "mediaType": media_type,
+                    "digest": str(descriptor.digest),
+                    "size": descriptor.size,
+                    "annotations": {"org.cncf.model.filepath": path},
+                }
+            )
+        config = self.source.put(b"{}")
+        document = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": manifests.OCI_MANIFEST,
+                "artifactType": push.MODELPACK_ARTIFACT,
+                "config": {"mediaType": push.MODELPACK_CONFIG, "digest": str(config.digest), "size": config.size},
+                "layers": descriptors,
+            }
+        ).encode()
+        self.store.put_document(document, Digest.of(document), REPOSITORY.scope)
+        return Model(REPOSITORY, Digest.of(document))
+
+    def opened(self) -> Counter[Digest]:
+        return Counter(digest for digest, _ in self.source.opens)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    for puller in made.pullers:
+        puller.stop(SECONDS)
+    for client in made.clients:
+        client.close()
+
+
+def tree_of(job: Job) -> Path:
+    tree = job.wait(Waiter(), SECONDS)
+    assert tree is not None
+    return tree.root
+
+
+def test_a_model_becomes_a_tree_of_its_files(bench: Bench) -> None:
+    model = bench.model(("config.json", b"{}\n"), ("sub/model.bin", b"weights" * 1000))
+    root = tree_of(bench.puller().ensure(model, "", ANONYMOUS))
+    assert (root / "config.json").read_bytes() == b"{}\n"
+    assert (root / "sub/model.bin").read_bytes() == b"weights" * 1000
+
+
+def test_many_callers_share_one_job_and_one_download(bench: Bench) -> None:
+    model = bench.model(("model.bin", os.urandom(200_000)))
+    puller = bench.puller()
+    jobs = {puller.ensure(model, "", ANONYMOUS) for _ in range(20)}
+    assert len(jobs) == 1
+    tree_of(jobs.pop())
+    assert max(bench.opened().values()) == 1
+
+
+def test_two_models_that_share_a_layer_fetch_it_once(bench: Bench) -> None:
+    shared = ("model.bin", os.urandom(200_000))
+    one = bench.model(shared, ("config.json", b"one"))
+    two = bench.model(shared, ("config.json", b"two"))
+    puller = bench.puller()
+    jobs = [puller.ensure(model, "", ANONYMOUS) for model in (one, two)]
+    roots = [tree_of(job) for job in jobs]
+    assert bench.opened()[Digest.of(shared[1])] == 1
+    assert (roots[0] / "model.bin").samefile(roots[1] / "model.bin")
+
+
+def test_two_pullers_on_one_store_fetch_each_blob_once(bench: Bench) -> None:
+    model = bench.model(*((f"model-{n}.bin", os.urandom(50_000)) for n in range(12)))
+    roots = [tree_of(job) for job in [bench.puller().ensure(model, "", ANONYMOUS) for _ in range(2)]]
+    assert max(bench.opened().values()) == 1
+    assert roots[0] == roots[1]
+
+
+def test_an_archive_is_unpacked_and_does_not_stay_behind(bench: Bench, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    (files / "sub").mkdir(parents=True)
+    (files / "sub/a.bin").write_bytes(b"a" * 5000)
+    archive = push.compress(push.tar_of([("sub", files / "sub"), ("sub/a.bin", files / "sub/a.bin")]), "tar+gzip")
+    model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar+gzip")
+    root = tree_of(bench.puller().ensure(model, "", ANONYMOUS))
+    assert (root / "sub/a.bin").read_bytes() == b"a" * 5000
+    assert not bench.store.blob_path(Digest.of(archive)).exists()
+    assert list((bench.store.root / "ingest").iterdir()) == []
+
+
+def test_a_finished_job_holds_its_record_until_a_lease_stands(bench: Bench) -> None:
+    puller = bench.puller()
+    job = puller.ensure(bench.model(("a", b"a")), "", ANONYMOUS)
+    tree_of(job)
+    assert len(list(pulls.live_records(bench.store))) == 1
+    puller.release(job)
+    assert list(pulls.live_records(bench.store)) == []
+    assert list((bench.store.root / "pulls").iterdir()) == []
+
+
+def test_a_failed_job_leaves_no_record_and_the_next_call_starts_anew(bench: Bench) -> None:
+    model = bench.model(("model.bin", os.urandom(100_000)))
+    bench.source.faults.append(Fault(error=NotFound("gone")))
+    puller = bench.puller()
+    job = puller.ensure(model, "", ANONYMOUS)
+    with pytest.raises(NotFound):
+        job.wait(Waiter(), SECONDS)
+    assert job.state is State.FAILED
+    assert list(pulls.live_records(bench.store)) == []
+    tree_of(puller.ensure(model, "", ANONYMOUS))
+
+
+def test_one_bad_blob_ends_the_job_and_the_good_ones_stay(bench: Bench) -> None:
+    good, bad = os.urandom(50_000), os.urandom(60_000)
+    model = bench.model(("a-good.bin", good), ("b-bad.bin", bad))
+    settings = msgspec.structs.replace(bench.settings, pull=msgspec.structs.replace(bench.settings.pull, connections=1))
+    bench.source.faults.extend([Fault(), Fault(flip=5)])
+    with pytest.raises(IntegrityError, match="wrong bytes"):
+        bench.puller(settings).ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+    assert bench.store.has_blob(Digest.of(good), REPOSITORY.scope)
+    assert not bench.store.has_blob(Digest.of(bad), REPOSITORY.scope)
+
+
+def test_a_verdict_on_the_bytes_is_remembered_without_another_download(bench: Bench) -> None:
+    model = bench.model((".", b"this is no tar" * 100), media_type="application/vnd.cncf.model.weight.v1.tar")
+    puller = bench.puller()
+    for _ in range(2):
+        with pytest.raises(BadArtifact):
+            puller.ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+    assert max(bench.opened().values()) == 1
+
+
+def test_stopping_cancels_the_job_and_keeps_its_bytes(bench: Bench) -> None:
+    content = os.urandom(6 << 20)
+    model = bench.model(("model.bin", content))
+    arrived, go_on = threading.Event(), threading.Event()
+    bench.source.gate = hold_at(4 << 20, arrived, go_on)
+    puller = bench.puller()
+    job = puller.ensure(model, "", ANONYMOUS)
+    assert arrived.wait(SECONDS)
+    stopping = threading.Thread(target=puller.stop, args=(SECONDS,))
+    stopping.start()
+    while not job.cancel():
+        job.ended.wait(0.01)
+    go_on.set()
+    stopping.join()
+    with pytest.raises(Cancelled):
+        job.wait(Waiter(), SECONDS)
+    with pytest.raises(Cancelled):
+        puller.ensure(model, "", ANONYMOUS)
+    bench.source.gate = lambda digest, position: None
+    tree_of(bench.puller().ensure(model, "", ANONYMOUS))
+    resumed = [offset for digest, offset in bench.source.opens if digest == Digest.of(content)]
+    assert resumed[0] == 0
+    assert resumed[1] >= 3 << 20
+    assert list(pulls.live_records(bench.store)) != []
+
+
+def test_a_job_nobody_asks_for_stops_and_keeps_its_bytes(bench: Bench) -> None:
+    model = bench.model(("model.bin", os.urandom(6 << 20)))
+    arrived, go_on = threading.Event(), threading.Event()
+    bench.source.gate = hold_at(2 << 20, arrived, go_on)
+    settings = msgspec.structs.replace(
+        bench.settings, pull=msgspec.structs.replace(bench.settings.pull, idle_seconds=0.2)
+    )
+    job = bench.puller(settings).ensure(model, "", ANONYMOUS)
+    assert arrived.wait(SECONDS)
+    while not job.cancel():
+        job.ended.wait(0.01)
+    go_on.set()
+    assert job.ended.wait(SECONDS)
+    assert job.state is State.FAILED
+    assert list((bench.store.root / "ingest").glob("*/data"))
+
+
+def test_another_selection_is_another_job(bench: Bench) -> None:
+    model = bench.model(("a", b"a"))
+    puller = bench.puller()
+    assert puller.ensure(model, "", ANONYMOUS) is not puller.ensure(model, "other", ANONYMOUS)
+
+
+def test_a_registry_in_trouble_ends_the_job_with_its_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelmount.pull.fetch.ATTEMPTS", 1)
+    model = bench.model(("model.bin", os.urandom(100_000)))
+    bench.source.faults.append(Fault(error=Unavailable("the registry is on fire")))
+    with pytest.raises(Unavailable, match="on fire"):
+        bench.puller().ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+
+
+def hold_at(position: int, arrived: threading.Event, go_on: threading.Event) -> Callable[[Digest, int], None]:
+    """A gate that reports when a download has come so far, and holds it there."""
+
+    def gate(digest: Digest, at: int) -> None:
+        if at >= position:
+            arrived.set()
+            go_on.wait(SECONDS)
+
+    return gate
