@@ -1,0 +1,86 @@
+"""A driver under measurement, spoken to as the kubelet does, over one connection that stays."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from csi.v1 import csi_pb2, csi_pb2_grpc
+from tests.fakes import mounts, pods
+from tests.fakes.driver import Driver
+from tests.fakes.plugins import connect, outcome
+from tests.fakes.registry import Registry
+
+CALL_SECONDS = 120.0
+"""The kubelet's deadline."""
+
+
+class Node:
+    """One driver with a store of its own in `directory`, from `with` to its end; then nothing of it is left. One
+    thread at a time.
+    """
+
+    def __init__(self, directory: Path, registry: Registry, settings: Mapping[str, Any] | None = None) -> None:
+        self.directory = directory
+        self.driver = Driver(directory, [registry], settings={"log_level": "warning", **(settings or {})})
+        self._channel: grpc.Channel | None = None
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True)
+        try:
+            self.driver.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        self._channel = connect(str(self.driver.socket))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self.driver.kill()
+        mounts.detach_below(self.directory)
+        shutil.rmtree(self.directory)
+
+    def target(self, pod: pods.Pod) -> Path:
+        """Where the pod's volume is mounted."""
+        return self.driver.target(pod.uid)
+
+    def publish(self, pod: pods.Pod) -> float:
+        """Publish the pod's volume; the seconds it took. While its pull goes on (ABORTED) it is called again."""
+        target = self.target(pod)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        request = pods.publish_request(pod, pod.volumes[0], target, {})
+        started = time.perf_counter()
+        while True:
+            try:
+                self._stub.NodePublishVolume(request, timeout=CALL_SECONDS)
+            except grpc.RpcError as error:
+                if outcome(error)[0] is not grpc.StatusCode.ABORTED:
+                    raise
+            else:
+                return time.perf_counter() - started
+
+    def unpublish(self, pod: pods.Pod) -> float:
+        """Unpublish it; the seconds it took."""
+        handle = pod.volumes[0].handle(pod.uid)
+        request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(self.target(pod)))
+        started = time.perf_counter()
+        self._stub.NodeUnpublishVolume(request, timeout=CALL_SECONDS)
+        return time.perf_counter() - started
+
+    @property
+    def _stub(self) -> csi_pb2_grpc.NodeStub:
+        if self._channel is None:
+            raise RuntimeError("the node does not run")
+        return csi_pb2_grpc.NodeStub(self._channel)
+
+
+def pod(name: str, reference: str) -> pods.Pod:
+    """A pod with the model as its only volume."""
+    return pods.Pod(name, (pods.Volume("model", {"model": reference}),))
