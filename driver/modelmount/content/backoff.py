@@ -4,6 +4,8 @@ doubling to 1 hour.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import time
 
 import msgspec
@@ -13,8 +15,12 @@ from modelmount.errors import IntegrityError
 from modelmount.oci.digest import Digest
 from modelmount.system import atomic
 
+log = logging.getLogger(__name__)
+
 FIRST_SECONDS = 60.0
 LAST_SECONDS = 3600.0
+_PLAIN_CHARACTERS = 60
+"""Longest source in a file's name; with a sha512 digest and a temporary suffix the name stays below 255 bytes."""
 
 
 class _Record(msgspec.Struct):
@@ -24,12 +30,14 @@ class _Record(msgspec.Struct):
 
 
 class Backoff:
-    """The bar of one blob in one scope from one source. Times are wall-clock seconds; a bar from the future beyond an
-    hour is cut to it.
+    """The bar of one blob in one scope from one source. Times are wall-clock seconds; a bar that lies further ahead
+    than any is ever set comes from a clock that was wrong, and bars nothing.
     """
 
     def __init__(self, store: Store, digest: Digest, scope: str, source: str) -> None:
         """Nothing is read or written yet."""
+        if len(source) > _PLAIN_CHARACTERS or not source.isascii():
+            source = hashlib.sha256(source.encode()).hexdigest()[:32]
         self._path = store.root / "backoff" / f"{digest.hex}-{scope}-{source}.json"
         self._store = store
 
@@ -38,24 +46,34 @@ class Backoff:
         record = self._read()
         if record is None:
             return
-        wait = min(record.next_try - time.time(), LAST_SECONDS)
-        if wait > 0:
+        wait = record.next_try - time.time()
+        if 0 < wait <= LAST_SECONDS:
             raise IntegrityError(f"{record.reason}; not asked again for {wait:.0f} s (tried {record.count} times)")
 
     def punish(self, reason: str) -> None:
-        """Remember wrong bytes: each time twice as long."""
+        """Remember wrong bytes: each time twice as long. A bar that can't be written is logged and doesn't stand."""
         record = self._read()
         count = record.count + 1 if record else 1
         delay = min(FIRST_SECONDS * 2 ** min(count - 1, 16), LAST_SECONDS)
-        with self._store.locks.shared():
-            atomic.write_file(self._path, msgspec.json.encode(_Record(time.time() + delay, count, reason)))
+        data = msgspec.json.encode(_Record(time.time() + delay, count, reason))
+        try:
+            with self._store.locks.shared():
+                atomic.write_file(self._path, data)
+        except OSError as e:
+            log.warning("cannot keep the back-off %s: %s", self._path.name, e.strerror)
 
     def forgive(self) -> None:
         """The right bytes came."""
-        self._path.unlink(missing_ok=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as e:
+            log.warning("cannot lift the back-off %s: %s", self._path.name, e.strerror)
 
     def _read(self) -> _Record | None:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=_Record)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None  # an unreadable bar bars nothing
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as e:
+            log.warning("the back-off %s is unreadable and bars nothing: %s", self._path.name, e)
+            return None

@@ -1,45 +1,109 @@
 """What a dead process left half-made, removed at start: no network, no unmount, nothing verified touched.
 
 Half-made things are `.<name>.<random>` beside their final place and are written under the shared store lock, so
-whatever is seen under the exclusive one is dead. Ingests stay: they are what a resumed download starts from.
+whatever is seen under the exclusive one is dead. Ingests stay, for they are what a resumed download starts from, except
+those whose blob or layer is in the store already.
 """
 
 from __future__ import annotations
 
+import logging
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelmount.content import pulls
+from modelmount.content import ingest, pulls
 from modelmount.content.store import Store
+from modelmount.system import atomic
+from modelmount.system.lock import Held, LockTimeout
 
-_FLAT = ("blobs/sha256", "blobs/sha512", "trees", "refs", "pulls", "backoff")
-_NESTED = ("views", "models", "volumes")
+log = logging.getLogger(__name__)
+
+_PATTERNS = (
+    *(f"{room}/.*" for room in ("blobs/sha256", "blobs/sha512", "trees", "refs", "pulls", "backoff")),
+    *(f"{room}/*/.*" for room in ("views", "models", "volumes")),
+    "models/*/*/.*",
+)
+_COMING_AND_GOING = ("pull-", "ingest-", "target-")
+"""Locks that are named after what they guard; their files are left when their holder dies."""
 
 
 def clear(store: Store) -> int:
-    """Remove debris and the records of dead jobs; how many things went."""
-    removed = 0
+    """Remove debris, the records of dead jobs and whatever lies in `trash/`; how many things went.
+
+    Safe beside other processes on the same root. What can't be removed is logged and left for the next start.
+    """
     with store.locks.exclusive():
-        for path in _half_made(store):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-            removed += 1
-        for directory in (store.root / "volumes").iterdir():
-            if not any(directory.iterdir()):
-                directory.rmdir()
-        for record in (store.root / "pulls").glob("*.json"):
-            removed += pulls.forget_if_dead(store, record)
+        # Only renames in here: everybody waits for this lock.
+        removed = sum(_discard(store, path) for path in _half_made(store))
+        removed += sum(_remove_empty(path) for path in (store.root / "volumes").iterdir())
+        removed += sum(pulls.forget_if_dead(store, record) for record in (store.root / "pulls").glob("*.json"))
+    removed += sum(_remove_finished(store, path) for path in (store.root / "ingest").iterdir())
+    removed += sum(_remove_lock(store, path) for path in (store.root / "locks").iterdir())
     for path in (store.root / "trash").iterdir():
-        shutil.rmtree(path)
-        removed += 1
+        _delete(path)
     return removed
 
 
 def _half_made(store: Store) -> Iterator[Path]:
-    for room in _FLAT:
-        yield from (store.root / room).glob(".*")
-    for room in _NESTED:
-        yield from (store.root / room).glob("*/.*")
+    for pattern in _PATTERNS:
+        yield from store.root.glob(pattern)
+
+
+def _discard(store: Store, path: Path) -> int:
+    atomic.rename_noreplace(path, store.root / "trash" / f"{path.name.lstrip('.')}.{secrets.token_hex(8)}")
+    return 1
+
+
+def _remove_empty(directory: Path) -> int:
+    if not directory.is_dir() or any(directory.iterdir()):
+        return 0
+    directory.rmdir()
+    return 1
+
+
+def _remove_finished(store: Store, directory: Path) -> int:
+    """An ingest that was committed by a process which died before it could remove the rest."""
+    if not ingest.finished(store, directory.name):
+        return 0
+    held = _free(store, f"ingest-{directory.name}")
+    if held is None:
+        return 0
+    try:
+        # Asked once more under the lock: until then a sweep and a new download may have come.
+        if not ingest.finished(store, directory.name):
+            return 0
+        _delete(directory)
+        return 1
+    finally:
+        held.release(unlink=True)
+
+
+def _remove_lock(store: Store, path: Path) -> int:
+    if not path.name.startswith(_COMING_AND_GOING):
+        return 0
+    held = _free(store, path.name)
+    if held is None:
+        return 0
+    held.release(unlink=True)
+    return 1
+
+
+def _free(store: Store, name: str) -> Held | None:
+    try:
+        return store.lock(name).acquire(timeout=0)
+    except LockTimeout:
+        return None
+
+
+def _delete(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return  # another process empties the same trash
+    except OSError as e:
+        log.warning("cannot remove %s: %s; it is tried again at the next start", path, e.strerror)

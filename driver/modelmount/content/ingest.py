@@ -4,30 +4,41 @@ Whoever holds the ingest's lock works on it; the lock outlives nothing, the byte
 one line per finished piece of at most 1 MiB: offset, length, crc32 of the bytes as they were in memory, and a check of
 the line itself. After whatever end, a line counts only when the bytes read back have its crc32; the rest is a hole. So
 nothing that a crash or a power cut tore is believed, and nothing finished is fetched twice.
+
+The journal is only ever appended to: a line about bytes that didn't survive is answered by a later line for the same
+offset, and no moment exists in which the journal is gone. Lines begin with the newline, so that one that was torn (full
+disk, power cut) doesn't take the next with it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from isal import isal_zlib
 
+from modelmount.content.diskerrors import disk_error as disk_error
+from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
-from modelmount.errors import Internal, NoSpace
+from modelmount.errors import Cancelled, Internal, ModelMountError
 from modelmount.oci.digest import Digest
 from modelmount.system import atomic, disk
 from modelmount.system.lock import Held
+
+log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 20
 WRITEBACK_BYTES = 16 << 20
 CHECKPOINT_BYTES = 64 << 20
 CHECKPOINT_SECONDS = 2.0
 READ_BYTES = 1 << 20
+GROUP_FILES = 16
+"""Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""
 
 RAW = "raw"
 UNPACKED = "unpacked"
@@ -36,6 +47,13 @@ UNPACKED = "unpacked"
 def name(digest: Digest, scope: str, form: str) -> str:
     """The directory's name, which is also its lock's: `ingest-<name>`."""
     return f"{digest.hex}-{scope}-{form}"
+
+
+def finished(store: Store, ingest: str) -> bool:
+    """Whether what the ingest of this name was to bring is in the store, for its scope. False for names not ours."""
+    hex_digits, _, rest = ingest.partition("-")
+    scope, _, form = rest.partition("-")
+    return form in {RAW, UNPACKED} and store.holds(hex_digits, scope, unpacked=form == UNPACKED)
 
 
 @dataclass(slots=True)
@@ -51,8 +69,8 @@ class Ingest:
     """The open download. One thread appends; any thread may `pread` what lies below `offset`.
 
     Lifecycle: `open` (lock held by the caller) → `append`… → `commit_*`, or `close` to keep the bytes for later, or
-    `discard` to drop them. A failed write or sync raises and leaves what the journal proves; a failed fsync discards
-    everything, for its pages can't be trusted again.
+    `discard` to drop them. Failures are ModelMountErrors. After a failed write the ingest keeps what its journal
+    proves; after a failed sync its pages can't be trusted again, so `close` drops it. Descriptors stay open until then.
     """
 
     def __init__(self, store: Store, digest: Digest, size: int, scope: str, form: str, held: Held) -> None:
@@ -65,6 +83,7 @@ class Ingest:
         self._piece = _Piece(0)
         self._written_back = self._durable = 0
         self._checkpointed_at = time.monotonic()
+        self._named = self._condemned = self._ended = False
 
     @classmethod
     def open(
@@ -78,16 +97,18 @@ class Ingest:
         *,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Ingest:
-        """Open or create the ingest and believe of its bytes what the journal proves. Takes over `held` even when it
-        raises.
+        """Open or create the ingest and believe of its bytes what the journal proves, which takes a read of them.
+
+        Takes over `held` even when it raises. Raises Cancelled, and then nothing of the ingest has changed.
         """
         ingest = cls(store, digest, size, scope, form, held)
         try:
-            ingest.directory.mkdir(mode=0o700, exist_ok=True)
-            ingest._data = os.open(ingest.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-            ingest._journal = os.open(ingest.directory / "journal", flags, 0o600)
-            ingest._recover(cancelled)
+            with translated(f"resume the download of {digest}"):
+                ingest.directory.mkdir(mode=0o700, exist_ok=True)
+                ingest._data = os.open(ingest.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                ingest._journal = os.open(ingest.directory / "journal", flags, 0o600)
+                ingest._recover(cancelled)
         except BaseException:
             ingest.close()
             raise
@@ -105,12 +126,11 @@ class Ingest:
 
     def append(self, view: memoryview) -> None:
         """Write the next bytes. Raises NoSpace when the disk is full; what was journalled stays."""
-        try:
+        with translated(f"write {self.digest}"):
             done = 0
             while done < len(view):
                 done += os.pwrite(self._data, view[done:], self.offset + done)
-        except OSError as e:
-            raise disk_error(e, f"write {self.digest}") from e
+        self.offset += len(view)
         position = 0
         while position < len(view):
             part = view[position : position + PIECE_BYTES - self._piece.length]
@@ -119,127 +139,153 @@ class Ingest:
             position += len(part)
             if self._piece.length == PIECE_BYTES:
                 self._finish_piece()
-        self.offset += len(view)
         self._keep_disk_busy()
 
     def flush(self) -> None:
         """Journal the piece in hand, however short, and make everything so far survive a power cut."""
         self._finish_piece()
-        self._checkpoint()
+        atomic.failpoint("content.ingest.checkpoint")
+        try:
+            os.fdatasync(self._data)
+            os.fdatasync(self._journal)
+            if not self._named:
+                atomic.fsync_directory(self.directory)
+                atomic.fsync_directory(self.directory.parent)
+        except OSError as e:
+            self._condemned = True
+            raise disk_error(e, f"make the download of {self.digest} durable") from e
+        self._named = True
+        self._durable = self.offset
+        self._checkpointed_at = time.monotonic()
 
     def commit_blob(self) -> None:
-        """The bytes were verified: give them their name in `blobs/` and end the ingest."""
+        """The bytes were verified: give them their name in `blobs/` and end the ingest.
+
+        When the disk is full in the middle of it, `close` keeps the bytes, and another commit goes on from there.
+        """
+        if self.offset != self.size or os.fstat(self._data).st_size != self.size:
+            raise Internal(f"refusing to commit {self.offset} of the {self.size} bytes of {self.digest}")
         try:
-            os.fsync(self._data)
             os.fchmod(self._data, 0o444)
+            os.fsync(self._data)
         except OSError as e:
-            self.discard()
+            self._condemned = True
             raise disk_error(e, f"make {self.digest} durable") from e
         atomic.failpoint("content.ingest.before_commit")
-        self.store.commit_blob(self.path, self.digest, self.scope)
+        with translated(f"commit {self.digest}"):
+            self.store.commit_blob(self.path, self.digest, self.scope)
         self.discard()
 
     def commit_unpacked(self, layer: Path, rules: int) -> None:
         """The archive was verified and unpacked into `layer` (below this ingest): commit that and drop the archive."""
         try:
-            atomic.sync_tree(layer)
+            _sync_layer(layer)
         except OSError as e:
-            self.discard()
+            self._condemned = True
             raise disk_error(e, f"make the unpacked {self.digest} durable") from e
         atomic.failpoint("content.ingest.before_commit_unpacked")
-        self.store.commit_unpacked(layer, self.digest, rules, self.scope)
+        with translated(f"commit the unpacked {self.digest}"):
+            self.store.commit_unpacked(layer, self.digest, rules, self.scope)
         self.discard()
 
     def close(self) -> None:
-        """Keep the bytes for a later attempt and let others work on them. Safe to call twice."""
-        if self._data >= 0 and self._journal >= 0 and self._piece.length:
-            self._finish_piece()
+        """Keep the bytes for a later attempt and let others work on them. Never raises; twice is harmless."""
+        if self._condemned:
+            self.discard()
+        if self._ended:
+            return
+        if self._journal >= 0:
+            try:
+                self._finish_piece()
+            except ModelMountError as e:
+                log.info("the last piece of %s will be fetched again: %s", self.digest, e)
         self._close_files()
         self._held.release()
 
     def discard(self) -> None:
-        """Drop the bytes and the ingest."""
+        """Drop the bytes and the ingest. Never raises; twice is harmless."""
+        if self._ended:
+            return  # without the lock the directory may be somebody else's by now
         self._close_files()
         shutil.rmtree(self.directory, ignore_errors=True)
         self._held.release(unlink=True)
 
     # -- journal
+    # ------------------------------------------------------------------------------------------------------------------
 
     def _recover(self, cancelled: Callable[[], bool]) -> None:
-        lines = _journal_lines(_read_all(self._journal))
-        for offset, length, crc in lines:
-            if offset != self.offset or offset + length > self.size or cancelled():
-                continue
-            if _crc_of(self._data, offset, length) != crc:
-                break
-            self.offset += length
-        os.ftruncate(self._data, self.offset)
-        self._piece = _Piece(self.offset)
-        self._written_back = self._durable = self.offset
-        kept = b"".join(_line(*line) for line in lines if line[0] + line[1] <= self.offset)
-        if os.fstat(self._journal).st_size != len(kept):
-            os.ftruncate(self._journal, 0)
-            os.write(self._journal, kept)
+        proofs: dict[int, list[tuple[int, int]]] = {}
+        for offset, length, crc in _journal_lines(_read_all(self._journal)):
+            proofs.setdefault(offset, []).append((length, crc))
+        end = 0
+        while length := self._proved_at(end, proofs.get(end, ()), cancelled):
+            end += length
+        os.ftruncate(self._data, end)
+        self.offset = self._written_back = self._durable = end
+        self._piece = _Piece(end)
+
+    def _proved_at(self, offset: int, proofs: Sequence[tuple[int, int]], cancelled: Callable[[], bool]) -> int:
+        """How many bytes at `offset` are what one of the lines says, the newest first; 0 when none is right."""
+        for length, crc in reversed(proofs):
+            if cancelled():
+                raise Cancelled(f"the download of {self.digest} was stopped; its bytes are kept")
+            if offset + length <= self.size and _crc_of(self._data, offset, length) == crc:
+                return length
+        return 0
 
     def _finish_piece(self) -> None:
         piece = self._piece
-        if piece.length:
-            try:
-                os.write(self._journal, _line(piece.offset, piece.length, piece.crc))
-            except OSError as e:
-                raise disk_error(e, "write the journal") from e
+        if not piece.length:
+            return
+        line = memoryview(_line(piece.offset, piece.length, piece.crc))
+        with translated(f"write the journal of {self.digest}"):
+            while line:
+                line = line[os.write(self._journal, line) :]
         self._piece = _Piece(piece.offset + piece.length)
 
     def _keep_disk_busy(self) -> None:
-        if self.offset - self._written_back >= WRITEBACK_BYTES:
-            disk.sync_range(self._data, self._written_back, self.offset - self._written_back)
+        waiting = self.offset - self._written_back
+        if waiting >= WRITEBACK_BYTES:
+            try:
+                disk.sync_range(self._data, self._written_back, waiting)
+            except OSError as e:
+                self._condemned = True
+                raise disk_error(e, f"write {self.digest} to the disk") from e
             self._written_back = self.offset
-            now = time.monotonic()
-            if self.offset - self._durable >= CHECKPOINT_BYTES or now - self._checkpointed_at >= CHECKPOINT_SECONDS:
-                self._checkpoint()
-
-    def _checkpoint(self) -> None:
-        atomic.failpoint("content.ingest.checkpoint")
-        try:
-            os.fdatasync(self._data)
-            os.fdatasync(self._journal)
-        except OSError as e:
-            self.discard()
-            raise disk_error(e, f"make the download of {self.digest} durable") from e
-        self._durable = self.offset
-        self._checkpointed_at = time.monotonic()
+        late = time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS
+        if late or self.offset - self._durable >= CHECKPOINT_BYTES:
+            self.flush()
 
     def _close_files(self) -> None:
+        self._ended = True
         for fd in (self._data, self._journal):
             if fd >= 0:
                 os.close(fd)
         self._data = self._journal = -1
 
 
-def disk_error(error: OSError, action: str) -> NoSpace | Internal:
-    """An OSError of the store's file system as ours: full disks pass, the rest needs an admin."""
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"no space left to {action}; what was verified is kept, free space on the store's file system")
-    return Internal(f"cannot {action}: {error.strerror}; look at the node's disk and file system")
+def _sync_layer(layer: Path) -> None:
+    """With many files one flush of everything comes first: one fsync after the other would wait for the disk each time.
+    The fsyncs are still made, for only they report what went wrong with their file.
+    """
+    if len(os.listdir(layer / "files")) > GROUP_FILES:
+        with atomic.GroupSync(layer) as group:
+            group.sync(())
+    atomic.sync_tree(layer)
 
 
 def _line(offset: int, length: int, crc: int) -> bytes:
     body = b"%d %d %08x" % (offset, length, crc)
-    return b"%s %08x\n" % (body, isal_zlib.crc32(body))
+    return b"\n%s %08x" % (body, isal_zlib.crc32(body))
 
 
-def _journal_lines(data: bytes) -> list[tuple[int, int, int]]:
-    """The lines whose own check holds, by offset; a torn line is no line."""
-    lines = []
+def _journal_lines(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The lines whose own check holds, oldest first; a torn line is no line."""
     for raw in data.split(b"\n"):
         body, _, check = raw.rpartition(b" ")
-        if not body or check != b"%08x" % isal_zlib.crc32(body):
-            continue
-        offset, length, crc = body.split(b" ")
-        lines.append((int(offset), int(length), int(crc, 16)))
-    return sorted(lines)
+        fields = body.split(b" ")
+        if len(fields) == 3 and check == b"%08x" % isal_zlib.crc32(body):
+            yield int(fields[0]), int(fields[1]), int(fields[2], 16)
 
 
 def _read_all(fd: int) -> bytes:
@@ -247,6 +293,7 @@ def _read_all(fd: int) -> bytes:
 
 
 def _crc_of(fd: int, offset: int, length: int) -> int:
+    """crc32 of the bytes; -1 when there are fewer."""
     buffer = memoryview(bytearray(min(length, READ_BYTES)))
     crc, end = 0, offset + length
     while offset < end:

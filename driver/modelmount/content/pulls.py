@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 
+from modelmount.content import ingest
+from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
 from modelmount.errors import NoSpace
 from modelmount.system import disk
@@ -22,7 +24,11 @@ from modelmount.system.lock import Held, LockTimeout
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """One thing a job holds: a digest in one form, and the bytes its download will take on disk altogether."""
+    """One thing a job holds: a digest in one form, and the bytes its download will take on disk altogether.
+
+    `ingest` is the name of its download (`ingest.name`), whether that has begun or not. Once the digest is in the store
+    for the scope in that name, the claim still holds it and needs no more space.
+    """
 
     hex: str
     form: str
@@ -41,36 +47,44 @@ class PullRecord:
     @classmethod
     def open(cls, store: Store) -> PullRecord:
         """Take a fresh id and its lock, and write an empty record under the shared store lock: before the first look at
-        what is present.
+        what is present. Raises NoSpace, Internal.
         """
         pull_id = secrets.token_hex(8)
-        held = store.lock(f"pull-{pull_id}").acquire()
-        record = cls(store, pull_id, held)
-        with store.locks.shared():
-            record._write([])
+        with translated("record a pull"):
+            record = cls(store, pull_id, store.lock(f"pull-{pull_id}").acquire())
+            try:
+                with store.locks.shared():
+                    record._write([])
+            except BaseException:
+                record.close()
+                raise
         return record
 
     def claim(self, claims: Iterable[Claim], *, keep_free: int) -> None:
-        """Reserve what these downloads still need, or raise NoSpace saying how much is needed and free; atomic against
-        every other job.
+        """Hold these digests and reserve what their downloads still need, in place of what was claimed before; or raise
+        NoSpace saying how much is needed and free, and claim nothing new. Atomic against every other job.
         """
-        wanted = list(claims)
-        with self.store.lock("space").acquire():
-            needed = sum(_outstanding(self.store, claim) for claim in wanted)
-            available = disk.free_bytes(self.store.root) - _promised(self.store, besides=self.id) - keep_free
-            if needed > available:
+        wanted = {claim.ingest: claim for claim in claims}
+        root = self.store.root
+        # The store lock keeps a sweep from a record half-written; `space` is a leaf and comes last.
+        with self.store.locks.shared(), self.store.lock("space").acquire(), translated("record a pull"):
+            others = _others(self.store, besides=self.id)
+            promised = sum(_outstanding(self.store, claim) for claim in others.values())
+            needed = sum(_outstanding(self.store, claim) for name, claim in wanted.items() if name not in others)
+            available = disk.free_bytes(root) - promised - keep_free
+            if needed and needed > available:
                 raise NoSpace(
-                    f"{_human(needed)} more are needed on {self.store.root}, {_human(max(0, available))} are free for "
-                    "it"
-                    f" (other pulls hold {_human(_promised(self.store, besides=self.id))}, {_human(keep_free)} stay "
-                    "free); free space there or add some"
+                    f"{_human(needed)} more are needed on {root}, {_human(max(0, available))} are free for it (other "
+                    f"pulls hold {_human(promised)}, {_human(keep_free)} stay free); free space there or add some"
                 )
-            self._write(wanted)
+            self._write(list(wanted.values()))
 
     def close(self) -> None:
         """Forget the record, then its lock. Safe to call twice."""
-        self._path.unlink(missing_ok=True)
-        self.held.release(unlink=True)
+        try:
+            self._path.unlink(missing_ok=True)
+        finally:
+            self.held.release(unlink=True)
 
     @property
     def _path(self) -> Path:
@@ -79,8 +93,12 @@ class PullRecord:
     def _write(self, claims: list[Claim]) -> None:
         # A dead job's record means nothing, so a torn or lost one costs nothing: no fsync.
         temporary = self._path.with_name(f".{self.id}.tmp")
-        temporary.write_bytes(msgspec.json.encode(claims))
-        os.replace(temporary, self._path)
+        try:
+            temporary.write_bytes(msgspec.json.encode(claims))
+            os.replace(temporary, self._path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def live_records(store: Store) -> Iterator[tuple[str, list[Claim]]]:
@@ -102,8 +120,10 @@ def forget_if_dead(store: Store, record: Path) -> int:
         held = lock.acquire(timeout=0)
     except LockTimeout:
         return 0
-    record.unlink(missing_ok=True)
-    held.release(unlink=True)
+    try:
+        record.unlink(missing_ok=True)
+    finally:
+        held.release(unlink=True)
     return 1
 
 
@@ -125,14 +145,21 @@ def _if_alive(store: Store, pull_id: str) -> Iterator[bool]:
 
 
 def _outstanding(store: Store, claim: Claim) -> int:
-    return max(0, claim.size - disk.allocated_bytes(store.root / "ingest" / claim.ingest))
+    """What its download will still write; nothing once it is committed."""
+    # In this order: an ingest that is gone when its bytes are counted has been committed before.
+    allocated = disk.allocated_bytes(store.root / "ingest" / claim.ingest)
+    return 0 if ingest.finished(store, claim.ingest) else max(0, claim.size - allocated)
 
 
-def _promised(store: Store, *, besides: str) -> int:
-    distinct = {
-        claim.ingest: claim for pull_id, claims in live_records(store) if pull_id != besides for claim in claims
-    }
-    return sum(_outstanding(store, claim) for claim in distinct.values())
+def _others(store: Store, *, besides: str) -> dict[str, Claim]:
+    """The distinct downloads of all other jobs: who shares one needs its space once."""
+    found: dict[str, Claim] = {}
+    for pull_id, claims in live_records(store):
+        for claim in claims if pull_id != besides else ():
+            known = found.get(claim.ingest)
+            if known is None or known.size < claim.size:
+                found[claim.ingest] = claim
+    return found
 
 
 def _human(count: int) -> str:

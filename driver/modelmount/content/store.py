@@ -1,6 +1,7 @@
 """The store's root: its names, presence and scopes. The only file that knows where content lies.
 
-    version  blobs/  unpacked/  ingest/  scopes/  trees/  views/  refs/  models/  volumes/  pulls/  backoff/  locks/  trash/  quarantine/
+    version  blobs/  unpacked/  ingest/  scopes/  trees/  views/  refs/  models/  volumes/  pulls/  backoff/  locks/
+    trash/  quarantine/
 
 Any number of threads and processes may use one root at the same time; `flock` orders them. Callers that link or record
 what they found present hold `locks.shared()` from the look until the record stands, so that a sweep never falls in
@@ -11,10 +12,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
-from modelmount.errors import Internal, Precondition
+from modelmount.content.diskerrors import translated
+from modelmount.errors import BadArtifact, Internal, Precondition
 from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import MAX_DOCUMENT_BYTES
 from modelmount.system import atomic
 from modelmount.system.lock import FileLock, StoreLock
 
@@ -47,21 +51,30 @@ class Store:
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
-            for room in ROOMS:
-                (root / room).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_rooms()
             if not (root / "version").exists():
                 atomic.write_file(root / "version", VERSION.encode())
+            found = (root / "version").read_bytes()
         except OSError as e:
             raise Precondition(
                 f"the store {root} cannot be used: {e.strerror}; run as root or choose another directory with --root"
             ) from e
-        found = (root / "version").read_text()
-        if found != VERSION:
+        if found != VERSION.encode():
             raise Precondition(
-                f"the store {root} has layout version {found.strip()!r}, this program knows {VERSION.strip()!r}; "
-                "upgrade modelmount"
+                f"the store {root} has layout version {found[:20].decode(errors='replace').strip()!r}, this program "
+                f"knows {VERSION.strip()!r}; upgrade modelmount"
             )
         self.locks = StoreLock(root / "locks")
+
+    def _make_rooms(self) -> None:
+        missing = [self.root / room for room in ROOMS if not (self.root / room).is_dir()]
+        for room in missing:
+            room.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in {room.parent for room in missing}:
+            atomic.fsync_directory(directory)
+        if missing:
+            atomic.fsync_directory(self.root)
+            atomic.fsync_directory(self.root.parent)
 
     # -- names
 
@@ -87,56 +100,78 @@ class Store:
         """Whether the raw form is present *and* available to this scope."""
         return self.blob_path(digest).exists() and self.has_scope(digest, scope)
 
-    def unpacked_rules(self, digest: Digest, scope: str) -> int | None:
-        """The newest rules version whose unpacked form is present and available to this scope."""
-        directory = self.root / "unpacked" / digest.hex
-        if not directory.exists() or not self.has_scope(digest, scope):
+    def unpacked_rules(self, digest: Digest, scope: str, among: Container[int] | None = None) -> int | None:
+        """The newest rules version, of those in `among`, whose unpacked form is present and available to this scope."""
+        if not self.has_scope(digest, scope):
             return None
-        versions = [
-            int(name) for name in os.listdir(directory) if name.isdigit() and (directory / name / "index.json").exists()
-        ]
-        return max(versions, default=None)
+        found = self._unpacked_versions(digest.hex)
+        return max((version for version in found if among is None or version in among), default=None)
+
+    def holds(self, hex_digits: str, scope: str, *, unpacked: bool) -> bool:
+        """`has_blob`, or whether any unpacked form is there for this scope, by the digest's hex digits alone."""
+        if not (self.root / "scopes" / hex_digits / scope).is_file():
+            return False
+        if unpacked:
+            return bool(self._unpacked_versions(hex_digits))
+        return any((self.root / "blobs" / algorithm / hex_digits).is_file() for algorithm in ("sha256", "sha512"))
+
+    def _unpacked_versions(self, hex_digits: str) -> list[int]:
+        directory = self.root / "unpacked" / hex_digits
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            return []
+        return [int(n) for n in names if n.isascii() and n.isdigit() and (directory / n / "index.json").exists()]
 
     def admit(self, digest: Digest, scope: str) -> None:
         """Record durably that `scope` had the bytes of `digest`. Call only after they were verified from that scope's
         own source.
         """
         directory = self.root / "scopes" / digest.hex
-        record = directory / scope
-        if record.exists():
-            return
         directory.mkdir(mode=0o700, exist_ok=True)
-        os.close(os.open(record, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o400))
+        os.close(os.open(directory / scope, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400))
+        # Also where the record was there: whoever wrote it may have died before it was durable.
         atomic.fsync_directory(directory)
         atomic.fsync_directory(directory.parent)
 
     # -- small documents
+    # ------------------------------------------------------------------------------------------------------------------
 
     def read_document(self, digest: Digest) -> bytes:
-        """The bytes of a small present blob (manifest, config). Raises Internal when they are unreadable."""
+        """The bytes of a small present blob (manifest, config), verified once more.
+
+        Raises BadArtifact for a blob that is too large to be one (a reference may name any digest), Internal when it is
+        unreadable or damaged.
+        """
         try:
-            return self.blob_path(digest).read_bytes()
+            with self.blob_path(digest).open("rb") as file:
+                data = file.read(MAX_DOCUMENT_BYTES + 1)
         except OSError as e:
             raise Internal(f"cannot read {digest} from the store: {e.strerror}; run `modelmount doctor`") from e
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise BadArtifact(
+                f"{digest} is neither a manifest nor a config: it has more than {MAX_DOCUMENT_BYTES} bytes; name a "
+                "model by its manifest's digest"
+            )
+        if not _is(data, digest):
+            raise Internal(f"{digest} is damaged in the store; look at the node's disk and run `modelmount doctor`")
+        return data
 
     def put_document(self, data: bytes, digest: Digest, scope: str) -> None:
-        """Commit a small blob that is in memory and was already verified: same order of writing as any ingest."""
-        hasher = digest.hasher()
-        hasher.update(data)
-        if hasher.hexdigest() != digest.hex:
+        """Commit a small blob that is in memory and was already verified: same order of writing as any ingest. Raises
+        NoSpace, Internal.
+        """
+        if not _is(data, digest):
             raise Internal(f"refusing to store bytes that are not {digest}")
-        with self.locks.shared():
+        with self.locks.shared(), translated(f"store {digest}"):
             target = self.blob_path(digest)
             if target.exists():
                 self.admit(digest, scope)
+                atomic.fsync_directory(target.parent)
                 return
-            temporary = target.with_name(f".{digest.hex}.{os.urandom(6).hex()}")
+            temporary = atomic.temporary_beside(target)
             try:
-                with open(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.fchmod(file.fileno(), 0o444)
+                _write_blob(temporary, data)
                 self.commit_blob(temporary, digest, scope)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -144,7 +179,7 @@ class Store:
 
     def commit_blob(self, verified: Path, digest: Digest, scope: str) -> None:
         """Give a verified, fsynced, 0444 file its name in `blobs/`. Somebody else's equal blob wins; `verified` is gone
-        afterwards either way.
+        afterwards either way. An OSError before the rename leaves `verified` where it is.
         """
         atomic.failpoint("content.blob.before_scope")
         self.admit(digest, scope)
@@ -160,6 +195,7 @@ class Store:
 
     def commit_unpacked(self, verified: Path, digest: Digest, rules: int, scope: str) -> None:
         """Give a verified, fsynced directory (`files/`, `index.json`) its name in `unpacked/`; like `commit_blob`."""
+        atomic.failpoint("content.unpacked.before_scope")
         self.admit(digest, scope)
         target = self.unpacked_path(digest, rules)
         target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -171,3 +207,19 @@ class Store:
         atomic.failpoint("content.unpacked.after_rename")
         atomic.fsync_directory(target.parent)
         atomic.fsync_directory(target.parent.parent)
+        atomic.fsync_directory(verified.parent)
+
+
+def _is(data: bytes, digest: Digest) -> bool:
+    hasher = digest.hasher()
+    hasher.update(data)
+    return hasher.hexdigest() == digest.hex
+
+
+def _write_blob(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(fd, 0o444)  # before the fsync, which makes it durable too
+        os.fsync(fd)

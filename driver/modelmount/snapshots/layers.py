@@ -7,6 +7,7 @@ live in `index.json` and act only when a tree is linked.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,17 +30,29 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 def build(
-    source: Path, encoding: Encoding, destination: Path, limits: unpack.Limits, cancelled: Callable[[], bool]
+    source: Path,
+    encoding: Encoding,
+    destination: Path,
+    limits: unpack.Limits,
+    cancelled: Callable[[], bool],
+    *,
+    uncompressed: Digest | None = None,
 ) -> None:
-    """Unpack the *verified* archive `source` into the new directory `destination`. Nothing is synced yet. Raises
-    BadArtifact, NoSpace.
+    """Unpack the *verified* archive `source` into the new directory `destination`. Nothing is synced yet.
+
+    Raises like `unpack.unpack`, and leaves no `destination` then: what is unpacked in part can't be gone on with, and
+    after a full disk its space is needed.
     """
     files = destination / "files"
     files.mkdir(mode=0o700, parents=True)
-    with open(source, "rb", buffering=0) as stream:
-        members = unpack.unpack(stream, encoding, files, limits, cancelled)
-    entries = [IndexEntry(m.path, "directory" if m.is_directory else "file", m.size, m.sha256) for m in members]
-    (destination / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
+    try:
+        with source.open("rb", buffering=0) as stream:
+            found = unpack.unpack(stream, encoding, files, limits, cancelled, uncompressed=uncompressed)
+        entries = [IndexEntry(m.path, "directory" if m.is_directory else "file", m.size, m.sha256) for m in found]
+        (destination / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
+    except BaseException:
+        shutil.rmtree(destination, ignore_errors=True)
+        raise
 
 
 def members(store: Store, digest: Digest, rules: int) -> tuple[Member, ...]:
@@ -64,7 +77,5 @@ def source_path(store: Store, source: str) -> Path:
 
 def clear(directory: Path) -> None:
     """Remove a half-made layer inside an ingest, so that unpacking can begin anew."""
-    import shutil
-
     if os.path.lexists(directory):
         shutil.rmtree(directory)

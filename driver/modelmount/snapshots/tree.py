@@ -12,11 +12,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
+from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
-from modelmount.errors import Internal
+from modelmount.errors import Internal, Precondition
 from modelmount.formats.base import File, Placement
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers
@@ -65,30 +67,36 @@ def find(store: Store, scope: str, manifest: Digest, selection: str) -> Tree | N
     stands.
     """
     try:
-        view = msgspec.json.decode(
-            (store.root / "views" / scope / view_key(manifest, selection)).read_bytes(), type=_View
-        )
-    except (FileNotFoundError, msgspec.DecodeError):
+        data = (store.root / "views" / scope / view_key(manifest, selection)).read_bytes()
+        view = msgspec.json.decode(data, type=_View)
+    except (OSError, msgspec.DecodeError):
         return None  # views are derived: an unreadable one is made again
     root = store.root / "trees" / view.tree / "root"
     return Tree(view.tree, root, view.bytes, view.files) if root.is_dir() else None
 
 
 def load(store: Store, tree_id: str) -> Tree | None:
-    """The tree with this id, when it is complete."""
-    try:
-        record = msgspec.json.decode((store.root / "trees" / tree_id / "tree.json").read_bytes(), type=_TreeRecord)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError as e:
-        raise Internal(f"tree {tree_id} has an unreadable tree.json: {e}; run `modelmount doctor`") from e
-    return Tree(tree_id, store.root / "trees" / tree_id / "root", record.bytes, len(record.files))
+    """The tree with this id, when it is complete. Raises Internal when it is damaged."""
+    directory = store.root / "trees" / tree_id
+    record = _read(directory)
+    return Tree(tree_id, directory / "root", record.bytes, len(record.files)) if record is not None else None
 
 
 def files(store: Store, tree: Tree) -> list[tuple[str, str, int]]:
-    """(path, source, size) of every file, by path."""
-    record = msgspec.json.decode((tree.root.parent / "tree.json").read_bytes(), type=_TreeRecord)
+    """(path, source, size) of every file, by path. Raises Internal when the tree is damaged or gone."""
+    record = _read(store.root / "trees" / tree.id)
+    if record is None:
+        raise Internal(f"tree {tree.id} is gone; publish the volume again")
     return [(f.path, f.source, f.size) for f in record.files]
+
+
+def _read(directory: Path) -> _TreeRecord | None:
+    try:
+        return msgspec.json.decode((directory / "tree.json").read_bytes(), type=_TreeRecord)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as e:
+        raise Internal(f"tree {directory.name} has an unreadable tree.json: {e}; run `modelmount doctor`") from e
 
 
 def tree_id(placement: Placement) -> str:
@@ -100,26 +108,30 @@ def tree_id(placement: Placement) -> str:
 def build(store: Store, scope: str, manifest: Digest, selection: str, placement: Placement) -> Tree:
     """Link the tree if it isn't there and record the scope's view of it. The caller holds the shared store lock and
     checked every source's scope.
+
+    Raises NoSpace, Internal; Precondition where a source doesn't have the size that the artifact declares. Nothing
+    half-made stays behind.
     """
     identity = tree_id(placement)
-    tree = load(store, identity)
-    if tree is None:
-        _link(store, identity, placement)
+    with translated(f"link the tree of {manifest}"):
         tree = load(store, identity)
         if tree is None:
-            raise Internal(f"tree {identity} vanished while it was made; try again")
-    view = store.root / "views" / scope / view_key(manifest, selection)
-    if not view.parent.exists():
-        view.parent.mkdir(mode=0o700, exist_ok=True)
-        atomic.fsync_directory(view.parent.parent)
-    atomic.failpoint("snapshots.tree.before_view")
-    atomic.write_file(view, msgspec.json.encode(_View(identity, tree.bytes, tree.files)))
+            _link(store, identity, placement)
+            tree = load(store, identity)
+            if tree is None:
+                raise Internal(f"tree {identity} is there without its tree.json; run `modelmount doctor`")
+        view = store.root / "views" / scope / view_key(manifest, selection)
+        if not view.parent.exists():
+            view.parent.mkdir(mode=0o700, exist_ok=True)
+            atomic.fsync_directory(view.parent.parent)
+        atomic.failpoint("snapshots.tree.before_view")
+        atomic.write_file(view, msgspec.json.encode(_View(identity, tree.bytes, tree.files)))
     return tree
 
 
 def _link(store: Store, identity: str, placement: Placement) -> None:
     final = store.root / "trees" / identity
-    half_made = final.with_name(f".{identity}.{os.urandom(6).hex()}")
+    half_made = atomic.temporary_beside(final)
     root = half_made / "root"
     try:
         root.mkdir(mode=0o755, parents=True)
@@ -127,18 +139,9 @@ def _link(store: Store, identity: str, placement: Placement) -> None:
             (root / directory).mkdir(mode=0o755)
         for file in placement.files:
             _place(store, file, root / file.path)
-        record = _TreeRecord(
-            identity,
-            sum(f.size for f in placement.files),
-            [_TreeFile(f.path, f.source, f.size) for f in placement.files],
-            list(placement.directories),
-        )
-        _write_synced(half_made / "tree.json", msgspec.json.format(msgspec.json.encode(record)))
+        _write_synced(half_made / "tree.json", msgspec.json.format(msgspec.json.encode(_record(identity, placement))))
         atomic.failpoint("snapshots.tree.before_sync")
-        for directory in (
-            *reversed(placement.directories),
-            "",
-        ):  # sorted by path, so children come before their parents
+        for directory in (*reversed(placement.directories), ""):  # sorted by path: children come before their parents
             (root / directory).chmod(0o555)
             atomic.fsync_directory(root / directory)
         atomic.fsync_directory(half_made)
@@ -147,28 +150,47 @@ def _link(store: Store, identity: str, placement: Placement) -> None:
             atomic.rename_noreplace(half_made, final)
         except FileExistsError:
             shutil.rmtree(half_made)
+        atomic.failpoint("snapshots.tree.after_rename")
         atomic.fsync_directory(final.parent)
     except BaseException:
         shutil.rmtree(half_made, ignore_errors=True)
         raise
 
 
+def _record(identity: str, placement: Placement) -> _TreeRecord:
+    return _TreeRecord(
+        identity,
+        sum(f.size for f in placement.files),
+        [_TreeFile(f.path, f.source, f.size) for f in placement.files],
+        list(placement.directories),
+    )
+
+
 def _place(store: Store, file: File, target: Path) -> None:
     source = layers.source_path(store, file.source)
+    size = source.lstat().st_size
+    if size != file.size:
+        raise Precondition(
+            f"{file.path} should have {file.size} bytes, its source {file.source} has {size}: the artifact declares a "
+            "wrong size, or the store is damaged; push the model again, or run `modelmount doctor`"
+        )
     try:
         os.link(source, target)
     except OSError as e:
         if e.errno != errno.EMLINK:  # ext4 allows 65,000 names an inode; a popular licence file can reach that
             raise
-        with open(source, "rb") as original, open(target, "xb") as copy:
+        with source.open("rb") as original, target.open("xb") as copy:
             shutil.copyfileobj(original, copy, 1 << 20)
-            copy.flush()
-            os.fsync(copy.fileno())
-            os.fchmod(copy.fileno(), 0o444)
+            _make_durable(copy)
 
 
 def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
+    with path.open("xb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        _make_durable(file)
+
+
+def _make_durable(file: BinaryIO) -> None:
+    file.flush()
+    os.fchmod(file.fileno(), 0o444)  # before the fsync, which makes it durable too
+    os.fsync(file.fileno())

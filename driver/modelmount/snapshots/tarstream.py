@@ -1,0 +1,256 @@
+"""A strict reader of tar archives: one pass, headers only, nothing believed that two tools could read differently.
+
+Sources: POSIX.1-2017 pax(1) "ustar Interchange Format" and "pax Interchange Format"; the GNU tar manual, "Basic Tar
+Format". Regular files and directories are read, with long names of GNU (`L`) and POSIX (`x`). Everything else that an
+archive can hold has been a way out of a directory, a bomb, or a difference between readers, and is refused with its
+name. Mode, owner and times are not even parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+from modelmount.errors import BadArtifact
+from modelmount.formats import paths
+
+BLOCK_BYTES: Final = 512
+MAX_EXTENSION_BYTES: Final = 64 << 10
+"""Most that a long name or a set of extended records may have."""
+MAX_END_BYTES: Final = 1 << 20
+"""Most zeros after the last entry. Writers fill up to a record: 10 KiB by default, a megabyte on large tapes."""
+
+_ZEROS: Final = bytes(BLOCK_BYTES)
+_REGULAR: Final = (b"0", b"\0")
+_DIRECTORY: Final = b"5"
+_LONG_NAME, _RECORDS, _GLOBAL_RECORDS = b"L", b"x", b"g"
+_MAGICS: Final = (b"ustar\0", b"ustar ", b"\0" * 6)
+"""POSIX, GNU, and the time before magics."""
+_SIZE_DIGITS: Final = 20
+_RECORD_LENGTH_DIGITS: Final = 6
+_SPARSE: Final = (b"GNU.sparse.", b"SCHILY.realsize")
+_DECIDING: Final = frozenset({b"path", b"size", b"linkpath"})
+"""Records that change what an entry is; nobody needs them for all entries at once."""
+_REFUSED_KINDS: Final = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a named pipe",
+    b"K": "a link",
+    b"S": "a sparse file",
+    b"M": "the rest of a file from another volume",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file or directory. `path` is checked (`formats.paths.check`); `size` is 0 for directories."""
+
+    path: str
+    is_directory: bool
+    size: int
+
+
+class Source:
+    """Bytes by count out of pieces of any size. Holds one piece at a time."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        """`pieces` has no empty one. What it raises passes through every method here."""
+        self._pieces = pieces
+        self._piece = memoryview(b"")
+
+    def some(self, limit: int) -> memoryview:
+        """At least one and at most `limit` bytes, without copying; none at the end."""
+        if not self._piece:
+            self._piece = memoryview(next(self._pieces, b""))
+        found, self._piece = self._piece[:limit], self._piece[limit:]
+        return found
+
+    def take(self, count: int) -> Iterator[memoryview]:
+        """Exactly `count` bytes, in pieces. Raises BadArtifact where the archive ends before."""
+        while count:
+            piece = self.some(count)
+            if not piece:
+                raise BadArtifact("the archive is cut off; push the model again")
+            count -= len(piece)
+            yield piece
+
+    def block(self) -> bytes | None:
+        """The next block, or None where the archive ends in front of it."""
+        head = self.some(BLOCK_BYTES)
+        if len(head) == BLOCK_BYTES:
+            return bytes(head)
+        return b"".join((head, *self.take(BLOCK_BYTES - len(head)))) if head else None
+
+
+@dataclass(slots=True)
+class _Extensions:
+    """What extended headers said about the entry to come."""
+
+    kinds: set[bytes] = field(default_factory=set)
+    path: bytes | None = None
+    size: int | None = None
+
+    def add_name(self, name: bytes) -> None:
+        if self.path is not None:
+            _refuse("it names one entry twice, in two extended headers")
+        self.path = name
+
+
+def entries(source: Source, limit: int) -> Iterator[Entry]:
+    """Every file and directory in the order of the archive; not its own root (`./`), which every volume has.
+
+    Before the next step the caller takes exactly `size` bytes from `source`. After the last entry the source is at its
+    end. More than `limit` headers, a name that occurs twice, or anything that isn't plain raises BadArtifact.
+    """
+    seen: set[str] = set()
+    extensions = _Extensions()
+    count = 0
+    while (header := source.block()) is not None and header != _ZEROS:
+        _check_header(header)
+        kind, size = header[156:157], _number(header[124:136], "size")
+        if kind in (_LONG_NAME, _RECORDS, _GLOBAL_RECORDS):
+            _extend(extensions, kind, _extension(source, size))
+            if kind != _GLOBAL_RECORDS:
+                continue
+        count += 1
+        if count > limit:
+            _refuse(f"it has more than the {limit} entries an admin allows (limits.archive_entries)")
+        if kind == _GLOBAL_RECORDS:
+            continue
+        entry = _entry(header, kind, size, extensions)
+        extensions = _Extensions()
+        if entry is None:
+            continue
+        if entry.path in seen:
+            _refuse(f"it has {paths.show(entry.path)} twice")
+        seen.add(entry.path)
+        yield entry
+        for _ in source.take(-entry.size % BLOCK_BYTES):
+            pass
+    if extensions.kinds:
+        _refuse("it ends between an extended header and its entry")
+    if header is not None:
+        _require_end(source)
+
+
+def _check_header(header: bytes) -> None:
+    # The field itself counts as eight spaces (POSIX, "chksum").
+    if _number(header[148:156], "checksum") != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+        _refuse("a header's checksum is wrong")
+    if header[257:263] not in _MAGICS:
+        _refuse("a header is of an unknown kind of tar")
+
+
+def _entry(header: bytes, kind: bytes, size: int, extensions: _Extensions) -> Entry | None:
+    """The entry, or None for the archive's own root."""
+    name = extensions.path if extensions.path is not None else _name(header)
+    if kind in _REFUSED_KINDS:
+        _refuse(f"{_show(name)} is {_REFUSED_KINDS[kind]}; only files and directories are unpacked")
+    if kind not in (*_REGULAR, _DIRECTORY):
+        _refuse(f"{_show(name)} is of type {kind.decode('latin-1')!a}; only files and directories are unpacked")
+    if extensions.size is not None:
+        size = extensions.size
+    try:
+        path = name.decode()
+    except UnicodeDecodeError:
+        _refuse(f"the name {_show(name)} is not UTF-8")
+    if kind != _DIRECTORY:
+        return Entry(paths.check(path), False, size)
+    if size:
+        _refuse(f"the directory {_show(name)} has data")
+    path = path.removesuffix("/")
+    return None if path == "." else Entry(paths.check(path), True, 0)
+
+
+def _name(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0]
+    # GNU keeps times and sparse maps where POSIX has the prefix.
+    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
+
+
+def _extension(source: Source, size: int) -> bytes:
+    if size > MAX_EXTENSION_BYTES:
+        _refuse(f"an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}")
+    return b"".join(source.take(size + -size % BLOCK_BYTES))[:size]
+
+
+def _extend(extensions: _Extensions, kind: bytes, data: bytes) -> None:
+    if kind == _GLOBAL_RECORDS:
+        for key in _records(data):
+            if key in _DECIDING or key.startswith(_SPARSE):
+                _refuse(f"a global header sets {_show(key)} for all entries")
+        return
+    if kind in extensions.kinds:
+        _refuse("two extended headers of one kind precede one entry")
+    extensions.kinds.add(kind)
+    if kind == _LONG_NAME:
+        extensions.add_name(data.rstrip(b"\0"))
+        return
+    records = _records(data)
+    for key in records:
+        if key.startswith(_SPARSE):
+            _refuse("it has a sparse file; write it without --sparse")
+    if b"path" in records:
+        extensions.add_name(records[b"path"])
+    if b"size" in records:
+        extensions.size = _decimal(records[b"size"])
+
+
+def _records(data: bytes) -> dict[bytes, bytes]:
+    """`<length> <key>=<value>\\n`, the length counting itself (POSIX, "pax Extended Header")."""
+    records: dict[bytes, bytes] = {}
+    position = 0
+    while position < len(data):
+        digits, space, _ = data[position : position + _RECORD_LENGTH_DIGITS].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        record = data[position : position + length]
+        key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
+        if len(record) != length or record[-1:] != b"\n" or not equals or not key or key in records:
+            _refuse("an extended header is malformed")
+        records[key] = value
+        position += length
+    return records
+
+
+def _number(raw: bytes, what: str) -> int:
+    """Octal digits, or GNU's base 256 for what is too large for them (a set top bit). Never negative."""
+    if raw[0] & 0x80:
+        if raw[0] != 0x80:
+            _refuse(f"a header's {what} is negative or absurdly large")
+        return int.from_bytes(raw[1:], "big")
+    digits = raw.strip(b" \0")
+    if digits.strip(b"01234567"):
+        _refuse(f"a header's {what} is not an octal number")
+    return int(digits, 8) if digits else 0
+
+
+def _decimal(value: bytes) -> int:
+    # Bounded before int(): it refuses thousands of digits with another exception.
+    if not value.isdigit() or len(value) > _SIZE_DIGITS:
+        _refuse("an extended header's size is not a number")
+    return int(value)
+
+
+def _require_end(source: Source) -> None:
+    """After the first zero block: nothing but whole zero blocks."""
+    total = 0
+    while rest := source.some(MAX_END_BYTES):
+        total += len(rest)
+        if bytes(rest).count(0) != len(rest):
+            _refuse("something follows its end")
+        if total > MAX_END_BYTES:
+            _refuse(f"more than {MAX_END_BYTES} zeros follow its end")
+    if total % BLOCK_BYTES:
+        _refuse("it ends in the middle of a block")
+
+
+def _show(name: bytes) -> str:
+    return paths.show(name.decode(errors="replace"))
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise BadArtifact(f"{problem}; pack the model again as plain files and directories")

@@ -1,0 +1,190 @@
+"""From an archive to its members' bytes: every regular file goes to `files/<ordinal>`, hashed while it is written.
+
+Names out of the archive never become paths here; they are checked, returned, and act when a tree is linked. Nothing is
+synced: whoever commits the layer does that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from modelmount.errors import BadArtifact, NoSpace
+from modelmount.formats import paths
+from modelmount.formats.base import Encoding, Member
+from modelmount.oci.digest import Digest
+from modelmount.snapshots import decompress, tarstream
+from modelmount.system import disk
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+RULES: Final = 1
+"""Version of the rules for archives. Rises only when the same archive would unpack to other bytes or names."""
+SINGLE_RULES: Final = 1001
+"""The same for single compressed files. Their numbers begin at 1000: one blob may be called an archive by one manifest
+and a compressed file by another, and neither may find what the other made of it.
+"""
+WRITEBACK_BYTES: Final = 16 << 20
+"""How much of a member may wait in the page cache before the disk is told to start on it."""
+_FREE_INODES_PERCENT: Final = 5
+"""The kubelet evicts pods below this share of free inodes (nodefs.inodesFree)."""
+
+
+def versions(encoding: Encoding) -> range:
+    """The numbers that rules for this kind of encoding have or will have."""
+    return range(1, 1000) if encoding.is_archive else range(1000, 2000)
+
+
+def rules(encoding: Encoding) -> int:
+    """The version under which `unpack` unpacks this encoding now."""
+    return RULES if encoding.is_archive else SINGLE_RULES
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one archive may become: bytes of all its files together, and entries.
+
+    `free_bytes` must stay free on the file system, and 5 % of its inodes; 0 means that nothing has to.
+    """
+
+    bytes: int
+    entries: int
+    free_bytes: int = 0
+
+
+def unpack(
+    stream: decompress.RawReader,
+    encoding: Encoding,
+    files: Path,
+    limits: Limits,
+    cancelled: Callable[[], bool],
+    *,
+    uncompressed: Digest | None = None,
+) -> list[Member]:
+    """Write every regular file of the archive into the existing empty directory `files`, named by its index in the
+    list that is returned; directories have an index and no file. RAW_GZIP and RAW_ZSTD give one member with path "".
+
+    One pass, memory constant but for the names. `uncompressed` is the digest that the archive must have after
+    decompression. Raises BadArtifact for whatever is malformed, hostile, larger than `limits` or not `uncompressed`;
+    Cancelled; NoSpace where `limits.free_bytes` would be touched; OSError of the disk, ENOSPC among them. What was
+    written until then stays for the caller to remove.
+    """
+    with decompress.opened(stream, encoding, cancelled) as pieces, _Directory.opened(files, limits) as directory:
+        hasher = uncompressed.hasher() if uncompressed is not None else None
+        source = tarstream.Source(_hashed(pieces, hasher) if hasher is not None else pieces)
+        found = _members(source, directory, limits) if encoding.is_archive else [_single(source, directory, limits)]
+        if uncompressed is not None and hasher is not None and hasher.hexdigest() != uncompressed.hex:
+            raise BadArtifact(
+                f"it decompresses to {uncompressed.algorithm}:{hasher.hexdigest()}, where its manifest says "
+                f"{uncompressed}; push the model again"
+            )
+        return found
+
+
+def _members(source: tarstream.Source, directory: _Directory, limits: Limits) -> list[Member]:
+    members: list[Member] = []
+    total = 0
+    for entry in tarstream.entries(source, limits.entries):
+        ordinal = len(members)
+        if entry.is_directory:
+            members.append(Member(ordinal, entry.path, True, 0, ""))
+            continue
+        total += entry.size
+        if total > limits.bytes:
+            raise _too_large(limits, f"with {paths.show(entry.path)} ")
+        _, sha256 = directory.write(ordinal, source.take(entry.size))
+        members.append(Member(ordinal, entry.path, False, entry.size, sha256))
+    return members
+
+
+def _single(source: tarstream.Source, directory: _Directory, limits: Limits) -> Member:
+    size, sha256 = directory.write(0, _bounded(source, limits))
+    return Member(0, "", False, size, sha256)
+
+
+def _bounded(source: tarstream.Source, limits: Limits) -> Iterator[memoryview]:
+    """Everything, unless it is more than the limit allows."""
+    left = limits.bytes
+    while piece := source.some(decompress.PIECE_BYTES):
+        left -= len(piece)
+        if left < 0:
+            raise _too_large(limits, "")
+        yield piece
+
+
+def _too_large(limits: Limits, what: str) -> BadArtifact:
+    return BadArtifact(
+        f"{what}it unpacks to more than the {limits.bytes} bytes an admin allows (limits.model_bytes); "
+        "publish a smaller model or have the limit raised"
+    )
+
+
+def _hashed(pieces: Iterator[bytes], hasher: _Hash) -> Iterator[bytes]:
+    for piece in pieces:
+        hasher.update(piece)
+        yield piece
+
+
+class _Directory:
+    """The directory of the members, by descriptor."""
+
+    def __init__(self, fd: int, limits: Limits) -> None:
+        self._fd, self._limits = fd, limits
+
+    @classmethod
+    @contextmanager
+    def opened(cls, path: Path, limits: Limits) -> Iterator[_Directory]:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield cls(fd, limits)
+        finally:
+            os.close(fd)
+
+    def write(self, ordinal: int, pieces: Iterable[memoryview]) -> tuple[int, str]:
+        """Make the member's file (0444); its size and sha256."""
+        self._require_space()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(str(ordinal), flags, 0o600, dir_fd=self._fd)
+        try:
+            hasher = hashlib.sha256()
+            size = started = 0
+            for piece in pieces:
+                _write_all(fd, piece)
+                hasher.update(piece)
+                size += len(piece)
+                if size - started >= WRITEBACK_BYTES:
+                    disk.sync_range(fd, started, size - started)
+                    started = size
+                    self._require_space()
+            os.fchmod(fd, 0o444)  # whatever the umask
+        finally:
+            os.close(fd)
+        return size, hasher.hexdigest()
+
+    def _require_space(self) -> None:
+        keep = self._limits.free_bytes
+        if not keep:
+            return
+        figures = os.statvfs(self._fd)
+        free = figures.f_bavail * figures.f_frsize
+        if free < keep:
+            raise NoSpace(
+                f"unpacking stops with {free} bytes free on the store's file system, of which {keep} must stay "
+                "(limits.free_bytes); free space there or add some"
+            )
+        if figures.f_favail * 100 < figures.f_files * _FREE_INODES_PERCENT:
+            raise NoSpace(
+                f"unpacking stops with {figures.f_favail} of {figures.f_files} inodes free on the store's file system, "
+                f"of which {_FREE_INODES_PERCENT} % must stay; remove files there"
+            )
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
