@@ -1,0 +1,69 @@
+"""What registries and token servers say in the body of an error (OCI distribution-spec, "Error Codes"; RFC 6749 §5.2).
+
+The words come from outside: they explain an answer to a person and decide nothing, which is the HTTP status' part.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from modelmount.errors import BadArtifact
+from modelmount.oci.manifest import strict_json
+
+MAX_BODY_BYTES = 64 << 10
+"""A body beyond this is a page, not an error; nothing of it is read."""
+MAX_DIAGNOSTICS = 8
+MAX_MESSAGE_CHARACTERS = 300
+
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One error. `code` is upper case, such as `MANIFEST_UNKNOWN`, and empty where the other side gave none that is
+    usable; `message` is one printable line of bounded length, possibly empty. Never both are empty.
+    """
+
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        """For a sentence: `DENIED: requested access to the resource is denied`."""
+        return ": ".join(part for part in (self.code, self.message) if part)
+
+
+def parse(body: bytes) -> tuple[Diagnostic, ...]:
+    """What the body says, at most `MAX_DIAGNOSTICS` errors; none where it is anything else. Never raises.
+
+    The specification's free-form `detail` is left out: registries put tokens and stack traces there.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        return ()
+    try:
+        document = strict_json(body)
+    except BadArtifact:
+        return ()
+    if not isinstance(document, dict):
+        return ()
+    errors = document.get("errors")
+    if isinstance(errors, list):
+        found = [_read(error.get("code"), error.get("message")) for error in errors if isinstance(error, dict)]
+    else:
+        found = [_read(document.get("error"), document.get("error_description"))]
+    return tuple(diagnostic for diagnostic in found if diagnostic is not None)[:MAX_DIAGNOSTICS]
+
+
+def _read(code: object, message: object) -> Diagnostic | None:
+    known = code.upper() if isinstance(code, str) else ""
+    shown = _line(message) if isinstance(message, str) else ""
+    if not _CODE.fullmatch(known):
+        known = ""
+    return Diagnostic(known, shown) if known or shown else None
+
+
+def _line(message: str) -> str:
+    """One line that prints as it reads: an error of another machine goes into logs and events."""
+    printable = "".join(character if character.isprintable() else " " for character in message)
+    line = " ".join(printable.split())
+    return line if len(line) <= MAX_MESSAGE_CHARACTERS else line[:MAX_MESSAGE_CHARACTERS] + "…"
