@@ -1,0 +1,199 @@
+"""The documents say what the code does: tables are compared with it, links lead somewhere, packages state a rule."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+from prometheus_client.metrics import MetricWrapperBase
+
+from modelmount import cli, telemetry
+from modelmount.cli import exits
+from modelmount.config import Settings
+from modelmount.config.schema import Registry
+from modelmount.content import store
+from modelmount.service import status
+from modelmount.volumes import volume
+from tests.fakes.kubelet import NOT_FINAL
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs/reference"
+HOST = 'registries."host:port"'
+ARCHITECTURE_LINES = 200
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "tests/**/*.md", "bench/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+PACKAGES = sorted(path for top in ("driver/modelmount", "csi", "bench") for path in (ROOT / top).rglob("__init__.py"))
+
+
+def rows(document: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each table row with the heading above it; cells without their backticks. Header rows and rules are left out."""
+    heading, before = "", ""
+    for line in document.read_text().splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ").replace("`", "")
+        elif line.startswith("| ") and before.startswith("|"):
+            yield heading, [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        before = line
+
+
+def section(document: Path, heading: str) -> str:
+    """The text below a heading, up to the next of any level."""
+    text = document.read_text().replace("`", "")
+    match = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert match is not None, f"{document.name} has no section {heading!r}"
+    return match[1]
+
+
+def knobs(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, str]:
+    """Dotted key and default, as the document writes it, of each knob."""
+    found: dict[str, str] = {}
+    for field in msgspec.structs.fields(struct):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            found |= knobs(field.type, f"{field.name}.")
+        elif field.name != "registries":
+            value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+            found[prefix + field.name] = "not set" if value is None else json.dumps(value)
+    return found
+
+
+def test_the_configuration_reference_has_every_knob_with_its_default() -> None:
+    documented = {}
+    for heading, cells in rows(REFERENCE / "configuration.md"):
+        prefix = "" if heading == "Top level" else heading.strip("[]") + "."
+        documented[prefix + cells[0]] = cells[1]
+    assert documented == knobs(Settings) | knobs(Registry, f"{HOST}.")
+
+
+def test_the_example_configuration_is_right() -> None:
+    text = section(REFERENCE / "configuration.md", "Example")
+    document = msgspec.toml.decode(text[text.index("toml\n") + 5 :])
+    msgspec.convert(document, Settings)
+
+
+def test_the_attribute_reference_has_every_key() -> None:
+    documented = {
+        cells[0] for heading, cells in rows(REFERENCE / "volume-attributes.md") if heading == "Volume attributes"
+    }
+    assert documented == set(volume.KNOWN_KEYS)
+
+
+def test_the_attribute_reference_names_every_key_of_later_versions() -> None:
+    text = (REFERENCE / "volume-attributes.md").read_text()
+    assert [key for key in volume.LATER_KEYS if f"`{key}`" not in text] == []
+
+
+def test_the_error_reference_has_every_error_with_its_code_and_what_the_kubelet_does() -> None:
+    documented = {cells[0]: (cells[1], cells[2]) for _, cells in rows(REFERENCE / "errors.md")}
+    expected = {
+        error.reason: (code.name, "not final" if code in NOT_FINAL else "final") for error, code in status.CODES.items()
+    }
+    assert documented == expected
+
+
+def test_the_metric_reference_has_every_metric_with_its_labels() -> None:
+    documented = {cells[0]: (cells[1], cells[2]) for heading, cells in rows(REFERENCE / "metrics.md")}
+    metrics = [value for value in vars(telemetry).values() if isinstance(value, MetricWrapperBase)]
+    assert documented == {_full_name(metric): _described(metric) for metric in metrics}
+
+
+def _full_name(metric: MetricWrapperBase) -> str:
+    (family,) = metric.describe()
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def _described(metric: MetricWrapperBase) -> tuple[str, str]:
+    (family,) = metric.describe()
+    return family.type, ", ".join(metric._labelnames)
+
+
+def commands(group: click.Group, name: str = "modelmount") -> Iterator[tuple[str, click.Command]]:
+    """Every command and sub-command with its full name."""
+    for each, command in group.commands.items():
+        yield f"{name} {each}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{name} {each}")
+
+
+def option_names(cells: list[str]) -> list[str]:
+    return re.findall(r"--[a-z][a-z-]*", cells[0])
+
+
+def test_the_command_line_reference_has_every_command_with_its_options() -> None:
+    shared = "Options that several commands share"
+    documented: dict[str, set[str]] = {}
+    for heading, cells in rows(REFERENCE / "cli.md"):
+        documented.setdefault(heading, set()).update(option_names(cells))
+    headings = re.findall(r"^#+ (.*)$", (REFERENCE / "cli.md").read_text().replace("`", ""), re.MULTILINE)
+    used: set[str] = set()
+    for name, command in commands(cli.cli):
+        about = next((h for h in headings if h == name or re.fullmatch(rf"{name}( [A-Z]+)+", h)), None)
+        assert about is not None, f"cli.md has no section about {name!r}"
+        options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
+        own = documented.get(about, set())
+        assert options - documented[shared] == own, f"{name}: cli.md lists {sorted(own)}"
+        used |= options
+    assert documented[shared] == (documented[shared] & used) | {"--help"}
+
+
+def test_the_command_line_reference_has_every_exit_code() -> None:
+    documented = {cells[0]: cells[1] for heading, cells in rows(REFERENCE / "cli.md") if heading == "Exit codes"}
+    assert documented == {str(code.value): meaning for code, meaning in exits.MEANINGS.items()}
+
+
+def test_the_architecture_is_short_and_names_every_directory_of_the_store() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(text.splitlines()) <= ARCHITECTURE_LINES
+    assert [room for room in store.ROOMS if f"{room.partition('/')[0]}/" not in text] == []
+
+
+def test_the_architecture_lists_the_rooms_in_the_order_that_is_checked() -> None:
+    layers = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert layers is not None
+    checked = [
+        name for name in re.findall(r"[a-z(][a-z)]*", layers[1]) if not name.startswith("(")
+    ]  # optional rooms don't exist yet
+    listed = re.search(r"^    (cli > .*?)\n\n", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    assert re.findall(r"[a-z]+", listed[1]) == checked
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (document.parent / path).resolve() if path else document
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors of a document's headings, as Markdown viewers make them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_every_package_states_its_rule(package: Path) -> None:
+    assert ast.get_docstring(ast.parse(package.read_text()))
+
+
+def test_the_decisions_are_numbered_without_gaps_and_listed() -> None:
+    files = sorted((ROOT / "docs/design").glob("[0-9]*.md"))
+    assert [int(file.name[:4]) for file in files] == list(range(1, len(files) + 1))
+    index = (ROOT / "docs/design/README.md").read_text()
+    titles = {file.name: file.read_text().partition("\n")[0].partition(": ")[2] for file in files}
+    assert [name for name, title in titles.items() if f"[{name[:4]}]({name}) | {title} |" not in index] == []
