@@ -40,8 +40,6 @@ class Naming(enum.Enum):
     """
     WITHIN = "within"
     """As ROOT, and every entry must be the layer's path or lie below it (oras-go refuses others)."""
-    BELOW = "below"
-    """An entry's path is the layer's path joined with its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Layer:
     path: str | None
     naming: Naming = Naming.ROOT
     uncompressed: Digest | None = None
-    """Digest of the archive after decompression, where the artifact states it: `unpack` checks it."""
+    """Digest of the archive after decompression, where the artifact states it. Whoever unpacks compares."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ title to the name of its local blob file and the ModelPack annotation to the rea
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from modelmount.errors import BadArtifact
+from modelmount.formats import paths
 from modelmount.formats.base import Encoding
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest, strict_json
@@ -35,6 +36,7 @@ _ARCHIVE = re.compile(r"\.tar(?:[+.](?P<compression>[a-z0-9+-]+))?\Z")
 _SINGLE = re.compile(r"\.raw\+(?P<compression>[a-z0-9+-]+)\Z")
 _ARCHIVES = {None: Encoding.TAR, "gzip": Encoding.TAR_GZIP, "zstd": Encoding.TAR_ZSTD}
 _SINGLES = {"gzip": Encoding.RAW_GZIP, "zstd": Encoding.RAW_ZSTD}
+_SHOWN_TYPES = 3
 
 
 def media(media_type: str) -> str:
@@ -63,7 +65,7 @@ def encoding(media_type: str) -> Encoding:
     """How a blob of this type holds files, by the end of the type, whoever the vendor is. What doesn't speak of tar is
     the file itself.
 
-    Raises BadArtifact for a compression or an encryption nobody here reads.
+    Raises BadArtifact for a compression that nobody here reads.
     """
     plain = media(media_type)
     for pattern, known in ((_ARCHIVE, _ARCHIVES), (_SINGLE, _SINGLES)):
@@ -71,7 +73,10 @@ def encoding(media_type: str) -> Encoding:
         if match:
             found = known.get(match["compression"])
             if found is None:
-                raise BadArtifact(f"layers of type {plain} cannot be read; use tar, gzip or zstd")
+                raise BadArtifact(
+                    f"layers of type {paths.show(plain)} cannot be read; push the model raw, as tar, or as tar with "
+                    "gzip or zstd"
+                )
             return found
     return Encoding.RAW
 
@@ -97,6 +102,30 @@ def claimed_path(descriptor: Descriptor) -> str | None:
     return (
         filepath(descriptor) or _metadata_name(descriptor.annotations) or title(descriptor) or descriptor.name or None
     )
+
+
+def hint(descriptor: Descriptor) -> str | None:
+    """The path an archive claims, where only its entries' names count: checked, and None for what is no usable path.
+
+    Such an annotation (`.`, `config/`, `../x`) is no reason to refuse the layer.
+    """
+    claimed = claimed_path(descriptor)
+    if claimed is None:
+        return None
+    try:
+        return paths.check(claimed.removesuffix("/"))
+    except BadArtifact:
+        return None
+
+
+def left_out(unnamed: Sequence[Descriptor]) -> tuple[str, ...]:
+    """The warning about layers that are no files because nothing names them; none where there are none."""
+    if not unnamed:
+        return ()
+    types = sorted({media(descriptor.media_type) for descriptor in unnamed})
+    shown = ", ".join(paths.show(media_type) for media_type in types[:_SHOWN_TYPES])
+    more = ", …" if len(types) > _SHOWN_TYPES else ""
+    return (f"layers without a file name were left out: {len(unnamed)}, of type {shown}{more}",)
 
 
 def _metadata_name(annotations: Mapping[str, str]) -> str | None:

@@ -7,11 +7,13 @@ producers write anything from a full description to `{}`, and nothing that a mou
 from __future__ import annotations
 
 from modelmount.formats import layers, paths
-from modelmount.formats.base import Encoding, Layer, Layout, Naming
+from modelmount.formats.base import Layer, Layout, Naming
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest
 
 _PREFIXES = ("application/vnd.cncf.model.", "application/vnd.cnai.model.")
+_INDEX_ENTRY = ("io.opendatahub.modelcar.manifest.type", "modelpack")
+"""How olot marks the ModelPack manifest between the container images of an index."""
 _MODELCAR_ROOT = "models"
 """olot packs a ModelPack artifact from the layers of a modelcar, whose files all lie in /models."""
 
@@ -31,26 +33,27 @@ class ModelPack:
         ) or any(_is_model_layer(layer) for layer in manifest.layers)
 
     def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
-        """Layers that claim no path and aren't archives are no files: skipped with a warning."""
+        """Layers that claim no path and aren't archives are no files: left out with a warning."""
         found: list[Layer] = []
-        warnings: list[str] = []
+        unnamed: list[Descriptor] = []
         for descriptor in manifest.layers:
-            claimed = layers.claimed_path(descriptor)
+            if layers.media(descriptor.media_type) == layers.EMPTY:
+                continue
             encoding = layers.encoding(descriptor.media_type)
+            claimed = layers.claimed_path(descriptor)
             if encoding.is_archive:
-                found.append(Layer(descriptor, encoding, _hint(claimed), Naming.HINTED))
+                found.append(Layer(descriptor, encoding, layers.hint(descriptor), Naming.HINTED))
             elif claimed is None:
-                warnings.append(
-                    f"layer {descriptor.digest} of type {layers.media(descriptor.media_type)} has no file name and "
-                    "was left out"
-                )
+                unnamed.append(descriptor)
             else:
                 found.append(Layer(descriptor, encoding, paths.check(claimed)))
-        annotated = any(layers.filepath(descriptor) for descriptor in manifest.layers)
-        archives = any(layer.encoding is not Encoding.RAW for layer in found)
-        return Layout(
-            self.name, tuple(found), tuple(warnings), lift=None if annotated or not archives else _MODELCAR_ROOT
-        )
+        return Layout(self.name, tuple(found), layers.left_out(unnamed), _lift(found))
+
+
+def declared_by(entry: Descriptor) -> bool:
+    """Whether an entry of an index is declared to be a ModelPack manifest."""
+    key, value = _INDEX_ENTRY
+    return layers.media(entry.artifact_type or "").startswith(_PREFIXES) or entry.annotations.get(key) == value
 
 
 def _is_model_layer(descriptor: Descriptor) -> bool:
@@ -62,13 +65,8 @@ def _is_model_layer(descriptor: Descriptor) -> bool:
     ).startswith(_PREFIXES)
 
 
-def _hint(claimed: str | None) -> str | None:
-    """An archive's path is only a hint: one that is no usable path (`.`, `config/`, `../x`) is no reason to refuse the
-    layer.
-    """
-    if claimed is None or claimed in {".", "./"}:
-        return None
-    try:
-        return paths.check(claimed.removesuffix("/"))
-    except paths.BadArtifact:
-        return None
+def _lift(found: list[Layer]) -> str | None:
+    """Only olot leaves out the path annotation; with it, a directory `models` is what the publisher wanted."""
+    annotated = any(layers.filepath(layer.descriptor) for layer in found)
+    archived = any(layer.encoding.is_archive for layer in found)
+    return _MODELCAR_ROOT if archived and not annotated else None

@@ -31,6 +31,8 @@ def check(path: str) -> str:
 
     Shell and URL syntax (`$(x)`, `~root`, `%2e%2e`, `-rf`) is ordinary text here: nothing below expands or decodes it.
     """
+    if len(path) > MAX_PATH_BYTES:  # first of all: what follows is only quick on short names
+        raise _refused(path, f"is longer than {MAX_PATH_BYTES} bytes")
     name = path
     while name.startswith("./"):
         name = name[2:]
@@ -38,8 +40,6 @@ def check(path: str) -> str:
         raise _refused(path, "is empty")
     if name.startswith("/"):
         raise _refused(path, "is absolute")
-    if len(name) > MAX_PATH_BYTES:
-        raise _refused(path, f"is longer than {MAX_PATH_BYTES} bytes")
     if not (name.isascii() and name.isprintable()):
         for character in name:
             if unicodedata.category(character) in _REFUSED_CATEGORIES:

@@ -31,19 +31,20 @@ class _Tree:
         self.files.setdefault(file.path, file)
 
 
-def place(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: int) -> Placement:
+def place(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int]) -> Placement:
     """Where every file of the volume comes from.
 
-    `members` has an entry for each layer that isn't RAW; `rules` is the version of the unpacking rules they were made
-    under. Raises BadArtifact when names collide, an entry lies outside its layer's directory, or there is no file at
-    all; KeyError when a layer's members are missing.
+    `members` has an entry for each layer that isn't RAW, and `rules` the version of the unpacking rules which that
+    layer was made under: one model may mix versions. Raises BadArtifact when names collide, an entry lies outside its
+    layer's directory, or there is no file at all; KeyError when a layer's members or rules are missing.
     """
     tree = _Tree()
     for layer in layout.layers:
         if layer.encoding is Encoding.RAW:
             _place_raw(tree, layer)
         else:
-            _place_members(tree, layer, members[layer.descriptor.digest], rules)
+            digest = layer.descriptor.digest
+            _place_members(tree, layer, members[digest], rules[digest])
     if not tree.files:
         raise BadArtifact(
             f"the {layout.format} artifact has no files, only directories; ask its publisher what it should contain"
@@ -70,7 +71,7 @@ def _place_raw(tree: _Tree, layer: Layer) -> None:
     if layer.path is None:
         raise BadArtifact(f"layer {layer.descriptor.digest} has no name")
     digest = layer.descriptor.digest
-    tree.add(File(layer.path, digest.hex, layer.descriptor.size), _content(digest), layer)
+    tree.add(File(layer.path, digest.hex, layer.descriptor.size), str(digest), layer)
 
 
 def _place_members(tree: _Tree, layer: Layer, members: Sequence[Member], rules: int) -> None:
@@ -81,13 +82,6 @@ def _place_members(tree: _Tree, layer: Layer, members: Sequence[Member], rules: 
         else:
             file = File(path, f"{digest.hex}/{rules}/{member.ordinal}", member.size)
             tree.add(file, f"sha256:{member.sha256}", layer)
-
-
-def _content(digest: Digest) -> str:
-    """Comparable with a member's `sha256:<hex>` where the algorithm is the same; never equal to it by accident where
-    not.
-    """
-    return str(digest)
 
 
 def _named(layer: Layer, members: Sequence[Member]) -> Iterator[tuple[Member, str]]:
@@ -109,8 +103,6 @@ def _named(layer: Layer, members: Sequence[Member]) -> Iterator[tuple[Member, st
                 f"the archive of directory {paths.show(path)} has the entry {paths.show(name)}, which lies outside of "
                 "it"
             )
-        if layer.naming is Naming.BELOW and path:
-            name = paths.check(f"{path}/{name}")
         yield member, name
 
 

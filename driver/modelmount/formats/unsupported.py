@@ -1,0 +1,101 @@
+"""Kinds of artifacts that this version knows and doesn't read, each refused by its name with what to do instead.
+
+Asked before the formats: a container image would otherwise be taken for ORAS files, and nobody would understand why it
+fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from modelmount.errors import BadArtifact
+from modelmount.formats import layers
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.manifest import Index, Manifest
+
+_KITOPS = "application/vnd.kitops.modelkit."
+_DOCKER_MODEL = "application/vnd.docker.ai."
+_OLLAMA = "application/vnd.ollama.image."
+_HELM = "application/vnd.cncf.helm."
+_NYDUS_BLOB = "application/vnd.oci.image.layer.nydus.blob.v1"
+_NYDUS_BOOTSTRAP = "containerd.io/snapshot/nydus-bootstrap"
+_OLOT = "olot."
+"""Prefix of annotations that olot puts on the layers of its container images, along with a title."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind. `name` begins the sentence that refuses it, `remedy` ends it; `matches` never raises."""
+
+    name: str
+    remedy: str
+    matches: Callable[[Manifest], bool]
+
+    def refusal(self) -> BadArtifact:
+        """The error."""
+        return BadArtifact(f"{self.name} are not supported by this version of modelmount; {self.remedy}")
+
+
+def refuse(manifest: Manifest) -> None:
+    """Raise BadArtifact if the manifest is of a kind in `KINDS`."""
+    for kind in KINDS:
+        if kind.matches(manifest):
+            raise kind.refusal()
+
+
+def refuse_index(index: Index) -> None:
+    """The same for an index, whose own type says that all its entries are of one kind."""
+    if layers.media(index.artifact_type or "").startswith(_KITOPS):
+        raise _KIT.refusal()
+
+
+def _declares(prefix: str) -> Callable[[Manifest], bool]:
+    """Whether artifact type, config or any layer is of a type with this prefix."""
+
+    def matches(manifest: Manifest) -> bool:
+        types = [layers.kind(manifest), layers.config_type(manifest)]
+        types += [layers.media(layer.media_type) for layer in manifest.layers]
+        return any(declared.startswith(prefix) for declared in types)
+
+    return matches
+
+
+def _is_encrypted(manifest: Manifest) -> bool:
+    return any(layers.media(layer.media_type).endswith("+encrypted") for layer in manifest.layers)
+
+
+def _is_nydus(manifest: Manifest) -> bool:
+    return any(
+        layers.media(layer.media_type) == _NYDUS_BLOB or _NYDUS_BOOTSTRAP in layer.annotations
+        for layer in manifest.layers
+    )
+
+
+def _is_container_image(manifest: Manifest) -> bool:
+    """The config's type alone decides nothing: early ORAS and CRI-O examples push artifacts with an image config."""
+    return (
+        layers.config_type(manifest) in layers.IMAGE_CONFIGS
+        and not manifest.artifact_type
+        and any(layers.is_rootfs(layer.media_type) for layer in manifest.layers)
+        and not any(_is_named_file(layer) for layer in manifest.layers)
+    )
+
+
+def _is_named_file(layer: Descriptor) -> bool:
+    return bool(layers.filepath(layer) or layers.title(layer)) and not any(
+        key.startswith(_OLOT) for key in layer.annotations
+    )
+
+
+_KIT = Kind("KitOps ModelKits", "pack the model with `kit pack --use-model-pack`", _declares(_KITOPS))
+KINDS = (
+    Kind("encrypted layers", "push the model without encryption", _is_encrypted),
+    Kind("Nydus images", "name the tag that the Nydus image was made from", _is_nydus),
+    _KIT,
+    Kind("Ollama models", "push the model's files with `oras push`", _declares(_OLLAMA)),
+    Kind("Docker Model Runner models", "package the model with `--format cncf`", _declares(_DOCKER_MODEL)),
+    Kind("Helm charts", "name a model", _declares(_HELM)),
+    Kind("container images", "push the model's files with `oras push` or `modctl build`", _is_container_image),
+)
+"""In the order in which they are asked: the first that matches names the artifact best."""
