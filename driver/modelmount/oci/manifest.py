@@ -112,6 +112,8 @@ def _kind(fields: Mapping[str, Any], declared: str) -> str:
         raise BadArtifact("Docker schema 1 manifests are too old to be read; push the model again with a current tool")
     if manifests and (layers or blobs or "config" in fields):
         raise BadArtifact("the document is a manifest and an index at once; push it again")
+    if layers and blobs:
+        raise BadArtifact("the document has both layers and blobs, and tools differ in which count; push it again")
     if not declared or declared in {"application/json", "application/octet-stream", "text/plain"}:
         declared = OCI_INDEX if manifests else OCI_MANIFEST if layers else ARTIFACT_MANIFESTS[0] if blobs else ""
     if declared not in MANIFESTS + INDEXES:

@@ -102,9 +102,9 @@ class Reference:
             raise _refused(
                 text, "has a bad repository path; it takes lower-case letters, digits and '.', '_', '-', '/'"
             )
-        if len(path) > MAX_PATH_CHARACTERS:
-            raise _refused(text, f"has a repository path of more than {MAX_PATH_CHARACTERS} characters")
         repository = _canonical(_checked_registry(text, registry), path)
+        if len(repository.repository) > MAX_PATH_CHARACTERS:
+            raise _refused(text, f"has a repository path of more than {MAX_PATH_CHARACTERS} characters")
         return cls(repository, tag if colon else None if digest else DEFAULT_TAG, digest)
 
 
@@ -139,7 +139,7 @@ def _checked_registry(text: str, registry: str) -> str:
     host, colon, port = registry.rpartition(":")
     if not colon or registry.endswith("]"):
         host, port = registry, ""
-    elif not (port.isdigit() and 1 <= int(port[:6]) <= _MAX_PORT):
+    elif not (port.isdigit() and len(port) <= len(str(_MAX_PORT)) and 1 <= int(port) <= _MAX_PORT):
         raise _refused(text, "has a bad port")
     if not _HOST.fullmatch(host):
         raise _refused(text, "has a bad registry host")
@@ -160,11 +160,18 @@ def _canonical(registry: str, path: str) -> Repository:
 
 
 def _refused(text: str, problem: str) -> InvalidRequest:
-    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
-    # What stands before an @ in the host may be a password.
-    scheme = _OTHER_SCHEME.match(shown)
-    start = scheme.end() if scheme else 0
-    host, slash, path = shown[start:].partition("/")
-    if "@" in host:
-        shown = f"{shown[:start]}***@{host.rpartition('@')[2]}{slash}{path}"
+    shown = _without_credentials(text)
+    if len(shown) > _SHOWN_CHARACTERS:
+        shown = shown[:_SHOWN_CHARACTERS] + "…"
     return InvalidRequest(f"reference {shown!a} {problem}")
+
+
+def _without_credentials(text: str) -> str:
+    """`text` with what may be a password hidden: whatever stands before an @, unless only a digest can follow it."""
+    scheme = _OTHER_SCHEME.match(text)
+    start = scheme.end() if scheme else 0
+    name, at, digest = text[start:].rpartition("@")
+    if "/" not in name or "/" in digest or ":" not in digest:
+        name, at, digest = text[start:], "", ""
+    hidden, mark, shown = name.rpartition("@")
+    return f"{text[:start]}{'***' if hidden else ''}{mark}{shown}{at}{digest}"
