@@ -1,0 +1,93 @@
+"""The command line: `modelmount`, one file a command.
+
+Rule of this room: a command reads options, calls the rooms below, and prints; what it does works the same in the
+daemon. Errors of ours become one sentence and an exit code of `exits`, never a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import modelmount
+from modelmount.cli import config, doctor, exits, inspect, ls, mount, pull, serve, umount
+from modelmount.cli.output import Output
+from modelmount.errors import ModelMountError
+
+COMMANDS: tuple[click.Command, ...] = (
+    serve.serve,
+    pull.pull,
+    mount.mount,
+    umount.umount,
+    ls.ls,
+    inspect.inspect,
+    doctor.doctor,
+    config.config,
+)
+"""In the order of the help. A new command is one new file and one line here."""
+
+
+class _Commands(click.Group):
+    """A group that turns errors into sentences and exit codes, and keeps its commands in their order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        output = ctx.ensure_object(Output)
+        try:
+            return super().invoke(ctx)
+        except ModelMountError as e:
+            output.error(e)
+            ctx.exit(exits.code_of(e))
+        except KeyboardInterrupt:
+            output.failure("Cancelled", "interrupted")
+            ctx.exit(exits.Exit.INTERRUPTED)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as e:
+            output.failure("Internal", _sentence(e))
+            ctx.exit(exits.Exit.FAILURE)
+
+
+def _sentence(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    remedy = "run it as root" if isinstance(error, PermissionError) else "`modelmount doctor` looks for the cause"
+    return f"{place}{error.strerror or error}; {remedy}"
+
+
+EPILOG = f"""\b
+Examples:
+  modelmount doctor                                   is this machine ready?
+  modelmount inspect harbor.example.com/llm/llama3:v1 what is in a model?
+  modelmount pull harbor.example.com/llm/llama3:v1    have it on this node
+  modelmount mount harbor.example.com/llm/llama3:v1 /mnt/llama3
+  modelmount umount /mnt/llama3
+  modelmount ls                                       what is here, who uses it?
+  modelmount serve --mode node                        the CSI driver itself
+
+\b
+Exit codes:
+{exits.table()}
+
+Every command has examples of its own: modelmount COMMAND --help.
+"""
+
+
+@click.group(cls=_Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(modelmount.__version__, prog_name="modelmount")
+def cli() -> None:
+    """Models from OCI registries as read-only directories: pulled once, every byte verified.
+
+    The CSI driver is `serve`; all other commands work on the same store, beside a running driver or without one.
+    """
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line of this process; ends it."""
+    cli(prog_name="modelmount")

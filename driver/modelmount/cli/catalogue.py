@@ -1,0 +1,97 @@
+"""What is in a store, read from its names alone: no network, no lock, nothing written.
+
+Others may add and remove while we look; whatever vanishes in between is left out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.pull import verdicts
+from modelmount.snapshots import tree as trees
+from modelmount.volumes.leases import Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One manifest that was pulled here, or whose pull began. `files` and `tree` are None while it isn't complete;
+    `size` is then the declared one. `used_at` is wall-clock seconds.
+    """
+
+    digest: str
+    references: tuple[str, ...]
+    format: str
+    size: int
+    files: int | None
+    tree: Path | None
+    used_at: float
+    leases: tuple[Lease, ...] = field(default=())
+
+
+class _Ref(msgspec.Struct, frozen=True):
+    """The part of a reference's record that is needed here."""
+
+    reference: str
+    manifest: str
+
+
+def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
+    """Every model of the store, the one used last first."""
+    held: defaultdict[str, list[Lease]] = defaultdict(list)
+    for lease in leases:
+        # An adopted mount's manifest isn't known, its tree is. What a person mounted by hand ended with its boot.
+        if lease.owner == "csi" or lease.in_this_boot:
+            held[lease.manifest or lease.tree].append(lease)
+    named: defaultdict[str, set[str]] = defaultdict(set)
+    for ref in _refs(store):
+        named[ref.manifest].add(ref.reference)
+    found = [
+        entry
+        for directory in (store.root / "models").iterdir()
+        if (entry := _entry(store, directory, named, held)) is not None
+    ]
+    return sorted(found, key=lambda entry: entry.used_at, reverse=True)
+
+
+def _entry(
+    store: Store, directory: Path, named: Mapping[str, set[str]], held: Mapping[str, list[Lease]]
+) -> Entry | None:
+    digest = Digest("sha512" if len(directory.name) == 128 else "sha256", directory.name)
+    facts = verdicts.read_facts(store, digest)
+    if facts is None:
+        return None
+    tree = _tree(store, digest)
+    return Entry(
+        digest=facts.digest,
+        references=tuple(sorted(named.get(facts.digest, ()))),
+        format=facts.format,
+        size=facts.declared_bytes if tree is None else tree.bytes,
+        files=None if tree is None else tree.files,
+        tree=None if tree is None else tree.root,
+        used_at=directory.stat().st_mtime,
+        leases=(*held.get(facts.digest, ()), *(held.get(tree.id, ()) if tree is not None else ())),
+    )
+
+
+def _tree(store: Store, manifest: Digest) -> trees.Tree | None:
+    """The tree that any scope has of this manifest: the same one for all of them."""
+    for scope in (store.root / "views").iterdir():
+        tree = trees.find(store, scope.name, manifest, "")
+        if tree is not None:
+            return tree
+    return None
+
+
+def _refs(store: Store) -> Iterator[_Ref]:
+    for path in (store.root / "refs").glob("[0-9a-f]*"):
+        try:
+            yield msgspec.json.decode(path.read_bytes(), type=_Ref)
+        except (FileNotFoundError, msgspec.DecodeError):
+            continue  # replaced or torn: the reference is resolved again when somebody needs it

@@ -1,0 +1,217 @@
+"""`modelmount inspect`: what a model is, from its manifest and config alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from modelmount import config, formats, wiring
+from modelmount.cli import output
+from modelmount.cli.access import Access, access_options
+from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact, IntegrityError
+from modelmount.formats.base import Encoding, Layer, Layout, Member
+from modelmount.oci import manifest as manifests
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Index, Manifest
+from modelmount.oci.reference import Reference, Repository
+from modelmount.registry.credentials import Credential
+from modelmount.snapshots import layers
+
+INDEX_DEPTH = 3
+"""How many indexes deep a manifest may lie; as for pods."""
+
+
+@click.command(
+    short_help="Show what a model is, without pulling it.",
+    epilog="""\b
+Examples:
+  modelmount inspect harbor.example.com/llm/llama3-70b:v1
+  modelmount inspect harbor.example.com/llm/llama3-70b:v1 --json | jq -r '.layers[].path'
+
+No weights are downloaded and nothing is stored. HERE says what this node has of the model already, for this
+repository. What an archive holds is known once it was unpacked here.
+""",
+)
+@click.argument("reference", metavar="REFERENCE")
+@access_options
+@settings_options
+@json_option
+@click.pass_context
+def inspect(context: click.Context, reference: str, effective: config.Effective, access: Access) -> None:
+    """Show what REFERENCE is: digest, format, files and sizes, and what of it is here."""
+    say = output_of(context)
+    named = Reference.parse(reference)
+    settings = access.applied(effective.settings, named.repository)
+    with contextlib.closing(wiring.connect(settings)) as remote:
+        asked = _Asked(remote, named.repository, access.credential(remote.credentials, named.repository))
+        found = asked.look(named)
+    existing = wiring.existing(settings)
+    parts = _parts(found, existing.store if existing is not None else None, named.repository.scope)
+    if say.json:
+        say.object(_plain(named, found, parts))
+    else:
+        say.text(*_lines(named, found, parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One artifact as the registry has it. `index` is the digest asked for where that was an index; `layout` is None
+    for what can't be mounted, and `problem` says why.
+    """
+
+    digest: Digest
+    size: int
+    index: Digest | None
+    manifest: Manifest
+    layout: Layout | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A layer. `path` is None where it claims none; `files` are an archive's once it is unpacked here, None before."""
+
+    descriptor: Descriptor
+    path: str | None
+    archive: bool
+    here: bool
+    files: tuple[Member, ...] | None
+
+
+class _Asked:
+    """One repository, asked with one credential."""
+
+    def __init__(self, remote: wiring.Remote, repository: Repository, credential: Credential) -> None:
+        self._client, self._repository, self._credential = remote.client, repository, credential
+
+    def look(self, reference: Reference) -> _Found:
+        """Follow the reference to a manifest. Raises what the registry's answers mean."""
+        document, size, digest = self._document(reference.digest or reference.tag or "latest")
+        index = digest if isinstance(document, Index) else None
+        for _ in range(INDEX_DEPTH):
+            if isinstance(document, Manifest):
+                break
+            document, size, digest = self._document(formats.choose(document).digest)
+        if isinstance(document, Index):
+            raise BadArtifact(f"indexes are nested more than {INDEX_DEPTH} deep; name a manifest by digest")
+        try:
+            return _Found(digest, size, index, document, formats.decide(document, self._config(document)), "")
+        except BadArtifact as e:
+            return _Found(digest, size, index, document, None, e.message)
+
+    def _document(self, name: str | Digest) -> tuple[Manifest | Index, int, Digest]:
+        answer = self._client.manifest(self._repository, name, self._credential)
+        return manifests.parse(answer.data, answer.media_type), len(answer.data), answer.digest
+
+    def _config(self, manifest: Manifest) -> bytes | None:
+        described = manifest.config
+        if described is None or described.data is not None:
+            return None if described is None else described.data
+        if described.size > MAX_DOCUMENT_BYTES:
+            raise BadArtifact(f"its config has {described.size} bytes; at most {MAX_DOCUMENT_BYTES} are read")
+        data = bytearray(described.size + 1)
+        filled = 0
+        with self._client.blob(self._repository, described.digest, 0, self._credential) as body:
+            while filled < len(data) and (count := body.readinto(memoryview(data)[filled:])):
+                filled += count
+        hasher = described.digest.hasher()
+        hasher.update(data[:filled])
+        if hasher.hexdigest() != described.digest.hex:
+            raise IntegrityError(
+                f"{self._repository.registry} served wrong bytes for the config {described.digest}; push it again"
+            )
+        return bytes(data[:filled])
+
+
+def _parts(found: _Found, store: Store | None, scope: str) -> list[_Part]:
+    if found.layout is not None:
+        return [_part(layer, store, scope) for layer in found.layout.layers]
+    return [
+        _Part(layer, None, False, store is not None and store.has_blob(layer.digest, scope), None)
+        for layer in found.manifest.layers
+    ]
+
+
+def _part(layer: Layer, store: Store | None, scope: str) -> _Part:
+    digest = layer.descriptor.digest
+    if layer.encoding is Encoding.RAW:
+        return _Part(layer.descriptor, layer.path, False, store is not None and store.has_blob(digest, scope), None)
+    rules = None if store is None else store.unpacked_rules(digest, scope)
+    if store is None or rules is None:
+        return _Part(layer.descriptor, layer.path, True, False, None)
+    files = tuple(member for member in layers.members(store, digest, rules) if not member.is_directory)
+    return _Part(layer.descriptor, layer.path, True, True, files)
+
+
+def _lines(reference: Reference, found: _Found, parts: list[_Part]) -> Iterator[str]:
+    blobs = {part.descriptor.digest: part for part in parts}
+    here = [part for part in blobs.values() if part.here]
+    total = sum(part.descriptor.size for part in blobs.values())
+    yield str(reference)
+    facts = {
+        "digest": str(found.digest),
+        "index": "" if found.index is None else f"{found.index}, of which this platform's manifest is shown",
+        "format": found.layout.format if found.layout is not None else f"cannot be mounted: {found.problem}",
+        "type": found.manifest.kind_type or "",
+        "config": _described(found.manifest.config),
+        "size": f"{output.size(total)} in {output.counted(len(blobs), 'layer')}",
+        "here": f"{output.size(sum(part.descriptor.size for part in here))} in {output.counted(len(here), 'layer')}",
+    }
+    yield from (f"  {name:<8}{text}" for name, text in facts.items() if text)
+    for warning in found.layout.warnings if found.layout is not None else ():
+        yield f"  {'warning':<8}{warning}"
+    yield ""
+    heading = ("FILE", "SIZE", "HERE", "MEDIA TYPE", "DIGEST")
+    yield from output.columns(heading, [row for part in parts for row in _rows(part)], right=frozenset({1}))
+
+
+def _rows(part: _Part) -> Iterator[tuple[str, ...]]:
+    """The layer, then the files of an archive below it."""
+    described = part.descriptor
+    name = part.path or output.UNKNOWN
+    shown = f"{name} (archive)" if part.archive else name
+    here = "yes" if part.here else "no"
+    yield (shown, output.size(described.size), here, described.media_type, str(described.digest))
+    for member in part.files or ():
+        yield (f"  {member.path or name}", output.size(member.size), "", "", "")
+
+
+def _described(descriptor: Descriptor | None) -> str:
+    return "" if descriptor is None else f"{descriptor.media_type}, {output.size(descriptor.size)}"
+
+
+def _plain(reference: Reference, found: _Found, parts: list[_Part]) -> dict[str, Any]:
+    config_blob = found.manifest.config
+    return {
+        "reference": str(reference),
+        "digest": str(found.digest),
+        "index": None if found.index is None else str(found.index),
+        "media_type": found.manifest.media_type,
+        "artifact_type": found.manifest.artifact_type,
+        "config": None
+        if config_blob is None
+        else {"media_type": config_blob.media_type, "digest": str(config_blob.digest), "size": config_blob.size},
+        "format": None if found.layout is None else found.layout.format,
+        "problem": found.problem or None,
+        "warnings": [] if found.layout is None else list(found.layout.warnings),
+        "annotations": dict(found.manifest.annotations),
+        "layers": [
+            {
+                "path": part.path,
+                "size": part.descriptor.size,
+                "archive": part.archive,
+                "files": None if part.files is None else [{"path": f.path, "size": f.size} for f in part.files],
+                "here": part.here,
+                "media_type": part.descriptor.media_type,
+                "digest": str(part.descriptor.digest),
+            }
+            for part in parts
+        ],
+    }

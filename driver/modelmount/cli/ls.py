@@ -1,0 +1,91 @@
+"""`modelmount ls`: the models of this node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from modelmount import config, wiring
+from modelmount.cli import catalogue, output
+from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.volumes.leases import Lease
+
+SHORT_DIGEST = len("sha256:") + 12
+
+
+@click.command(
+    short_help="List the models on this node.",
+    epilog="""\b
+Examples:
+  modelmount ls
+  modelmount ls --json | jq -r '.models[] | select(.in_use == []) | .digest'
+
+SIZE is what a model's files take, or what it declares while it is INCOMPLETE. IN USE BY names the pods and mount points
+that hold it.
+""",
+)
+@settings_options
+@json_option
+@click.pass_context
+def ls(context: click.Context, effective: config.Effective) -> None:
+    """List the models on this node: references, size, last use, and who uses them."""
+    say = output_of(context)
+    shelf = wiring.existing(effective.settings)
+    found = [] if shelf is None else catalogue.entries(shelf.store, shelf.leases.walk())
+    if say.json:
+        say.object({"root": effective.settings.root, "models": [_plain(entry) for entry in found]})
+    elif not found:
+        say.note(f"no models in {effective.settings.root}; `modelmount pull` brings one here")
+    else:
+        say.text(*output.columns(_HEADING, [row for entry in found for row in _rows(entry)], right=frozenset({2, 3})))
+
+
+_HEADING = ("REFERENCE", "DIGEST", "SIZE", "FILES", "LAST USE", "IN USE BY")
+
+
+def _rows(entry: catalogue.Entry) -> list[tuple[str, ...]]:
+    """One line, and one more for each further reference or user."""
+    files = "INCOMPLETE" if entry.files is None else str(entry.files)
+    users = [_user(lease) for lease in entry.leases] or [output.UNKNOWN]
+    references = list(entry.references) or [output.UNKNOWN]
+    depth = max(len(users), len(references))
+    first = (entry.digest[:SHORT_DIGEST], output.size(entry.size), files, output.ago(entry.used_at))
+    return [
+        (
+            references[n] if n < len(references) else "",
+            *(first if n == 0 else ("",) * len(first)),
+            users[n] if n < len(users) else "",
+        )
+        for n in range(depth)
+    ]
+
+
+def _user(lease: Lease) -> str:
+    """Who holds it, as an admin looks for it."""
+    if lease.owner == "cli":
+        return lease.target
+    return f"pod {lease.pod_uid}" if lease.pod_uid else f"volume {lease.volume_id}"
+
+
+def _plain(entry: catalogue.Entry) -> dict[str, Any]:
+    return {
+        "digest": entry.digest,
+        "references": list(entry.references),
+        "format": entry.format,
+        "complete": entry.files is not None,
+        "bytes": entry.size,
+        "files": entry.files,
+        "tree": None if entry.tree is None else str(entry.tree),
+        "last_use": round(entry.used_at),
+        "in_use": [
+            {
+                "owner": lease.owner,
+                "volume": lease.volume_id,
+                "target": lease.target,
+                "pod_uid": lease.pod_uid or None,
+                "reference": lease.reference,
+            }
+            for lease in entry.leases
+        ],
+    }

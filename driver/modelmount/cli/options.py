@@ -1,0 +1,60 @@
+"""Options that several commands share, read the same way everywhere."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from modelmount import config, telemetry
+from modelmount.cli.output import Output
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LEVELS = ("error", "info", "debug")
+
+
+def json_option(function: Callable[P, R]) -> Callable[P, R]:
+    """`--json`; the command learns of it from its Output."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        output_of(context).json = value
+
+    return click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,  # a mistake in a later option is told in JSON too
+        callback=remember,
+        help="JSON on standard output, errors included.",
+    )(function)
+
+
+def settings_options(function: Callable[..., R]) -> Callable[..., R]:
+    """`--config`, `--root` and `--verbose`; the command gets `effective: config.Effective`."""
+
+    @click.option(
+        "--config", "file", metavar="FILE", help=f"Configuration file.  [default: {config.DEFAULT_CONFIG_PATH}]"
+    )
+    @click.option("--root", metavar="DIR", help="The store, instead of the configured one.")
+    @click.option("-v", "--verbose", count=True, help="Say what happens on the way; -vv says everything.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, file: str | None, root: str | None, verbose: int, **kwargs: Any) -> R:
+        telemetry.configure(_LEVELS[min(verbose, len(_LEVELS) - 1)], json_lines=False)
+        # What a command makes is the driver's too, and the driver shows it to nobody.
+        os.umask(0o077)
+        effective = config.read(file, overrides={"root": None if root is None else str(Path(root).absolute())})
+        return function(*args, effective=effective, **kwargs)
+
+    return wrapped
+
+
+def output_of(context: click.Context) -> Output:
+    """The Output of the running command."""
+    return context.ensure_object(Output)

@@ -1,0 +1,67 @@
+"""`modelmount pull`: have a model on this node."""
+
+from __future__ import annotations
+
+import contextlib
+
+import click
+
+from modelmount import config, wiring
+from modelmount.cli.access import Access, access_options
+from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.cli.output import counted
+from modelmount.cli.pulling import pull as fetch
+from modelmount.cli.pulling import watch
+from modelmount.oci.reference import Reference
+from modelmount.pull.progress import human_bytes, human_seconds
+
+
+@click.command(
+    short_help="Have a model on this node.",
+    epilog="""\b
+Examples:
+  modelmount pull harbor.example.com/llm/llama3-70b:v1
+  modelmount pull registry.internal:5000/llm/tiny@sha256:1f2e... --plain-http
+  modelmount pull harbor.example.com/llm/secret:v1 --username robot --password-stdin <word.txt
+  modelmount pull harbor.example.com/llm/llama3-70b:v1 --json | tail -n1 | jq -r .result.tree
+
+With --json every line is an object: {"progress": ...} now and then, {"result": ...} or {"error": ...} at the end.
+""",
+)
+@click.argument("reference", metavar="REFERENCE")
+@access_options
+@settings_options
+@json_option
+@click.pass_context
+def pull(context: click.Context, reference: str, effective: config.Effective, access: Access) -> None:
+    """Pull the model REFERENCE (host/path:tag or host/path@digest) into the store.
+
+    A tag is resolved anew: from now on new pods here get what it names now, running ones keep what they have. What is
+    here already is not fetched again, an interrupted pull goes on where it was, and a running driver shares the work.
+    """
+    output = output_of(context)
+    named = Reference.parse(reference)
+    settings = access.applied(effective.settings, named.repository)
+    with contextlib.closing(wiring.build(settings)) as node:
+        credential = access.credential(node.credentials, named.repository)
+        done = watch(node, named, output, lambda cancelled: fetch(node, named, "Always", credential, cancelled))
+    model, tree = done.result
+    if output.json:
+        result = {
+            "reference": str(named),
+            "digest": str(model.manifest),
+            "bytes": tree.bytes,
+            "files": tree.files,
+            "tree": str(tree.root),
+            "fetched_bytes": done.fetched_bytes,
+            "seconds": round(done.seconds, 3),
+        }
+        output.object({"result": result})
+        return
+    how = f"{human_bytes(done.fetched_bytes)} fetched in {human_seconds(done.seconds)}"
+    output.text(
+        f"{named}: {human_bytes(tree.bytes)} in {counted(tree.files, 'file')}, "
+        f"{how if done.fetched_bytes else 'all of it was here'}",
+        f"digest  {model.manifest}",
+        f"tree    {tree.root}",
+    )

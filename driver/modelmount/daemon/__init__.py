@@ -1,0 +1,168 @@
+"""The daemon: one process from its first log line to its exit status.
+
+Order is this room's rule. Going up: signals, the rights it needs, the store, the lock on its root, metrics and health,
+recovery, and only then sockets; whoever is served is served from a store that is in order, and by nobody else. Going
+down: no new publishes, waiting ones are told to come again, sockets, pulls, the lock last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+
+import modelmount
+from modelmount import config, telemetry, wiring
+from modelmount.content.store import Store
+from modelmount.daemon.ending import Ending
+from modelmount.daemon.endpoint import Endpoint
+from modelmount.errors import Cancelled, Internal, ModelMountError, Precondition
+from modelmount.service import ports, server
+from modelmount.system import host, mount, process
+from modelmount.system.lock import LockCancelled, LockTimeout
+from modelmount.volumes import promise, recovery
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 20.0
+"""How long publishes and calls under way may take to end. Kubernetes gives a pod 30 s altogether."""
+WAIT_LOG_SECONDS = 30.0
+"""How often a driver that waits for its root says so."""
+
+
+def run(settings: config.Settings) -> int:
+    """Serve by `settings` until a signal comes or this instance can't be reached any more; the process's exit status.
+
+    0 after SIGTERM or SIGINT; 1 when it could not start or had to give up, with the reason in the last log lines. A
+    second signal ends the process at once, which costs repeated work and nothing else. Call it once, from the main
+    thread: it sets up logging, signal handlers, the umask and the attributes of the process.
+    """
+    telemetry.configure(settings.log_level, json_lines=True)
+    process.harden()
+    ending = Ending()
+    ending.catch_signals()
+    _announce(settings)
+    try:
+        with contextlib.ExitStack() as stack:
+            return _serve(settings, ending, stack)
+    except Cancelled as e:
+        log.info("stopped before anything was served: %s", e)
+        return 0
+    except ModelMountError as e:
+        log.error("cannot serve: %s", e, extra={"fields": {"reason": e.reason}})
+        return 1
+    except Exception:
+        log.exception("cannot serve: unexpected error")
+        return 1
+    finally:
+        log.info("stopped")
+
+
+def _serve(settings: config.Settings, ending: Ending, stack: contextlib.ExitStack) -> int:
+    rooms = _controller(settings, stack) if settings.mode == "controller" else _node(settings, ending, stack)
+    door = server.Server(settings, rooms, on_fatal=ending.give_up)
+    door.start()
+    stack.callback(door.stop, GRACE_SECONDS)
+    log.info("serving", extra={"fields": {"endpoint": settings.endpoint, "mode": settings.mode}})
+    asked = ending.wait()
+    log.info("stopping: %s", asked.reason)
+    return asked.status
+
+
+def _controller(settings: config.Settings, stack: contextlib.ExitStack) -> server.Rooms:
+    """A controller answers from settings alone: no store, no rights, no mounts."""
+    _endpoint(settings, lambda: True, stack)
+    return server.Rooms(_NoNode(), promise, lambda: True)
+
+
+def _node(settings: config.Settings, ending: Ending, stack: contextlib.ExitStack) -> server.Rooms:
+    _demand_rights()
+    store = wiring.open_store(settings)
+    stack.enter_context(_only_driver(store, ending))
+    node = stack.enter_context(contextlib.closing(wiring.build(settings)))
+    readiness = Readiness(store)
+    _endpoint(settings, readiness, stack)
+    recovered = recovery.recover(store, settings)
+    log.info("recovered", extra={"fields": dataclasses.asdict(recovered)})
+    readiness.recovered = True
+    return server.Rooms(node.publisher, promise, readiness)
+
+
+def _demand_rights() -> None:
+    missing = process.missing_rights()
+    if missing:
+        raise Precondition(
+            f"a node's driver mounts into pods, which takes root and CAP_SYS_ADMIN, but {missing}; run it as root, in "
+            "Kubernetes with securityContext.privileged: true (a controller, --mode controller, needs no rights)"
+        )
+
+
+def _endpoint(settings: config.Settings, readiness: ports.Readiness, stack: contextlib.ExitStack) -> None:
+    address = settings.metrics_host_port
+    if address is not None:
+        endpoint = stack.enter_context(Endpoint(*address, health=readiness))
+        log.info("metrics and health", extra={"fields": {"port": endpoint.port}})
+
+
+class Readiness:
+    """Whether a node can serve; `recovered` is set once. Three system calls, no network."""
+
+    def __init__(self, store: Store) -> None:
+        self.recovered = False
+        self._store = store
+
+    def __call__(self) -> bool:
+        """False before recovery is done. Raises Precondition when the store can't be written: its disk went read-only
+        or away.
+        """
+        if not os.access(self._store.root / "locks", os.W_OK):
+            raise Precondition(
+                f"the store {self._store.root} can't be written; look at the node's disk and file system"
+            )
+        return self.recovered
+
+
+@contextlib.contextmanager
+def _only_driver(store: Store, ending: Ending) -> Iterator[None]:
+    """Hold the root's `driver` lock. During a rolling update the old driver may still be ending: wait for it."""
+    lock = store.lock("driver")
+    seconds = 0.0
+    while True:
+        try:
+            held = lock.acquire(timeout=seconds, cancelled=lambda: ending.asked)
+            break
+        except LockTimeout:
+            log.warning("another driver uses %s; waiting until it ends", store.root)
+            seconds = WAIT_LOG_SECONDS
+        except LockCancelled as e:
+            raise Cancelled(f"asked to end while another driver used {store.root}") from e
+    with held:
+        yield
+
+
+def _announce(settings: config.Settings) -> None:
+    calls, confined = mount.probe(), host.security()
+    fields = {
+        "version": modelmount.__version__,
+        "uid": os.geteuid(),
+        "kernel": host.kernel_release(),
+        "mount_calls": dataclasses.asdict(calls),
+        "security_modules": ",".join(confined.modules),
+        "settings": config.as_dict(settings),
+    }
+    log.info("starting", extra={"fields": fields})
+
+
+class _NoNode:
+    """Stands where a controller has no publisher; nothing calls it, for the Node service isn't served."""
+
+    def publish(self, request: ports.PublishRequest, call: ports.Call) -> None:
+        raise Internal("a controller publishes nothing")
+
+    def unpublish(self, volume_id: str, target_path: str) -> None:
+        raise Internal("a controller publishes nothing")
+
+    def stats(self, volume_id: str, volume_path: str) -> ports.VolumeStats:
+        raise Internal("a controller publishes nothing")
