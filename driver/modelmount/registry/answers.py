@@ -1,0 +1,74 @@
+"""What an answer that isn't a success means. The only place where a registry's status becomes an error."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+
+from modelmount.errors import Forbidden, ModelMountError, NotFound, Unauthenticated, Unavailable
+from modelmount.oci import errcode
+from modelmount.registry.credentials import Credential
+from modelmount.transport.pool import Answer
+from modelmount.transport.retry import read_retry_after
+from modelmount.transport.url import Url
+
+_READ_SECONDS = 5.0
+
+
+def meaning(answer: Answer, what: str, credential: Credential, home: Url) -> ModelMountError:
+    """The error to raise for `answer`, which is read as far as it explains itself, and closed.
+
+    `home` is the URL that was asked: an answer of another origin is about the registry's storage, and judges nobody's
+    credential. Waits that the other side asks for come along, bounded.
+    """
+    said, retry_after = _diagnostics(answer), _retry_after(answer)
+    status = answer.status
+    if not answer.url.same_origin(home):
+        return Unavailable(
+            f"{what}: {home.authority} redirects to {answer.url.authority}, which answered {status}; have the "
+            "registry's storage checked",
+            retry_after=retry_after,
+        )
+    if status in {401, 403, 404}:
+        return no_access(what, credential, status)
+    if status == 412:
+        why = said or "; ask the admin of the registry why"
+        return Forbidden(f"{what}: a policy of {home.authority} forbids it{why}")
+    if status == 429:
+        wait = f" and asks to wait {retry_after:.0f} s" if retry_after is not None else ""
+        return Unavailable(f"{what}: {home.authority} gets too many requests{wait}{said}", retry_after=retry_after)
+    return Unavailable(f"{what}: {home.authority} answered {status}{said}", retry_after=retry_after)
+
+
+def no_access(what: str, credential: Credential, status: int) -> ModelMountError:
+    """The error for a 401, 403 or 404. Its text is the same for all: whoever may not read something doesn't learn from
+    us whether it exists.
+    """
+    text = (
+        f"{what}: not found or no access; check the name, and that the Secret of nodePublishSecretRef has "
+        "credentials for this registry that may pull it"
+    )
+    if status == 404:
+        return NotFound(text)
+    return Unauthenticated(text) if credential.is_anonymous else Forbidden(text)
+
+
+def _diagnostics(answer: Answer) -> str:
+    try:
+        body = answer.body.read_all(errcode.MAX_BODY_BYTES, time.monotonic() + _READ_SECONDS)
+    except Unavailable:
+        return ""
+    said = "; ".join(str(each) for each in errcode.parse(body or b""))
+    return f" ({said})" if said else ""
+
+
+def _retry_after(answer: Answer) -> float | None:
+    """A date is compared with the other side's own clock where it tells it."""
+    now = time.time()
+    date = answer.header("date")
+    if date is not None:
+        try:
+            now = email.utils.parsedate_to_datetime(date).timestamp()
+        except (ValueError, TypeError, OverflowError, OSError):
+            pass  # then our own clock has to do
+    return read_retry_after(answer.header("retry-after"), now)

@@ -1,0 +1,166 @@
+"""The client: is it there, what does a tag mean, a manifest, a blob from an offset on.
+
+Each method asks the registry anew, wherever it was redirected to before: what storage it names is good for one request.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+from modelmount.config import Settings
+from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES
+from modelmount.oci.reference import Repository
+from modelmount.registry import answers, endpoint, ranges
+from modelmount.registry.auth import Authenticator
+from modelmount.registry.credentials import Credential
+from modelmount.transport.body import Body
+from modelmount.transport.pool import Answer, Pool, Request
+
+ACCEPT: Final = ", ".join((*MANIFESTS, *INDEXES))
+"""Everything that is read; some registries convert what isn't asked for, others answer 404."""
+
+_NOT_ABOUT_HEAD: Final = frozenset({429, 500, 502, 503, 504})
+"""Statuses of a HEAD that a GET would get as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A manifest or index: its exact bytes, their digest, and the Content-Type it came with."""
+
+    data: bytes = field(repr=False)
+    media_type: str | None
+    digest: Digest
+
+
+class Client:
+    """A client of any number of registries. Thread-safe; keeps connections and tokens, nothing else.
+
+    A document, with its redirects and tokens, takes at most `pull.document_timeout_seconds`; so does a blob until its
+    first byte. All methods raise NotFound, Unauthenticated, Forbidden or Unavailable as the registry's answer means.
+    """
+
+    def __init__(self, settings: Settings, pool: Pool | None = None) -> None:
+        """Connects to nothing yet. A `pool` that is given is closed by the client, too."""
+        self._settings = settings
+        self._pool = pool or Pool(settings)
+        self._authenticator = Authenticator(settings, self._pool)
+
+    def exists(self, repository: Repository, digest: Digest, credential: Credential) -> None:
+        """Return when this credential can read the manifest `digest`: one HEAD where the registry does HEAD.
+
+        Where it refuses, or says something odd, a GET decides, whose answer has reasons in it; then BadArtifact and
+        IntegrityError are possible as with `manifest`.
+        """
+        if self._head(repository, digest, credential) not in {"", str(digest)}:
+            self.manifest(repository, digest, credential)
+
+    def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:
+        """The digest that `tag` has now: the registry's word where a HEAD gives it, else that of the bytes of a GET."""
+        try:
+            return Digest.parse(self._head(repository, tag, credential) or "")
+        except InvalidRequest:
+            return self.manifest(repository, tag, credential).digest
+
+    def manifest(self, repository: Repository, tag: str | Digest, credential: Credential) -> Document:
+        """Fetch a manifest or index. Raises IntegrityError when the bytes aren't those of the digest that was asked
+        for, BadArtifact when there are more than MAX_DOCUMENT_BYTES.
+        """
+        what = _name(repository, tag)
+        deadline = self._deadline()
+        with self._manifest_answer("GET", repository, tag, credential, deadline) as answer:
+            if answer.status != 200:
+                raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
+            data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
+            media_type = answer.header("content-type")
+        if data is None:
+            raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
+        return Document(data, media_type, _verified(data, tag, what))
+
+    def blob(self, repository: Repository, digest: Digest, offset: int, credential: Credential) -> Body:
+        """Open a blob, from `offset` on where the registry does ranges: the body's `offset` says where its bytes begin,
+        the asked one or 0, and `total` how many bytes the whole blob has, where that is known.
+
+        Nothing is verified: bytes are checked where they are kept. Reading raises Unavailable; the caller closes.
+        """
+        if offset:
+            answer = self._blob_answer(repository, digest, offset, credential)
+            span = ranges.read(answer.header("content-range"))
+            if answer.status == 206 and span is not None and span.fits(offset, answer.body.length):
+                answer.body.offset, answer.body.total = offset, span.total
+                return answer.body
+            if answer.status not in {206, 416}:
+                return self._whole(answer, repository, digest, credential)
+            answer.body.close()  # it does ranges, but not rightly: one more try without
+        return self._whole(self._blob_answer(repository, digest, 0, credential), repository, digest, credential)
+
+    def close(self) -> None:
+        """Close kept connections; open bodies can be read to their end. Twice is harmless."""
+        self._pool.close()
+
+    # -- inside
+
+    def _head(self, repository: Repository, tag: str | Digest, credential: Credential) -> str | None:
+        """What the registry says the digest is, empty where it says nothing; None when only a GET can tell more."""
+        with self._manifest_answer("HEAD", repository, tag, credential, self._deadline()) as answer:
+            if answer.status in _NOT_ABOUT_HEAD:
+                home = endpoint.home(self._settings, repository.registry)
+                raise answers.meaning(answer, _name(repository, tag), credential, home)
+            return (answer.header("docker-content-digest") or "").strip() if answer.status == 200 else None
+
+    def _manifest_answer(
+        self, method: str, repository: Repository, tag: str | Digest, credential: Credential, deadline: float
+    ) -> Answer:
+        request = Request(
+            "HEAD" if method == "HEAD" else "GET",
+            endpoint.manifest(self._settings, repository, tag),
+            repository.registry,
+            _name(repository, tag),
+            {"Accept": ACCEPT},
+        )
+        return self._authenticator.send(request, repository, credential, deadline)
+
+    def _blob_answer(self, repository: Repository, digest: Digest, offset: int, credential: Credential) -> Answer:
+        request = Request(
+            "GET",
+            endpoint.blob(self._settings, repository, digest),
+            repository.registry,
+            _blob_name(repository, digest),
+            {"Range": f"bytes={offset}-"} if offset else {},
+        )
+        return self._authenticator.send(request, repository, credential, self._deadline())
+
+    def _whole(self, answer: Answer, repository: Repository, digest: Digest, credential: Credential) -> Body:
+        if answer.status != 200:
+            home = endpoint.home(self._settings, repository.registry)
+            with answer:
+                raise answers.meaning(answer, _blob_name(repository, digest), credential, home)
+        answer.body.total = answer.body.length
+        return answer.body
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._settings.pull.document_timeout_seconds
+
+
+def _verified(data: bytes, tag: str | Digest, what: str) -> Digest:
+    if isinstance(tag, str):
+        return Digest.of(data)
+    hasher = tag.hasher()
+    hasher.update(data)
+    if hasher.hexdigest() != tag.hex:
+        raise IntegrityError(
+            f"{what}: the registry served other bytes than its digest names (they hash to {tag.algorithm}:"
+            f"{hasher.hexdigest()}); have the registry's copy checked or push the model again"
+        )
+    return tag
+
+
+def _name(repository: Repository, tag: str | Digest) -> str:
+    return f"{repository}{'@' if isinstance(tag, Digest) else ':'}{tag}"
+
+
+def _blob_name(repository: Repository, digest: Digest) -> str:
+    return f"blob {digest} of {repository}"

@@ -1,0 +1,43 @@
+"""Where a registry is asked: its URL, and the one registry whose name in references isn't its host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from modelmount.config import Settings
+from modelmount.errors import InvalidRequest
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Repository
+from modelmount.transport.url import Url
+
+_API_HOSTS: Final[Mapping[str, str]] = {"docker.io": "registry-1.docker.io"}
+_TOKEN_HOSTS: Final[Mapping[str, tuple[str, ...]]] = {"docker.io": ("auth.docker.io",)}
+
+
+def manifest(settings: Settings, repository: Repository, name: str | Digest) -> Url:
+    """The URL of a manifest by tag or digest. Raises InvalidRequest for a host that can't be one."""
+    return _url(settings, repository, f"manifests/{name}")
+
+
+def blob(settings: Settings, repository: Repository, digest: Digest) -> Url:
+    """The URL of a blob. Raises InvalidRequest like `manifest`."""
+    return _url(settings, repository, f"blobs/{digest}")
+
+
+def home(settings: Settings, registry: str) -> Url:
+    """The registry's own URL: https unless the admin says otherwise. Raises InvalidRequest like `manifest`."""
+    scheme = "http" if settings.registry(registry).plain_http else "https"
+    try:
+        return Url.parse(f"{scheme}://{_API_HOSTS.get(registry, registry)}/v2/")
+    except ValueError as e:
+        raise InvalidRequest(f"{registry} can't be a registry's host: {e}") from e
+
+
+def token_hosts(settings: Settings, registry: str) -> tuple[str, ...]:
+    """Hosts besides the registry's own that may be its token server."""
+    return (*_TOKEN_HOSTS.get(registry, ()), *settings.registry(registry).trusted_realms)
+
+
+def _url(settings: Settings, repository: Repository, rest: str) -> Url:
+    return home(settings, repository.registry).join(f"/v2/{repository.repository}/{rest}")

@@ -1,0 +1,49 @@
+"""What a source of blobs is."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, Self
+
+from modelmount.oci.descriptor import Descriptor
+
+
+class Opened(Protocol):
+    """A blob being received, for one reader in one thread; a context manager that lets go of it."""
+
+    @property
+    def offset(self) -> int:
+        """Where its bytes begin in the blob: at the offset asked for, or at 0 where the source can't do that."""
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill the front of a view of at least one byte and return how much; 0 is the end of the blob.
+
+        May block as long as the other side is silent, within the source's own limits. What arrived before a failure is
+        delivered before it is raised, so that every try makes progress. Raises Unavailable.
+        """
+
+    def close(self) -> None:
+        """Stop receiving, wherever it stands. Twice is harmless."""
+
+    def __enter__(self) -> Self:
+        """Itself."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+
+
+class BlobSource(Protocol):
+    """Somewhere blobs can be had. Thread-safe: several are open at once, also of one blob."""
+
+    @property
+    def name(self) -> str:
+        """Who is meant when its bytes are wrong; stays the same, fits into a file name."""
+
+    def open(self, descriptor: Descriptor, offset: int) -> Opened:
+        """Begin to receive the blob, from `offset` on if it can. `offset` lies below the descriptor's size.
+
+        Raises what the other side's answer means (NotFound, Unauthenticated, Forbidden, Unavailable), and
+        IntegrityError when it says that the blob has another size than the descriptor.
+        """

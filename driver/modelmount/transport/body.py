@@ -1,0 +1,243 @@
+"""The body of an answer, read once: the one place that touches what lies under urllib3's response.
+
+urllib3's own `readinto` reads into a buffer of its own and copies. Below it is the standard library's response, and
+below that the file object of the socket, whose `readinto1` receives straight into the caller's view: at 128 KiB this is
+as fast as a bare socket, over TLS too. What the standard library does not do is done here: bytes are counted against
+the declared length, a short body is an error, and a connection is kept only after an exact count.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from urllib3.response import HTTPResponse
+
+from modelmount.errors import Unavailable
+from modelmount.transport.dial import Timed
+from modelmount.transport.failures import TROUBLE, translated
+
+GATHER_SECONDS: Final = 0.1
+"""A read of a slow body returns what has come after this time, so that callers see progress and can stop."""
+DISCARD_BYTES: Final = 64 << 10
+"""Most of an unwanted body that is read to keep its connection."""
+_PIECE_BYTES: Final = 64 << 10
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The slowest that is put up with: `bytes` in each `seconds` spent on waiting for them. A timeout alone never
+    strikes at a server that sends one byte now and then.
+    """
+
+    bytes: int = 64 << 10
+    seconds: float = 60.0
+
+
+class Body:
+    """One body, for one reader in one thread; a context manager.
+
+    `offset` is where its bytes begin in the whole that was asked for and `total` that whole's size where it is known:
+    0 and None until somebody who knows ranges sets them. `length` is the number of bytes that the answer declares, None
+    when only its end will tell. Closed early, it takes its connection along.
+    """
+
+    def __init__(self, response: HTTPResponse, socket: Timed, what: str, server: str, pace: Pace) -> None:
+        """Takes `response` over, and closes it when it raises Unavailable: for an encoded body, or a length that makes
+        no sense. `socket` is the connection's; `what` and `server` are for messages.
+        """
+        self.offset = 0
+        self.total: int | None = None
+        self._response, self._socket, self._what, self._server, self._pace = response, socket, what, server, pace
+        self._raw = _underlying(response)
+        self._receive: Callable[[memoryview], int] = self._receive_copy
+        if self._raw is not None and not self._raw.chunked:
+            self._receive = self._receive_buffered
+        self._failure: Unavailable | None = None
+        self._received = 0
+        self._window_bytes, self._window_seconds = 0, 0.0
+        self._open = True
+        try:
+            self.length = self._declared()
+        except Unavailable:
+            self._drop()
+            raise
+        self._left = self.length
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether bytes are received into the caller's view without a copy; they aren't in chunked bodies."""
+        return self._raw is not None and not self._raw.chunked
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill the front of a view of at least one byte; 0 means that the whole body was delivered.
+
+        Fills all of it unless the body ends, fails, or comes slowly. What arrived before a failure is delivered first;
+        then every call raises Unavailable: silence, a reset, fewer bytes than declared, a pace below the slowest.
+        """
+        self._raise_failure()
+        if not self._open:
+            return 0
+        if self._left is not None:
+            view = view[: self._left]
+        filled, ended = 0, not view
+        elapsed, began = 0.0, time.monotonic()
+        try:
+            while filled < len(view) and elapsed < GATHER_SECONDS:
+                count = self._receive(view[filled:])
+                if not count:
+                    ended = True
+                    break
+                filled += count
+                elapsed = time.monotonic() - began
+        except TROUBLE as e:
+            self._fail(translated(e, self._what, self._server), e)
+        self._count(filled, elapsed, ended=ended)
+        if not filled:
+            self._raise_failure()
+        return filled
+
+    def read_all(self, limit: int, deadline: float) -> bytes | None:
+        """The whole body, and its connection kept; None, and the connection closed, when it has more than `limit`
+        bytes.
+
+        Raises Unavailable like `readinto`, and when it isn't there by `deadline` (of `time.monotonic`).
+        """
+        with self:
+            if self.length is not None and self.length > limit:
+                return None
+            self._socket.deadline = deadline
+            data = bytearray()
+            piece = memoryview(bytearray(_PIECE_BYTES))
+            while count := self.readinto(piece):
+                data += piece[:count]
+                if len(data) > limit:
+                    return None
+            return bytes(data)
+
+    def close(self) -> None:
+        """Give the connection back when the whole body was read, or else close it. Twice is harmless."""
+        if not self._open:
+            return
+        if self._left == 0:
+            self._finish()
+        else:
+            self._drop()
+
+    # -- receiving
+
+    def _receive_buffered(self, view: memoryview) -> int:
+        """What came along with the headers lies in the file object's buffer. `readinto1` would take it and go on to the
+        socket in one call, and lose it if that failed: so the first bytes are taken by `read1`, once.
+        """
+        if self._raw is None or self._raw.fp is None:
+            return 0
+        self._receive = self._raw.fp.readinto1
+        data = self._raw.fp.read1(min(len(view), _PIECE_BYTES))
+        view[: len(data)] = data
+        return len(data)
+
+    def _receive_copy(self, view: memoryview) -> int:
+        data = self._response.read1(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def _count(self, filled: int, elapsed: float, *, ended: bool) -> None:
+        self._received += filled
+        self._window_bytes += filled
+        self._window_seconds += elapsed
+        if self._left is not None:
+            self._left -= filled
+        if self._failure is not None:
+            return
+        if self._left == 0 or (ended and self._left is None):
+            self._finish()
+        elif ended:
+            self._fail(
+                Unavailable(
+                    f"{self._what}: {self._server} ended the answer after {self._received} of {self.length} bytes"
+                )
+            )
+        elif self._window_seconds >= self._pace.seconds:
+            if self._window_bytes < self._pace.bytes:
+                self._fail(
+                    Unavailable(
+                        f"{self._what}: {self._server} sent {self._window_bytes} bytes in "
+                        f"{self._window_seconds:.0f} s, which is too slow to go on"
+                    )
+                )
+            self._window_bytes, self._window_seconds = 0, 0.0
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, failure: Unavailable, cause: Exception | None = None) -> None:
+        failure.__cause__ = cause
+        self._failure = failure
+        self._drop()
+
+    # -- the connection
+
+    def _finish(self) -> None:
+        """All bytes are here: the connection can serve the next request. urllib3 and http.client close it themselves
+        where the answer said so, or where its end was the connection's.
+        """
+        self._open = False
+        self._socket.deadline = None
+        if self._raw is not None:
+            self._raw.close()
+        self._response.release_conn()
+
+    def _drop(self) -> None:
+        self._open = False
+        self._response.close()
+        self._response.release_conn()
+
+    # -- headers
+
+    def _declared(self) -> int | None:
+        headers = self._response.headers
+        encodings = {value.strip().lower() for value in headers.get("content-encoding", "").split(",")} - {
+            "",
+            "identity",
+        }
+        if encodings:
+            raise Unavailable(
+                f"{self._what}: {self._server} sends it encoded ({ascii(min(encodings))[:40]}), which was not asked "
+                "for; a proxy on the way must pass it on unchanged"
+            )
+        if self._raw is not None and self._raw.length == 0:
+            return 0  # also for a HEAD's answer, which declares what a GET's would have
+        if self._response.chunked:
+            return None
+        values = {value.strip() for value in headers.get("content-length", "").split(",")} - {""}
+        if not values:
+            return None
+        if len(values) > 1 or not _LENGTH.fullmatch(value := min(values)):
+            raise Unavailable(f"{self._what}: {self._server} declares a length that makes no sense")
+        return int(value)
+
+
+def _underlying(response: HTTPResponse) -> http.client.HTTPResponse | None:
+    """The standard library's response under urllib3's, or None when this urllib3 is built otherwise: then bytes are
+    copied out of `read1`, which is slower and as right.
+    """
+    raw: object = getattr(response, "_fp", None)
+    if isinstance(raw, http.client.HTTPResponse) and (raw.fp is None or hasattr(raw.fp, "readinto1")):
+        return raw
+    return None

@@ -1,0 +1,153 @@
+"""From a name to a connected socket: resolved with a deadline, judged address by address, connected to exactly what was
+judged.
+
+A name is looked up once for a connection, and only addresses that were looked at are connected to, so that a name that
+changes its mind between check and use gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelmount.errors import Forbidden, Unavailable
+from modelmount.transport import addresses
+from modelmount.transport.addresses import Reach
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+Found = Sequence[tuple[int, int, int, str, Any]]
+"""What getaddrinfo(3) found: family, type, protocol, canonical name, address."""
+Lookup = Callable[..., Found]
+"""`socket.getaddrinfo`, or something that is called like it."""
+
+
+class Timed(socket.socket):
+    """A socket that can have a deadline for many receives together, where a timeout is for one.
+
+    `deadline` is of `time.monotonic`; while it is set, a receive beyond it raises TimeoutError, and the timeout is
+    spent: set another before receiving without a deadline.
+    """
+
+    deadline: float | None = None
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+        """Receive as any socket does, but not beyond the deadline."""
+        if self.deadline is not None:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the deadline is over")
+            self.settimeout(left)
+        return super().recv_into(buffer, nbytes or 0, flags)
+
+
+class TimedTls(Timed, ssl.SSLSocket):
+    """The same over TLS. Made by an SSLContext whose `sslsocket_class` it is."""
+
+
+class Dialer:
+    """Resolves and connects. Thread-safe; lookups of one name at the same time are one lookup."""
+
+    def __init__(self, lookup: Lookup = socket.getaddrinfo) -> None:
+        """`lookup` may block for as long as it likes: it runs in threads of its own, one a name."""
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._running: dict[tuple[str, int], _Question] = {}
+
+    def connect(self, host: str, port: int, reach: Reach, timeout: float) -> Timed:
+        """A connected socket with its timeout set to `timeout` seconds, in which name and connection must be had.
+
+        Addresses are tried in the resolver's order, each with its share of the time. Raises Forbidden when the name has
+        only addresses that `reach` doesn't cover, Unavailable for everything else.
+        """
+        deadline = time.monotonic() + timeout
+        found = self._resolve(host, port, timeout)
+        refused = [addresses.refusal(each[4][0], reach) for each in found]
+        candidates = [each for each, kind in zip(found, refused, strict=True) if kind is None]
+        if not candidates:
+            raise Forbidden(
+                f"{host} is a {refused[0]} address, and those are not connected to; only the admin can allow that, by "
+                "naming the host in registries"
+            )
+        failure: OSError | None = None
+        for tried, (family, kind, protocol, _, address) in enumerate(candidates):
+            share = max(0.001, deadline - time.monotonic()) / (len(candidates) - tried)
+            try:
+                return _connected(Timed(family, kind, protocol), address, share, timeout)
+            except OSError as e:
+                failure = e
+        raise Unavailable(f"{host}:{port} {_why(failure)}") from failure
+
+    def _resolve(self, host: str, port: int, timeout: float) -> Found:
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            return self._ask(host, port, timeout)
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+
+    def _ask(self, host: str, port: int, timeout: float) -> Found:
+        key = (host, port)
+        with self._lock:
+            question = self._running.get(key)
+            if question is None:
+                question = self._running[key] = _Question()
+                threading.Thread(
+                    target=self._run, args=(key, question), name=f"resolve-{host}"[:40], daemon=True
+                ).start()
+        if not question.answered.wait(timeout):
+            raise Unavailable(f"the node's DNS gave no answer for {host} in time; it may be down or overloaded")
+        if question.error is not None:
+            raise Unavailable(
+                f"the name {host} doesn't resolve ({question.error.strerror}); check the reference's host and the "
+                "node's DNS"
+            ) from question.error
+        if not question.found:
+            raise Unavailable(f"the name {host} has no address; check the reference's host and the node's DNS")
+        return question.found
+
+    def _run(self, key: tuple[str, int], question: _Question) -> None:
+        try:
+            question.found = self._lookup(*key, type=socket.SOCK_STREAM)
+        except OSError as e:
+            question.error = e
+        except UnicodeError:
+            question.error = OSError(0, "it is no name that DNS can hold")
+        finally:
+            with self._lock:
+                del self._running[key]
+            question.answered.set()
+
+
+class _Question:
+    """One lookup under way and, once `answered`, its end."""
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
+        self.found: Found = ()
+        self.error: OSError | None = None
+
+
+def _connected(sock: Timed, address: Any, share: float, timeout: float) -> Timed:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(share)
+        sock.connect(address)
+        sock.settimeout(timeout)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _why(failure: OSError | None) -> str:
+    if isinstance(failure, ConnectionRefusedError):
+        return "refused the connection; is the registry running?"
+    if isinstance(failure, TimeoutError):
+        return "didn't take the connection in time; is it reachable from this node?"
+    return f"can't be reached from this node ({failure.strerror if failure else 'no address'})"

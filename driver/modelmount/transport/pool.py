@@ -1,0 +1,233 @@
+"""Connections, kept for each origin and trust, and one request at a time over them.
+
+The only interface of this room to whoever speaks HTTP: a Request goes in, an Answer comes out. Behind it is urllib3,
+with everything off that decides on its own: redirects, retries, proxies, decoding, preloading.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPSConnectionPool, Timeout
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ClosedPoolError
+from urllib3.response import HTTPResponse
+
+from modelmount import __version__
+from modelmount.config import Settings
+from modelmount.errors import Forbidden, Unavailable
+from modelmount.transport.addresses import Reach
+from modelmount.transport.body import Body, Pace
+from modelmount.transport.dial import Dialer, Lookup, Timed
+from modelmount.transport.failures import TROUBLE, translated, was_gone
+from modelmount.transport.tls import Contexts
+from modelmount.transport.trust import Trust, judge
+from modelmount.transport.url import Url
+
+USER_AGENT: Final = f"modelmount/{__version__}"
+KEPT_ORIGINS: Final = 64
+"""Origins with kept connections; pods name hosts, so there is no end to them otherwise."""
+KEPT_CONNECTIONS: Final = 16
+"""Idle connections kept for one origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked, and on whose behalf: `registry` as it stands in references, whose settings count wherever `url`
+    leads. `what` begins every message about it.
+    """
+
+    method: Literal["GET", "HEAD", "POST"]
+    url: Url
+    registry: str
+    what: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status and headers, with the body still to be read. Close it, or its body."""
+
+    status: int
+    url: Url
+    body: Body
+    headers: HTTPHeaderDict = field(repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.body.close()
+
+    def header(self, name: str) -> str | None:
+        """The value of a header, those of a repeated one joined by commas."""
+        return self.headers.get(name)
+
+    def header_values(self, name: str) -> Sequence[str]:
+        """The values of a header that may be repeated."""
+        return self.headers.getlist(name)
+
+
+class Pool:
+    """All connections of this process. Thread-safe; blocks on the network for at most what each call says."""
+
+    def __init__(self, settings: Settings, *, pace: Pace | None = None, lookup: Lookup = socket.getaddrinfo) -> None:
+        """Connects to nothing yet. `pace` and `lookup` replace the slowest pace and the resolver."""
+        self._settings = settings
+        self._pace = pace or Pace()
+        self._dialer = Dialer(lookup)
+        self._contexts = Contexts()
+        self._lock = threading.Lock()
+        self._origins: OrderedDict[tuple[Any, ...], HTTPConnectionPool] = OrderedDict()
+        self._closed = False
+
+    def send(self, request: Request, deadline: float) -> Answer:
+        """Ask once and return what was answered, whatever its status; redirects are answers too.
+
+        Name, connection and headers must be there by `deadline` (of `time.monotonic`). The body is read afterwards,
+        with the configured silence as its limit. Raises Forbidden for a place that isn't allowed, Unavailable for
+        everything that has gone wrong on the way.
+        """
+        try:
+            trust = judge(self._settings, request.registry, request.url)
+            response = self._response(request, trust, deadline)
+        except Forbidden as e:
+            raise Forbidden(f"{request.what}: {e.message}") from e
+        except Unavailable as e:
+            raise Unavailable(f"{request.what}: {e.message}", retry_after=e.retry_after) from e
+        except TROUBLE as e:
+            raise translated(e, request.what, request.url.authority) from e
+        body = Body(response, _socket_of(response), request.what, request.url.authority, self._pace)
+        return Answer(response.status, request.url, body, response.headers)
+
+    def close(self) -> None:
+        """Close idle connections; those in use close when their bodies do. Nothing can be sent afterwards."""
+        with self._lock:
+            self._closed = True
+            origins, self._origins = list(self._origins.values()), OrderedDict()
+        for origin in origins:
+            origin.close()
+
+    # -- inside
+
+    def _response(self, request: Request, trust: Trust, deadline: float) -> HTTPResponse:
+        """A kept connection may turn out to be gone only when it is used: then once more, at once."""
+        try:
+            return self._ask(request, trust, deadline)
+        except TROUBLE as e:
+            if request.method == "POST" or not was_gone(e):
+                raise
+        return self._ask(request, trust, deadline)
+
+    def _ask(self, request: Request, trust: Trust, deadline: float) -> HTTPResponse:
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Unavailable(f"{request.url.authority} didn't answer in time")
+            pull = self._settings.pull
+            timeout = Timeout(
+                connect=min(pull.connect_timeout_seconds, left), read=min(pull.read_timeout_seconds, left)
+            )
+            try:
+                response = self._origin(request.url, trust).urlopen(
+                    request.method,
+                    request.url.target,
+                    body=request.content,
+                    headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers},
+                    timeout=timeout,
+                    preload_content=False,
+                    decode_content=False,
+                    redirect=False,
+                    retries=False,
+                )
+            except ClosedPoolError:
+                continue  # this origin was put away for newer ones since we looked it up
+            if not isinstance(response, HTTPResponse):
+                response.close()
+                raise Unavailable(f"{request.url.authority} answered with something that isn't HTTP/1")
+            return response
+
+    def _origin(self, url: Url, trust: Trust) -> HTTPConnectionPool:
+        context = self._contexts.get(trust) if url.scheme == "https" else None
+        key = (url.scheme, url.host, url.port, trust, context)
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the driver is stopping; the next one goes on from here")
+            known = self._origins.get(key)
+            if known is not None:
+                self._origins.move_to_end(key)
+                return known
+            options: dict[str, Any] = {"maxsize": KEPT_CONNECTIONS, "dialer": self._dialer, "reach": trust.reach}
+            made = (
+                _HttpOrigin(url.host, url.port, **options)
+                if context is None
+                else _HttpsOrigin(url.host, url.port, ssl_context=context, **options)
+            )
+            self._origins[key] = made
+            evicted = self._origins.popitem(last=False)[1] if len(self._origins) > KEPT_ORIGINS else None
+        if evicted is not None:
+            evicted.close()
+        return made
+
+
+class _Connection(HTTPConnection):
+    """A connection over our own dialling, whose headers as a whole have the time that urllib3 allows each receive.
+
+    `answering` is the socket that the last answer came over, also when it is no longer the connection's own.
+    """
+
+    answering: Timed | None = None
+
+    def __init__(self, *args: Any, dialer: Dialer, reach: Reach, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._dialer, self._reach = dialer, reach
+
+    def _new_conn(self) -> socket.socket:
+        return self._dialer.connect(self.host, self.port, self._reach, _seconds(self.timeout))
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
+        sock: object = self.sock
+        if not isinstance(sock, Timed):
+            return super().getresponse()
+        seconds = _seconds(self.timeout)
+        self.answering = sock
+        sock.deadline = time.monotonic() + seconds
+        response = super().getresponse()
+        sock.deadline = None
+        sock.settimeout(seconds)
+        return response
+
+
+class _TlsConnection(_Connection, HTTPSConnection):
+    pass
+
+
+class _HttpOrigin(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _HttpsOrigin(HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+def _seconds(timeout: object) -> float:
+    if not isinstance(timeout, int | float):
+        raise TypeError("every request has a timeout")
+    return float(timeout)
+
+
+def _socket_of(response: HTTPResponse) -> Timed:
+    connection: object = response.connection
+    if not isinstance(connection, _Connection) or connection.answering is None:
+        raise TypeError("the answer came over a connection that isn't ours")
+    return connection.answering

@@ -1,0 +1,73 @@
+"""What the admin's settings say about one connection: which CAs count, how far it may reach, whether it may do without
+TLS. Pure: the pool applies it, and connections are shared only among equals.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from modelmount.config import Settings
+from modelmount.errors import Forbidden
+from modelmount.transport.addresses import Reach
+from modelmount.transport.url import Url
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them."""
+
+    reach: Reach
+    ca_file: str | None = None
+    system_cas: bool = False
+
+
+def judge(settings: Settings, registry: str, url: Url) -> Trust:
+    """How to connect to `url` on behalf of `registry` (as it stands in references): the registry itself, its token
+    server, or the storage that it redirects to.
+
+    A host that the admin lists (a key of `registries`, or one of this registry's `trusted_realms`) may have any
+    address. Others stay off this node's own addresses; a loopback one is fine for a registry that the admin lists on
+    loopback. The registry's CA file alone counts on its own host; where it sends us, it counts beside the system's.
+    Raises Forbidden for http unless the admin listed this registry with `plain_http`.
+    """
+    own = settings.registry(registry)
+    listed = next((host for host in settings.registries if url.is_named(host)), None)
+    if url.scheme == "http" and not own.plain_http:
+        raise Forbidden(
+            f"{url.authority} is to be asked over plain http; only the admin can allow that, with plain_http for "
+            f"{registry}"
+        )
+    at_home = url.host == _host(registry, url.scheme)
+    reach = _reach(
+        settings, registry, named=listed is not None or any(map(url.is_named, own.trusted_realms)), at_home=at_home
+    )
+    if listed is not None and settings.registries[listed].ca_file is not None:
+        return Trust(reach, settings.registries[listed].ca_file)
+    if own.ca_file is None:
+        return Trust(reach, system_cas=True)
+    return Trust(reach, own.ca_file, system_cas=not at_home)
+
+
+def _reach(settings: Settings, registry: str, *, named: bool, at_home: bool) -> Reach:
+    if named:
+        return Reach.ANYWHERE
+    if registry not in settings.registries:
+        return Reach.NETWORK
+    if at_home:
+        return Reach.ANYWHERE
+    return Reach.NETWORK_AND_LOOPBACK if _is_loopback(_host(registry, "https")) else Reach.NETWORK
+
+
+def _host(registry: str, scheme: str) -> str:
+    try:
+        return Url.parse(f"{scheme}://{registry}").host
+    except ValueError:
+        return registry
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
