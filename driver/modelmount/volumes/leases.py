@@ -9,6 +9,7 @@ so that a tree can't go between look and lease.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,17 @@ from modelmount.oci.reference import Repository
 from modelmount.pull.resolver import Model
 from modelmount.system import atomic, host
 
+Owner = Literal["csi", "cli"]
+"""Whose publication it is: a pod's, or one made by hand on the command line."""
+
+log = logging.getLogger(__name__)
+
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """One publication. `device` and `inode` are the tree root's and are believed only in the boot that wrote them."""
+    """One publication. `device` and `inode` are the tree root's and are believed only in the boot that wrote them.
+
+    `target` is the one spelling of the path that `TargetRoots.locate` gives; `attributes` are the significant ones.
+    """
 
     volume_id: str
     target: str
@@ -33,15 +42,17 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     registry: str
     repository: str
     manifest: str
-    tree: str
-    bytes: int
-    files: int
     pod_uid: str
-    owner: Literal["csi", "cli"]
-    boot_id: str
-    mount_namespace: int
-    device: int
-    inode: int
+    owner: Owner
+    tree: str = ""
+    bytes: int = 0
+    files: int = 0
+    boot_id: str = ""
+    mount_namespace: int = 0
+    device: int = 0
+    inode: int = 0
+    made_directory: bool = False
+    """The target didn't exist before. CSI wants it removed either way; what a person made stays."""
     adopted: bool = False
     """Written for a mount that was found without a lease: what it shows is known, what was asked for isn't."""
     written_at: float = 0.0
@@ -58,7 +69,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Leases:
-    """The leases of one store. Stateless; every call reads the disk."""
+    """The leases of one store. Stateless; every call reads the disk, and raises OSError where that fails."""
 
     def __init__(self, store: Store) -> None:
         """Reads nothing."""
@@ -69,13 +80,15 @@ class Leases:
         return _read(self._path(volume_id, target))
 
     def write(self, lease: Lease) -> None:
-        """Make the lease durable: write, fsync, rename, fsync."""
+        """Make the lease durable: write, fsync, rename, fsync. After an OSError it may or may not stand."""
         path = self._path(lease.volume_id, lease.target)
-        if not path.parent.exists():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            atomic.fsync_directory(path.parent.parent)
+        data = msgspec.json.encode(msgspec.structs.replace(lease, written_at=time.time()))
         atomic.failpoint("volumes.lease.before_write")
-        atomic.write_file(path, msgspec.json.encode(msgspec.structs.replace(lease, written_at=time.time())))
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        atomic.write_file(path, data)
+        # Also for a directory that existed: whoever made it may not have got so far. Last, because by now the journal
+        # of ext4 or XFS has its name, and this costs next to nothing.
+        atomic.fsync_directory(path.parent.parent)
         atomic.failpoint("volumes.lease.after_write")
 
     def remove(self, volume_id: str, target: str) -> None:
@@ -84,9 +97,9 @@ class Leases:
         atomic.failpoint("volumes.lease.before_remove")
         try:
             path.unlink()
+            atomic.fsync_directory(path.parent)
         except FileNotFoundError:
-            return
-        atomic.fsync_directory(path.parent)
+            return  # never there, or cleared away with its directory at a start in between
 
     def of_volume(self, volume_id: str) -> list[Lease]:
         """All publications of one volume on this node."""
@@ -100,6 +113,10 @@ class Leases:
             for path in (self._store.root / "volumes").glob(f"*/{_hash(target)}.json")
             if (lease := _read(path)) is not None
         ]
+
+    def tree_root(self, lease: Lease) -> Path:
+        """Where the lease's tree lies, unless it was moved to quarantine."""
+        return self._store.root / "trees" / lease.tree / "root"
 
     def walk(self) -> Iterator[Lease]:
         """Every readable lease."""
@@ -124,5 +141,8 @@ def _hash(text: str) -> str:
 def _read(path: Path) -> Lease | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Lease)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as e:
+        log.error("the lease %s is unreadable and counts as absent: %s", path, e)
         return None

@@ -33,6 +33,7 @@ LATER_KEYS = frozenset(
         "allowedReferences",
     }
 )
+_POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
 MAX_BYTES = 4096
 """The CSI specification's limit for a map ("Size Limits"); nobody in front of us enforces it."""
 
@@ -75,12 +76,7 @@ class VolumeSpec:
                     "mode: lazy does not exist yet; use eager, which mounts a model once all of it is verified"
                 )
             raise InvalidRequest(f"volume attribute 'mode' must be eager, not {_quoted(own['mode'])}")
-        policy = own.get("pullPolicy", "IfNotPresent")
-        if policy not in get_args(PullPolicy):
-            raise InvalidRequest(
-                f"volume attribute 'pullPolicy' must be one of {', '.join(get_args(PullPolicy))}, not {_quoted(policy)}"
-            )
-        return cls(Reference.parse(own["model"]), policy)
+        return cls(Reference.parse(own["model"]), _policy(own.get("pullPolicy", "IfNotPresent")))
 
     def check_allowed(self, settings: Settings) -> None:
         """Apply the admin's word on hosts. Raises Forbidden for hosts off the allow-list, InvalidRequest for addresses
@@ -118,6 +114,13 @@ def pod_name(attributes: Mapping[str, str]) -> str:
     """`namespace/name` of that pod, for logs."""
     name = attributes.get(KUBERNETES_PREFIX + "pod.name", "")
     return f"{attributes.get(KUBERNETES_PREFIX + 'pod.namespace', '')}/{name}" if name else ""
+
+
+def _policy(text: str) -> PullPolicy:
+    for policy in _POLICIES:
+        if text == policy:
+            return policy
+    raise InvalidRequest(f"volume attribute 'pullPolicy' must be one of {', '.join(_POLICIES)}, not {_quoted(text)}")
 
 
 def _quoted(text: str) -> str:

@@ -1,0 +1,43 @@
+"""What the kubelet keeps around a target, below `<root>/pods/<uid>/volumes/kubernetes.io~csi/<name>/`: `vol_data.json`
+beside the directory `mount`. The record holds no attributes, only whose volume it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from modelmount.system.target import Location
+
+_CSI_VOLUMES = ("volumes", "kubernetes.io~csi")
+_RECORD_BYTES = 64 << 10
+"""More than any record has; what is larger isn't one."""
+
+
+class _Record(msgspec.Struct, frozen=True, rename="camel"):
+    driver_name: str
+    volume_handle: str
+
+
+def pod_uid(location: Location) -> str:
+    """The pod that a target belongs to; empty for paths of another shape."""
+    return location.parts[0] if location.parts[1:3] == _CSI_VOLUMES else ""
+
+
+def volume_id(target: str, driver_name: str) -> str | None:
+    """The id that the kubelet publishes and unpublishes this target's volume with; None when there is no record of this
+    driver.
+    """
+    path = Path(target).parent / "vol_data.json"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(fd, "rb") as file:
+        try:
+            record = msgspec.json.decode(file.read(_RECORD_BYTES), type=_Record)
+        except (OSError, msgspec.DecodeError):
+            return None
+    return record.volume_handle if record.driver_name == driver_name and record.volume_handle else None

@@ -1,0 +1,289 @@
+"""Publish, unpublish, stats: what a volume shows is decided once, then answered from the disk.
+
+A publish is, in order: a live publication is OK before anything else is asked; what the attributes mean; what is in the
+way; then proof of access, the tree if it is here, else the wait for its pull; lease and mount. Only the last step holds
+the target's lock. A lease that stands decides instead of the tag: its digest is mounted again without any network, and
+pulled by that digest when its tree is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+from modelmount import telemetry
+from modelmount.config import Settings
+from modelmount.content.store import Store
+from modelmount.errors import Cancelled, InvalidRequest, ModelMountError, NotFound, Pending, Precondition, Unavailable
+from modelmount.oci.reference import Reference, Repository
+from modelmount.pull import progress
+from modelmount.pull.job import Job
+from modelmount.pull.resolver import Model, PullPolicy
+from modelmount.registry.credentials import Credential
+from modelmount.system import disk, mount
+from modelmount.system.mount import Identity
+from modelmount.system.target import TargetRoots
+from modelmount.volumes.attempts import Attempt, Attempts, Call
+from modelmount.volumes.leases import Lease, Leases, Owner
+from modelmount.volumes.publications import Publications, Wanted
+from modelmount.volumes.volume import VolumeSpec, pod_uid, significant
+
+log = logging.getLogger(__name__)
+
+How = Literal["live", "remounted", "cached", "pulled"]
+"""How a publish ended well: it was there; made again from its lease; new, without and with a pull."""
+
+_PULL_ROUNDS = 3
+UNCOUNTED_INODES = 1 << 32
+"""Free inodes of a file system that has no fixed number of them: 0 would mean "full" to whoever watches volumes."""
+
+
+class Request(Protocol):
+    """One publish, its fields checked for form but not for meaning."""
+
+    @property
+    def volume_id(self) -> str:
+        """Any text; it never becomes a path."""
+
+    @property
+    def target_path(self) -> str:
+        """Where to mount."""
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """The volume's own, and what the kubelet adds."""
+
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """The Secret that the volume names; only the credentials ever see it."""
+
+    @property
+    def mount_flags(self) -> tuple[str, ...]:
+        """Options on top of the admin's; those that take something away from the mount are added."""
+
+
+class Resolves(Protocol):
+    """Says what a reference means and proves access to it: `pull.resolver.Resolver`."""
+
+    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential) -> Model:
+        """The model, after one request to the registry where the admin wants proof."""
+
+
+class Pulls(Protocol):
+    """Runs pulls: `pull.puller.Puller`."""
+
+    def ensure(self, model: Model, selection: str, credential: Credential) -> Job:
+        """Join or start the model's job; the caller has proved its access."""
+
+    def release(self, job: Job) -> None:
+        """A lease on the job's tree stands, or the job's result is of no use."""
+
+
+class FindsCredentials(Protocol):
+    """Knows what to show to a registry: `registry.credentials.Credentials`."""
+
+    def find(self, repository: Repository, secrets: Mapping[str, str]) -> Credential:
+        """The credential for this repository: the volume's own, else the node's, else anonymous."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Use and health of one publication; counts are never negative."""
+
+    used_bytes: int
+    available_bytes: int
+    used_inodes: int
+    available_inodes: int
+    abnormal: bool
+    message: str
+
+
+class Publisher:
+    """Makes and ends publications. Safe to call from many threads; raises ModelMountError.
+
+    `publish` returns once the model is mounted, and waits no longer for a pull than its call allows; the pull goes on
+    without it. `unpublish` and `stats` never wait for a pull, and nothing here waits for one while it holds a lock.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        resolver: Resolves,
+        puller: Pulls,
+        credentials: FindsCredentials,
+        settings: Settings,
+        *,
+        owner: Owner = "csi",
+    ) -> None:
+        """For pods, targets lie below the configured roots; for `owner="cli"` anywhere, and `volumes.local` says where
+        not.
+        """
+        self._store, self._resolver, self._puller, self._credentials = store, resolver, puller, credentials
+        self._settings, self._owner = settings, owner
+        self._leases = Leases(store)
+        self._attempts = Attempts()
+        self._anywhere = TargetRoots([Path("/")])
+        self._targets = TargetRoots(settings.publish_roots) if owner == "csi" else self._anywhere
+        self._publications = Publications(store, self._targets, self._attempts, owner=owner)
+        self._elsewhere = Publications(store, self._anywhere, self._attempts, owner=owner)
+
+    def publish(self, request: Request, call: Call) -> None:
+        """Return once the model is mounted at the target; Pending while its pull goes on, or when the volume was
+        unpublished meanwhile.
+        """
+        try:
+            path = self._targets.locate(request.target_path).path
+            with self._attempts.begin(path, call, self._settings.publish) as attempt:
+                how, lease = self._publish(request, path, attempt)
+        except ModelMountError as e:
+            telemetry.publishes_total.labels(e.reason).inc()
+            raise
+        telemetry.publishes_total.labels(how).inc()
+        fields = {"how": how, "volume": lease.volume_id, "target": path, "model": lease.manifest, "tree": lease.tree}
+        log.info("published", extra={"fields": fields})
+
+    def unpublish(self, volume_id: str, target_path: str) -> None:
+        """End the publication; done already is success, and so is a target that was never ours, which is left alone.
+
+        Raises InvalidRequest for text that is no absolute path, Precondition where files or a foreign mount are in the
+        way.
+        """
+        found = self._find(target_path)
+        if found is None:
+            log.warning("unpublish of volume %s names %r, which is no target; nothing is done", volume_id, target_path)
+            return
+        path, publications = found
+        if publications is self._elsewhere:
+            lease = self._leases.read(volume_id, path)
+            if lease is None or lease.owner != self._owner:
+                log.warning("volume %s is not published at %s; what is there is left alone", volume_id, path)
+                return
+        publications.end(volume_id, path)
+
+    def stats(self, volume_id: str, volume_path: str) -> Stats:
+        """Use and health of the volume at this path, in constant time. Raises NotFound where it isn't published."""
+        unknown = NotFound(f"volume {volume_id!r} is not published at {volume_path!r}")
+        try:
+            found = self._find(volume_path)
+        except InvalidRequest as e:
+            raise unknown from e
+        lease = self._leases.read(volume_id, found[0]) if found else None
+        if found is None or lease is None or lease.owner != self._owner:
+            raise unknown
+        figures = os.statvfs(self._store.root)
+        inodes = disk.free_inodes(self._store.root)
+        trouble = self._trouble(lease, *found)
+        return Stats(
+            used_bytes=lease.bytes,
+            available_bytes=figures.f_bavail * figures.f_frsize,
+            used_inodes=lease.files,
+            available_inodes=UNCOUNTED_INODES if inodes is None else inodes,
+            abnormal=bool(trouble),
+            message=trouble or f"{lease.reference or 'the model'} is mounted",
+        )
+
+    # -- publish
+
+    def _publish(self, request: Request, path: str, attempt: Attempt) -> tuple[How, Lease]:
+        attributes = significant(request.attributes)
+        now = self._publications.look(request.volume_id, path)
+        if now.live and now.lease is not None and (now.lease.adopted or now.lease.attributes == attributes):
+            return "live", now.lease
+        spec = VolumeSpec.parse(attributes)
+        flags = frozenset(self._settings.publish.mount_flags) | (frozenset(request.mount_flags) & mount.FLAGS.keys())
+        wanted = Wanted(request.volume_id, path, attributes, spec, pod_uid(request.attributes), flags)
+        now = self._publications.check(wanted, attempt)
+        if now.live and now.lease is not None:
+            return "live", now.lease
+        if now.binding is not None:
+            lease = self._publications.make(wanted, None, attempt)
+            if lease is not None:
+                return "remounted", lease
+        return self._decide(wanted, now.binding, request.secrets, attempt)
+
+    def _decide(
+        self, wanted: Wanted, lease: Lease | None, secrets: Mapping[str, str], attempt: Attempt
+    ) -> tuple[How, Lease]:
+        """Prove access, then mount what is here or pull it. A lease pins the digest: by that, never by tag."""
+        wanted.spec.check_allowed(self._settings)
+        reference, policy = wanted.spec.reference, wanted.spec.pull_policy
+        if lease is not None and not lease.adopted:
+            reference = replace(reference, tag=None, digest=lease.model.manifest)
+            if policy == "Never":
+                raise _absent(reference)
+        credential = self._credentials.find(reference.repository, secrets)
+        model = self._resolver.resolve(reference, policy, credential)
+        made = self._publications.make(wanted, model, attempt)
+        if made is not None:
+            return "cached", made
+        if policy == "Never":
+            raise _absent(reference)
+        return "pulled", self._pull_and_make(wanted, model, credential, attempt)
+
+    def _pull_and_make(self, wanted: Wanted, model: Model, credential: Credential, attempt: Attempt) -> Lease:
+        for _ in range(_PULL_ROUNDS):
+            job = self._puller.ensure(model, wanted.spec.selection, credential)
+            self._await(job, wanted, attempt)
+            made = self._publications.make(wanted, model, attempt)
+            # With a lease the job need not hold the tree. Without one its tree went, by quarantine: the next round
+            # needs a job that looks again.
+            self._puller.release(job)
+            if made is not None:
+                return made
+        raise Unavailable(f"the files of {model} vanish while they are being mounted; look at the driver's log")
+
+    def _await(self, job: Job, wanted: Wanted, attempt: Attempt) -> None:
+        with telemetry.publishes_waiting.track_inprogress():
+            try:
+                ready = attempt.wait(job)
+            except Cancelled as e:
+                attempt.check()
+                raise Pending(
+                    f"the pull of {wanted.spec.reference} was stopped; the next try goes on from there"
+                ) from e
+        if not ready:
+            raise Pending(progress.sentence(str(wanted.spec.reference), job.snapshot()))
+
+    # -- where
+
+    def _find(self, target_path: str) -> tuple[str, Publications] | None:
+        """The one spelling of a path and who is in charge of it; None for `/`. Raises InvalidRequest for text that is
+        no absolute path.
+        """
+        try:
+            return self._targets.locate(target_path).path, self._publications
+        except InvalidRequest:
+            if target_path and not target_path.strip("/"):
+                return None
+        return self._anywhere.locate(target_path).path, self._elsewhere
+
+    def _trouble(self, lease: Lease, path: str, publications: Publications) -> str:
+        """What is wrong with a publication; empty when nothing is."""
+        try:
+            now = publications.look(lease.volume_id, path)
+        except ModelMountError as e:
+            return e.message
+        if not now.live:
+            return "the model's mount is gone; it is made again when the kubelet publishes the volume again"
+        root = self._leases.tree_root(lease)
+        try:
+            in_place = mount.identity(root) == Identity(lease.device, lease.inode)
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            return (
+                "the model's files were put into quarantine, because some of their bytes went bad on this node's disk; "
+                "recreate the pod to get good ones"
+            )
+        return ""
+
+
+def _absent(reference: Reference) -> Precondition:
+    return Precondition(
+        f"{reference} is not complete on this node and pullPolicy is Never; pull it first with `modelmount pull`, or "
+        "use IfNotPresent"
+    )

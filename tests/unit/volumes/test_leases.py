@@ -1,0 +1,105 @@
+"""Lease files: one a publication, whole or absent."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from modelmount.content.store import Store
+from modelmount.system import atomic, host
+from modelmount.volumes.leases import Lease, Leases, target_lock_name
+
+TARGET = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/model/mount"
+
+
+@pytest.fixture
+def leases(tmp_path: Path) -> Leases:
+    return Leases(Store(tmp_path / "store"))
+
+
+def lease(volume_id: str = "volume", target: str = TARGET, **fields: object) -> Lease:
+    made = Lease(
+        volume_id=volume_id,
+        target=target,
+        attributes={"model": "harbor.example.com/llm/x:v1"},
+        reference="harbor.example.com/llm/x:v1",
+        registry="harbor.example.com",
+        repository="llm/x",
+        manifest="sha256:" + "a" * 64,
+        pod_uid="u",
+        owner="csi",
+    )
+    return msgspec.structs.replace(made, **fields)
+
+
+def files(leases: Leases) -> list[Path]:
+    return sorted((leases._store.root / "volumes").rglob("*.json"))
+
+
+def test_what_is_written_is_read(leases: Leases) -> None:
+    leases.write(lease(tree="t", boot_id=host.boot_id()))
+    found = leases.read("volume", TARGET)
+    assert found is not None
+    assert msgspec.structs.replace(found, written_at=0.0) == lease(tree="t", boot_id=host.boot_id())
+    assert found.written_at > 0
+    assert found.in_this_boot
+    assert str(found.model) == "harbor.example.com/llm/x@sha256:" + "a" * 64
+
+
+def test_other_volumes_and_targets_have_none(leases: Leases) -> None:
+    leases.write(lease())
+    assert leases.read("other", TARGET) is None
+    assert leases.read("volume", TARGET + "x") is None
+
+
+def test_volumes_targets_and_all_are_listed(leases: Leases) -> None:
+    for volume_id, target in (("a", "/1"), ("a", "/2"), ("b", "/1")):
+        leases.write(lease(volume_id, target))
+    assert sorted(x.target for x in leases.of_volume("a")) == ["/1", "/2"]
+    assert sorted(x.volume_id for x in leases.of_target("/1")) == ["a", "b"]
+    assert len(list(leases.walk())) == 3
+    assert leases.of_volume("c") == leases.of_target("/3") == []
+
+
+def test_a_lease_goes_once_and_twice(leases: Leases) -> None:
+    leases.write(lease())
+    leases.remove("volume", TARGET)
+    leases.remove("volume", TARGET)
+    leases.remove("never", TARGET)
+    assert files(leases) == []
+
+
+def test_names_are_hashes_and_files_are_roots_alone(leases: Leases) -> None:
+    leases.write(lease("../../../etc/passwd\0"))
+    (file,) = files(leases)
+    assert len(file.stem) == len(file.parent.name) == 64
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert target_lock_name(TARGET) == f"target-{file.stem}"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"volume_id": 1}', b"\xff\xfe", b'{"volume_id": "volume"}'])
+def test_an_unreadable_lease_is_absent(leases: Leases, data: bytes) -> None:
+    leases.write(lease())
+    files(leases)[0].write_bytes(data)
+    assert leases.read("volume", TARGET) is None
+    assert list(leases.walk()) == []
+
+
+def test_fields_of_a_newer_version_are_ignored(leases: Leases) -> None:
+    leases.write(lease())
+    path = files(leases)[0]
+    path.write_bytes(path.read_bytes()[:-1] + b',"later":{"x":1}}')
+    assert leases.read("volume", TARGET) is not None
+
+
+@pytest.mark.parametrize("where", ["atomic.write_file.before_fsync", "atomic.write_file.before_rename"])
+def test_a_failed_write_leaves_the_old_lease(leases: Leases, where: str) -> None:
+    leases.write(lease(tree="old"))
+    with atomic.armed(f"{where}=error(EIO)"), pytest.raises(OSError):
+        leases.write(lease(tree="new"))
+    found = leases.read("volume", TARGET)
+    assert found is not None
+    assert found.tree == "old"
