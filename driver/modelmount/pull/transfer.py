@@ -74,6 +74,8 @@ class Transfer:
                 self._attempt(part, wait=True)
         if self._error is not None:
             raise self._error
+        if self._queue:  # the job was cancelled before anybody took these
+            raise Cancelled("the pull was stopped; its bytes are kept")
 
     # -- one thread
 
