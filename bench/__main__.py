@@ -29,6 +29,8 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 PLACE = Path("/var/tmp")
 """A disk on most machines, where /tmp may be memory. The name is short: there are sockets below it."""
 QUICK = {"rounds": 2, "size": 256 << 20, "publishes": 100}
+BUSY_LOAD = 0.25
+"""Load per processor, before anything began, above which figures say more about others than about us."""
 SPACE_FACTOR = 4
 """The artifact is there as a source, in the registry, and at most twice with a client."""
 
@@ -109,6 +111,8 @@ def _show_machine(console: Console, described: dict[str, Any], versions: dict[st
     )
     for name, version in versions.items():
         console.print(f"  {name}: {version}", style="dim")
+    if described["load"] > BUSY_LOAD * described["cpus"]:
+        console.print("others are using this machine: the figures will be theirs too", style="bold red")
 
 
 def _sayer(console: Console, case: str) -> Callable[[str], None]:
