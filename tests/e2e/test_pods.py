@@ -74,8 +74,13 @@ def test_ten_pods_at_once_cause_one_download(node: Node, files: Path) -> None:
     started = [node.pod(f"pod-{n}", pushed.reference) for n in range(10)]
     for pod in started:
         node.kubelet.wait_running(pod)
-    assert node.registry.blob_gets() == Counter(set(pushed.layers))
+    assert node.registry.blob_gets() == Counter(with_bytes(pushed))
     assert all(contents(node.mount(pod)) == contents(files) for pod in started)
+
+
+def with_bytes(pushed: push.Pushed) -> set[str]:
+    """The layers that have to be asked for; an empty one is known by its digest."""
+    return set(pushed.layers) - {push.measure(b"")[0]}
 
 
 def test_two_models_of_one_repository_fetch_their_shared_layer_once(node: Node, files: Path, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_two_models_of_one_repository_fetch_their_shared_layer_once(node: Node, 
     for pushed in (one, two):
         node.kubelet.wait_running(node.pod(pushed.tag, pushed.reference))
     assert set(one.layers) & set(two.layers)
-    assert node.registry.blob_gets() == Counter(set(one.layers) | set(two.layers))
+    assert node.registry.blob_gets() == Counter(with_bytes(one) | with_bytes(two))
 
 
 def test_a_layer_under_two_names_is_one_file_with_two_names(node: Node, tmp_path: Path) -> None:

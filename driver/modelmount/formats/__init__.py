@@ -17,7 +17,7 @@ from modelmount.formats.placement import place
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 
-__all__ = ["FORMATS", "choose", "decide", "place"]
+__all__ = ["FORMATS", "choose", "decide", "place", "reads_config"]
 
 FORMATS: tuple[Format, ...] = (ModelPack(), Files())
 """The most specific first: the first that matches decides."""
@@ -31,7 +31,7 @@ def decide(manifest: Manifest, config: bytes | None) -> Layout:
     before a download, and artifacts without files.
     """
     unsupported.refuse(manifest)
-    layout = next(format_ for format_ in FORMATS if format_.matches(manifest)).layout(manifest, config)
+    layout = _format(manifest).layout(manifest, config)
     if not layout.layers:
         raise BadArtifact(
             f"an artifact of type {paths.show(layers.kind(manifest) or 'unknown')} is no model that can be mounted: "
@@ -40,6 +40,18 @@ def decide(manifest: Manifest, config: bytes | None) -> Layout:
     _refuse_two_readings(layout)
     placement.refuse_collisions(layout)
     return layout
+
+
+def reads_config(manifest: Manifest) -> bool:
+    """Whether `decide` needs the config blob; where not, it never has to be fetched. Raises BadArtifact for kinds that
+    aren't read at all.
+    """
+    unsupported.refuse(manifest)
+    return _format(manifest).reads_config
+
+
+def _format(manifest: Manifest) -> Format:
+    return next(format_ for format_ in FORMATS if format_.matches(manifest))
 
 
 def _refuse_two_readings(layout: Layout) -> None:

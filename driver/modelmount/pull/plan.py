@@ -19,7 +19,7 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 from modelmount.pull.progress import human_bytes
 from modelmount.pull.verdicts import Facts
-from modelmount.snapshots import layers
+from modelmount.snapshots import layers, unpack
 
 SMALL_BYTES = 32 << 20
 
@@ -30,6 +30,8 @@ class Part:
 
     descriptor: Descriptor
     encoding: Encoding
+    uncompressed: Digest | None = None
+    """What the artifact says of the archive after decompression; checked when this is what unpacks it."""
 
     @property
     def form(self) -> str:
@@ -40,7 +42,11 @@ class Part:
         """Whether it is committed and available to this scope."""
         if self.encoding is Encoding.RAW:
             return store.has_blob(self.descriptor.digest, scope)
-        return store.unpacked_rules(self.descriptor.digest, scope) is not None
+        return self.unpacked_rules(store, scope) is not None
+
+    def unpacked_rules(self, store: Store, scope: str) -> int | None:
+        """The newest rules under which it lies unpacked for this scope."""
+        return store.unpacked_rules(self.descriptor.digest, scope, unpack.versions(self.encoding))
 
     def claim(self, scope: str) -> Claim:
         """What its download takes on disk. An archive is there twice while it is unpacked; what it unpacks to is known
@@ -92,7 +98,7 @@ class Plan:
                 if not store.has_blob(digest, scope):
                     return None
                 continue
-            version = store.unpacked_rules(digest, scope)
+            version = part.unpacked_rules(store, scope)
             if version is None:
                 return None
             members[digest], rules[digest] = layers.members(store, digest, version), version
@@ -105,7 +111,7 @@ def make_plan(manifest: Manifest, config: bytes | None, limits: Limits) -> Plan:
     parts: dict[tuple[Digest, str], Part] = {}
     order: dict[tuple[Digest, str], str] = {}
     for layer in layout.layers:
-        part = Part(layer.descriptor, layer.encoding)
+        part = Part(layer.descriptor, layer.encoding, layer.uncompressed)
         key = (part.descriptor.digest, part.form)
         known = parts.setdefault(key, part)
         order.setdefault(key, layer.path or "")

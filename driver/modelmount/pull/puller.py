@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from modelmount import telemetry
 from modelmount.config import Settings
@@ -145,12 +145,14 @@ class Puller:
         transfer = Transfer(store, scope, source, job, self._settings)
         plan = make_plan(manifest, transfer.config(manifest), self._settings.limits)
         verdicts.record_facts(store, plan.facts(model.manifest))
+        _warn(plan.layout.warnings)
         while True:
             self._fetch_missing(transfer, plan, record, job)
             job.progress.enter("linking")
             with store.locks.shared():
                 placement = plan.placement(store, scope)
                 if placement is not None:
+                    _warn(placement.warnings)
                     return trees.build(store, scope, model.manifest, job.selection, placement)
             log.warning("content vanished before it was linked; fetching it again")
 
@@ -186,3 +188,9 @@ class Puller:
                     job.cancel.set()
                 else:
                     record.close()
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    """What the artifact's publisher should know and a mount doesn't depend on."""
+    for warning in warnings:
+        log.warning("%s", warning)

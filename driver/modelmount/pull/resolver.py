@@ -8,6 +8,7 @@ resolved again unless the policy says so.
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ class Resolver:
         for _ in range(INDEX_DEPTH):
             if isinstance(document, Manifest):
                 return digest
-            digest = formats.choose(document).digest
+            digest = formats.choose(document, platform.machine()).digest
             if digest in seen:
                 raise BadArtifact(f"the index of {repository} names itself at {digest}; push it again")
             seen.add(digest)

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from modelmount import telemetry
+from modelmount import formats, telemetry
 from modelmount.config import Settings
 from modelmount.content import ingest as ingests
 from modelmount.content.backoff import Backoff
@@ -23,8 +23,7 @@ from modelmount.pull import fetch
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.job import Job
 from modelmount.pull.plan import Part
-from modelmount.snapshots import layers
-from modelmount.snapshots.unpack import RULES, Limits
+from modelmount.snapshots import layers, unpack
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockCancelled, LockTimeout
 from modelmount.transport.retry import Policy
@@ -47,10 +46,12 @@ class Transfer:
         self._error: BaseException | None = None
 
     def config(self, manifest: Manifest) -> bytes | None:
-        """The artifact's config, downloaded once by this scope; None where there is none or it is empty by type."""
+        """The artifact's config, downloaded once by this scope; None where its format doesn't read it."""
         descriptor = manifest.config
-        if descriptor is None or descriptor.media_type == "application/vnd.oci.empty.v1+json" or descriptor.size == 0:
+        if descriptor is None or not formats.reads_config(manifest):
             return None
+        if descriptor.data is not None:
+            return descriptor.data
         if self.store.has_blob(descriptor.digest, self.scope):
             return self.store.read_document(descriptor.digest)
         data = self._read_document(descriptor)
@@ -144,15 +145,16 @@ class Transfer:
             source = ingest.path
         half_made = ingest.directory / "layer"
         layers.clear(half_made)
-        limits = Limits(bytes=self._settings.limits.model_bytes, entries=self._settings.limits.archive_entries)
+        bounds = self._settings.limits
+        limits = unpack.Limits(bytes=bounds.model_bytes, entries=bounds.archive_entries, free_bytes=bounds.free_bytes)
         try:
-            layers.build(source, part.encoding, half_made, limits, self._cancel)
+            layers.build(source, part.encoding, half_made, limits, self._cancel, uncompressed=part.uncompressed)
         except BadArtifact as e:
             ingest.discard()
             raise BadArtifact(f"archive {digest}: {e}") from e
         except OSError as e:
             raise ingests.disk_error(e, f"unpack {digest}") from e
-        ingest.commit_unpacked(half_made, RULES)
+        ingest.commit_unpacked(half_made, unpack.rules(part.encoding))
 
     def _read_document(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_DOCUMENT_BYTES:
