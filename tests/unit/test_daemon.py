@@ -11,7 +11,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import grpc
 import pytest
@@ -21,6 +23,7 @@ from modelmount.content.store import Store
 from tests.fakes import mounts, push
 from tests.fakes.driver import Driver
 from tests.fakes.plugins import connect
+from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
 
 pytestmark = pytest.mark.mount
@@ -108,7 +111,7 @@ def test_what_it_makes_and_what_it_holds_is_its_own(driver: Driver) -> None:
     status = Path(f"/proc/{driver.pid}/status").read_text()
     assert "Umask:\t0077" in status
     assert driver.store.stat().st_mode & 0o777 == 0o700
-    assert driver.socket.stat().st_mode & 0o777 == 0o600
+    assert driver.socket.stat().st_mode & 0o077 == 0
 
 
 def test_its_memory_cannot_be_dumped() -> None:
@@ -312,25 +315,63 @@ def test_a_pod_s_model_stays_when_the_driver_goes(directory: Path) -> None:
         assert not target.exists()
 
 
+@dataclass
+class Call:
+    """A publish under way in a thread, and how it failed."""
+
+    thread: threading.Thread
+    errors: list[grpc.RpcError]
+
+    @classmethod
+    def begin(cls, driver: Driver, reference: str) -> Self:
+        """Publish; return once the driver has the call."""
+        errors: list[grpc.RpcError] = []
+
+        def publish() -> None:
+            try:
+                driver.publish("volume-1", driver.target("pod-1"), {"model": reference})
+            except grpc.RpcError as e:
+                errors.append(e)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        wait_until(lambda: any("NodePublishVolume called" in message for message in messages(driver)))
+        return cls(thread, errors)
+
+    def code(self) -> grpc.StatusCode:
+        """The code it ended with; it did fail."""
+        self.thread.join()
+        (error,) = self.errors
+        return error.code()
+
+
 @pytest.mark.registry
-def test_a_stop_tells_waiting_calls_to_come_again(directory: Path) -> None:
+def test_a_stop_tells_calls_that_wait_for_a_pull_to_come_again(directory: Path) -> None:
+    (directory / "model").mkdir()
+    (directory / "model/weights.bin").write_bytes(bytes(2_000_000))
+    with Registry(directory / "registry") as registry, Proxy(registry.port, rate=200_000) as slow:
+        pusher = push.Pusher(registry.host, registry.connection)
+        pusher.artifact("llm/tiny", "v1", push.oras(directory / "model"))
+        with Driver(directory / "node", [slow]) as driver:
+            call = Call.begin(driver, f"{slow.host}/llm/tiny:v1")
+            wait_until(lambda: any((driver.store / "ingest").iterdir()))
+            assert driver.stop() == 0
+            assert call.code() is grpc.StatusCode.ABORTED
+            assert any((driver.store / "ingest").iterdir())
+            slow.rate = None
+            driver.start()
+            driver.publish("volume-1", driver.target("pod-1"), {"model": f"{slow.host}/llm/tiny:v1"})
+
+
+@pytest.mark.registry
+@pytest.mark.slow
+def test_a_registry_that_does_not_answer_cannot_keep_the_driver_from_ending(directory: Path) -> None:
     (directory / "model").mkdir()
     (directory / "model/config.json").write_text("{}")
     with Registry(directory / "registry") as registry, Driver(directory / "node", [registry]) as driver:
         pusher = push.Pusher(registry.host, registry.connection)
         pushed = pusher.artifact("llm/tiny", "v1", push.oras(directory / "model"))
-        refused: list[grpc.RpcError] = []
-
-        def publish() -> None:
-            try:
-                driver.publish("volume-1", driver.target("pod-1"), {"model": pushed.reference})
-            except grpc.RpcError as e:
-                refused.append(e)
-
         with registry.frozen():
-            waiting = threading.Thread(target=publish)
-            waiting.start()
-            wait_until(lambda: any("NodePublishVolume called" in message for message in messages(driver)))
+            call = Call.begin(driver, pushed.reference)
             assert driver.stop() == 0
-            waiting.join()
-        assert refused[0].code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+            assert call.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,16 +45,16 @@ class Access:
         # The allow-list is for what volumes name.
         return msgspec.structs.replace(settings, registries=registries, auth=auth, allowed_registries=[])
 
-    def secrets(self, repository: Repository) -> dict[str, str]:
+    @property
+    def secrets(self) -> dict[str, str]:
         """The login of the options, in the form of a Secret that a volume names; empty without one."""
-        if self.username is None:
+        if self.username is None or self.password is None:
             return {}
-        login = {"username": self.username, "password": self.password}
-        return {".dockerconfigjson": json.dumps({"auths": {repository.registry: login}})}
+        return {"username": self.username, "password": self.password}
 
     def credential(self, credentials: Credentials, repository: Repository) -> Credential:
         """The credential to use: the options' own, or what the docker configuration has, or none."""
-        return credentials.find(repository, self.secrets(repository))
+        return credentials.find(repository, self.secrets)
 
     def _docker_config(self, settings: Settings) -> str | None:
         if self.docker_config is not None:
@@ -106,8 +105,10 @@ def _password(username: str | None, *, from_stdin: bool) -> str | None:
             raise click.UsageError("--password-stdin needs --username")
         return None
     if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
+        password = sys.stdin.readline().rstrip("\r\n")
+        if not password:
+            raise click.UsageError("there is no password on standard input")
+        return password
     if not sys.stdin.isatty():
         raise click.UsageError("--username needs a password: give it with --password-stdin")
-    password: str = click.prompt("Password", hide_input=True, err=True)
-    return password
+    return str(click.prompt("Password", hide_input=True, err=True))

@@ -52,12 +52,11 @@ def mount(
     settings = access.applied(effective.settings, named.repository)
     attributes = {"model": str(named), "pullPolicy": _POLICIES[pull]}
     with contextlib.closing(wiring.build(settings)) as node:
-        secrets = access.secrets(named.repository)
         done = watch(
             node,
             named,
             output,
-            lambda cancelled: node.local.mount(attributes, directory, secrets=secrets, cancelled=cancelled),
+            lambda cancelled: node.local.mount(attributes, directory, secrets=access.secrets, cancelled=cancelled),
         )
     lease = done.result
     if output.json:

@@ -141,11 +141,11 @@ class _Bar:
 
 
 class _Occasional:
-    """Tells where a pull stands now and then, and only what is new."""
+    """Tells where a pull stands now and then, and only what is new; a quick one needs no words."""
 
     def __init__(self, tell: Callable[[progress.Snapshot], None]) -> None:
         self._tell = tell
-        self._next = 0.0
+        self._next = time.monotonic() + TELL_SECONDS
         self._last: progress.Snapshot | None = None
 
     def show(self, snapshot: progress.Snapshot) -> None:

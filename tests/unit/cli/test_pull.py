@@ -80,7 +80,7 @@ def test_a_missing_model_is_not_found(machine: Machine) -> None:
     done = machine.run("pull", f"{pushed.host}/llm/absent:v1")
     assert done.code == 3
     assert done.out == ""
-    (line,) = done.err.splitlines()
+    *_, line = done.err.splitlines()
     assert line.startswith("modelmount: ")
     assert "llm/absent" in line
     missing_tag = machine.run("pull", f"{pushed.host}/llm/tiny:v9", "--json")
@@ -94,7 +94,7 @@ def test_a_registry_that_is_down_is_unavailable(machine: Machine) -> None:
     machine.registry.stop()
     done = machine.run("pull", pushed.reference)
     assert done.code == 7
-    (line,) = done.err.splitlines()
+    *_, line = done.err.splitlines()
     assert pushed.host in line
 
 
@@ -104,7 +104,7 @@ def test_wrong_bytes_are_a_bad_model(machine: Machine) -> None:
     blob.write_bytes(bytes(blob.stat().st_size))
     done = machine.run("pull", pushed.reference)
     assert done.code == 5
-    (line,) = done.err.splitlines()
+    *_, line = done.err.splitlines()
     assert pushed.layers[1] in line
 
 
@@ -112,7 +112,7 @@ def test_too_little_space_is_said_in_numbers(machine: Machine) -> None:
     pushed = machine.push()
     done = machine.run("pull", pushed.reference, MODELMOUNT_LIMITS_FREE_BYTES=str(1 << 59))
     assert done.code == 6
-    (line,) = done.err.splitlines()
+    *_, line = done.err.splitlines()
     assert "free" in line
 
 
@@ -120,7 +120,7 @@ def test_without_a_credential_the_remedy_is_named(private: Machine) -> None:
     pushed = private.push(authorization=push.basic("robot", "s3cret-word"))
     done = private.run("pull", pushed.reference)
     assert done.code == 4
-    (line,) = done.err.splitlines()
+    *_, line = done.err.splitlines()
     assert pushed.host in line
 
 
@@ -128,6 +128,7 @@ def test_without_a_credential_the_remedy_is_named(private: Machine) -> None:
 def login(private: Machine) -> list[str]:
     """A command line that logs in; its password comes on standard input."""
     pushed = private.push(authorization=push.basic("robot", "s3cret-word"))
+    private.driver.write_config()
     return private.driver.command("pull", pushed.reference, "--username", "robot", "--password-stdin")
 
 
@@ -218,5 +219,5 @@ def test_a_store_that_cannot_be_used_is_named(machine: Machine, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     done = machine.run("pull", f"{machine.registry.host}/llm/tiny:v1", "--root", str(tmp_path / "file"))
     assert done.code == 1
-    (line,) = done.err.splitlines()
+    *_, line = done.err.splitlines()
     assert str(tmp_path / "file") in line
