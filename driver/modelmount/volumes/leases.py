@@ -74,6 +74,7 @@ class Leases:
     def __init__(self, store: Store) -> None:
         """Reads nothing."""
         self._store = store
+        self._volumes = str(store.root / "volumes")  # joined as text below: this is on the path of every publish
 
     def read(self, volume_id: str, target: str) -> Lease | None:
         """The publication's lease. An unreadable one is treated as absent: the mount, if any, is then adopted."""
@@ -126,7 +127,7 @@ class Leases:
                 yield lease
 
     def _path(self, volume_id: str, target: str) -> Path:
-        return self._store.root / "volumes" / _hash(volume_id) / f"{_hash(target)}.json"
+        return Path(f"{self._volumes}/{_hash(volume_id)}/{_hash(target)}.json")
 
 
 def target_lock_name(target: str) -> str:

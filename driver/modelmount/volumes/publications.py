@@ -80,6 +80,18 @@ class Publications:
                     self._refuse_obstacles(now)
             return now
 
+    def require_parent(self, path: str) -> None:
+        """Raise Precondition where the directory that is to hold the target is missing: before anything is pulled."""
+        parent = str(Path(path).parent)
+        try:
+            missing = self._targets.state(parent).kind == "missing"
+        except InvalidRequest:
+            return  # the parent is the root itself; opening the target says whether that is missing
+        if missing:
+            raise Precondition(
+                f"the directory above target {path!r} does not exist; the kubelet makes it before it publishes"
+            )
+
     def make(self, wanted: Wanted, model: Model | None, attempt: Attempt) -> Lease | None:
         """Show the model at the target, or find that it is shown already; None when its tree isn't in the store.
 
@@ -116,29 +128,15 @@ class Publications:
     # -- making
 
     def _refuse_obstacles(self, now: Standing) -> None:
-        match now.state.kind:
-            case "mount":
-                self._refuse_mount(now)
-            case "directory" | "other":
-                self._targets.open_target(now.path, create=False).close()
-            case "missing":
-                self._require_parent(now.path)
+        if now.state.kind == "mount":
+            self._refuse_mount(now)
+        elif now.state.kind != "missing":
+            self._targets.open_target(now.path, create=False).close()
 
     def _refuse_mount(self, now: Standing) -> None:
         """A mount is in the way, unless it is the dead one of this publication."""
         if now.binding is None or not now.is_dead_mount:
             raise Precondition(now.obstacle())
-
-    def _require_parent(self, path: str) -> None:
-        parent = str(Path(path).parent)
-        try:
-            missing = self._targets.state(parent).kind == "missing"
-        except InvalidRequest:
-            return  # the parent is the root itself; opening the target says whether that is missing
-        if missing:
-            raise Precondition(
-                f"the directory above target {path!r} does not exist; the kubelet makes it before it publishes"
-            )
 
     def _make_way(self, now: Standing) -> None:
         if now.state.kind != "mount":

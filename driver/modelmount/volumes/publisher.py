@@ -196,9 +196,10 @@ class Publisher:
         spec = VolumeSpec.parse(attributes)
         flags = frozenset(self._settings.publish.mount_flags) | (frozenset(request.mount_flags) & mount.FLAGS.keys())
         wanted = Wanted(request.volume_id, path, attributes, spec, pod_uid(request.attributes), flags)
-        now = self._publications.check(wanted, attempt)
-        if now.live and now.lease is not None:
-            return "live", now.lease
+        if not now.is_empty:
+            now = self._publications.check(wanted, attempt)
+            if now.live and now.lease is not None:
+                return "live", now.lease
         if now.binding is not None:
             lease = self._publications.make(wanted, None, attempt)
             if lease is not None:
@@ -225,6 +226,7 @@ class Publisher:
         return "pulled", self._pull_and_make(wanted, model, credential, attempt)
 
     def _pull_and_make(self, wanted: Wanted, model: Model, credential: Credential, attempt: Attempt) -> Lease:
+        self._publications.require_parent(wanted.path)
         for _ in range(_PULL_ROUNDS):
             job = self._puller.ensure(model, wanted.spec.selection, credential)
             self._await(job, wanted, attempt)

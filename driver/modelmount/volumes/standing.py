@@ -48,6 +48,11 @@ class Standing:
         return None if self.ended else self.lease
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing yet, neither recorded nor at the target."""
+        return self.lease is None and self.state.kind == "missing"
+
+    @property
     def is_dead_mount(self) -> bool:
         """Whether there is a mount that doesn't even say what it is (ENOTCONN, ESTALE)."""
         return self.state.kind == "mount" and self.state.identity is None

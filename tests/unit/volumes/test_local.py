@@ -91,7 +91,7 @@ def test_a_foreign_mount_or_a_missing_parent_is_refused(node: Node, place: Path)
         node.local.mount({"model": pushed.reference}, place)
     with pytest.raises(Precondition, match="directory above"):
         node.local.mount({"model": pushed.reference}, node.directory / "not" / "there")
-    assert node.registry.requests() == []
+    assert not any(r.digest for r in node.registry.requests())
 
 
 def test_what_was_not_mounted_by_hand_is_not_unmounted(node: Node, place: Path) -> None:

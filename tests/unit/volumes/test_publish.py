@@ -385,11 +385,21 @@ def test_n4_what_is_in_the_way_is_refused_before_anything_is_fetched(node: Node)
         with pytest.raises(Precondition, match="isn't ours"):
             node.publish(foreign, pushed.reference)
         assert mounts.is_mounted(foreign)
-    with pytest.raises(Precondition, match="directory above"):
-        node.publish(node.target("orphan", parents=False), pushed.reference)
     assert node.registry.requests() == []
     assert node.lease_files() == []
     assert file.read_text() == "precious"
+
+
+def test_a_target_without_its_parent_is_refused_before_a_pull_and_after(node: Node) -> None:
+    pushed = node.push()
+    orphan = node.target("orphan", parents=False)
+    with pytest.raises(Precondition, match="directory above"):
+        node.publish(orphan, pushed.reference)
+    assert not any(r.digest for r in node.registry.requests())
+    node.publish(node.target(), pushed.reference)
+    with pytest.raises(Precondition, match="directory above"):
+        node.publish(orphan, pushed.reference, volume="two")
+    assert len(node.lease_files()) == 1
 
 
 def test_n4_the_target_of_another_volume_is_refused_and_named(node: Node) -> None:
