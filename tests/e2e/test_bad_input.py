@@ -50,7 +50,7 @@ class Row:
     words: str
     attributes: dict[str, str] = field(default_factory=dict)
     volume_id: str = "volume-1"
-    capability: csi_pb2.VolumeCapability = MOUNT
+    capability: csi_pb2.VolumeCapability = field(default_factory=lambda: MOUNT)
     target: str | None = None
 
 

@@ -88,11 +88,15 @@ class Proxy:
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
         asking = threading.Thread(target=self._ask, args=(client, server), name="proxy-ask", daemon=True)
         asking.start()
-        self._answer(server, client)
-        for peer in (client, server):
-            with contextlib.suppress(OSError):
-                peer.shutdown(socket.SHUT_RDWR)
+        whole = self._answer(server, client)
+        with contextlib.suppress(OSError):
+            # Reading ends first, and without a word to the peer: while a thread receives, a close sends nothing.
+            client.shutdown(socket.SHUT_RDWR if whole else socket.SHUT_RD)
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
         asking.join()
+        if not whole:  # linger 0: the peer gets a reset, not an orderly end
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         with self._lock:
             self._sockets -= {client, server}
         client.close()
@@ -104,22 +108,21 @@ class Proxy:
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 
-    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+    def _answer(self, server: socket.socket, client: socket.socket) -> bool:
+        """Pass answers on until they end; False when they were cut."""
         sent = 0
         with contextlib.suppress(OSError):
             while not self._closing and (data := server.recv(BUFFER_BYTES)):
                 limit = self.cut_after
                 if limit is not None and sent + len(data) > limit:
                     client.sendall(data[: max(0, limit - sent)])
-                    # Linger 0: the peer gets a reset, not an orderly end.
-                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    client.close()
-                    return
+                    return False
                 self._spend(len(data))
                 client.sendall(data)
                 sent += len(data)
                 with self._lock:
                     self.passed += len(data)
+        return True
 
     def _spend(self, count: int) -> None:
         """Wait until `count` bytes fit into the rate; asked anew each tick, so that a changed rate acts at once."""
