@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import click
 import msgspec
 
 from modelmount.config import Settings
+from modelmount.errors import Forbidden, NotFound, Unauthenticated
 from modelmount.oci.reference import Repository
 from modelmount.registry.credentials import Credential, Credentials
 
@@ -51,6 +53,17 @@ class Access:
         if self.username is None or self.password is None:
             return {}
         return {"username": self.username, "password": self.password}
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Errors about access inside the block also say how to log in here; a pod's owner would need a Secret."""
+        try:
+            yield
+        except (Unauthenticated, Forbidden, NotFound) as e:
+            if self.username is not None:
+                raise
+            hint = "here, log in with --username and --password-stdin, or name a file with --docker-config"
+            raise type(e)(f"{e.message} ({hint})") from e
 
     def credential(self, credentials: Credentials, repository: Repository) -> Credential:
         """The credential to use: the options' own, or what the docker configuration has, or none."""

@@ -49,7 +49,7 @@ def inspect(context: click.Context, reference: str, effective: config.Effective,
     say = output_of(context)
     named = Reference.parse(reference)
     settings = access.applied(effective.settings, named.repository)
-    with contextlib.closing(wiring.connect(settings)) as remote:
+    with access.explained(), contextlib.closing(wiring.connect(settings)) as remote:
         asked = _Asked(remote, named.repository, access.credential(remote.credentials, named.repository))
         found = asked.look(named)
     existing = wiring.existing(settings)

@@ -51,7 +51,7 @@ def mount(
     named = Reference.parse(reference)
     settings = access.applied(effective.settings, named.repository)
     attributes = {"model": str(named), "pullPolicy": _POLICIES[pull]}
-    with contextlib.closing(wiring.build(settings)) as node:
+    with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         done = watch(
             node,
             named,

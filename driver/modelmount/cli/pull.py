@@ -42,7 +42,7 @@ def pull(context: click.Context, reference: str, effective: config.Effective, ac
     output = output_of(context)
     named = Reference.parse(reference)
     settings = access.applied(effective.settings, named.repository)
-    with contextlib.closing(wiring.build(settings)) as node:
+    with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         credential = access.credential(node.credentials, named.repository)
         done = watch(node, named, output, lambda cancelled: fetch(node, named, "Always", credential, cancelled))
     model, tree = done.result

@@ -28,7 +28,9 @@ from modelmount.snapshots.tree import Tree
 LOOK_SECONDS = 0.2
 """How often the display moves on a terminal."""
 TELL_SECONDS = 2.0
-"""How often it is told elsewhere: lines in a log, JSON objects."""
+"""How often a program is told, and when a log is told first; a quick pull needs no words."""
+LOG_SECONDS = 10.0
+"""How often a log is told afterwards."""
 
 T = TypeVar("T")
 
@@ -109,9 +111,11 @@ class _Display(Protocol):
 def _display(reference: str, output: Output) -> Iterator[_Display]:
     console = Console(stderr=True)
     if output.json:
-        yield _Occasional(lambda s: output.object({"progress": {**asdict(s), "eta_seconds": s.eta_seconds}}))
+        yield _Occasional(
+            lambda s: output.object({"progress": {**asdict(s), "eta_seconds": s.eta_seconds}}), TELL_SECONDS
+        )
     elif not console.is_terminal:
-        yield _Occasional(lambda s: output.note(progress.sentence(reference, s)))
+        yield _Occasional(lambda s: output.note(progress.sentence(reference, s)), LOG_SECONDS)
     else:
         columns = (
             TextColumn("{task.description}"),
@@ -141,17 +145,17 @@ class _Bar:
 
 
 class _Occasional:
-    """Tells where a pull stands now and then, and only what is new; a quick one needs no words."""
+    """Tells where a pull stands now and then, and only what is new."""
 
-    def __init__(self, tell: Callable[[progress.Snapshot], None]) -> None:
-        self._tell = tell
+    def __init__(self, tell: Callable[[progress.Snapshot], None], seconds: float) -> None:
+        self._tell, self._seconds = tell, seconds
         self._next = time.monotonic() + TELL_SECONDS
         self._last: progress.Snapshot | None = None
 
     def show(self, snapshot: progress.Snapshot) -> None:
         now = time.monotonic()
         if now >= self._next and snapshot != self._last:
-            self._next, self._last = now + TELL_SECONDS, snapshot
+            self._next, self._last = now + self._seconds, snapshot
             self._tell(snapshot)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import signal
 import subprocess
 import time
@@ -122,6 +123,7 @@ def test_without_a_credential_the_remedy_is_named(private: Machine) -> None:
     assert done.code == 4
     *_, line = done.err.splitlines()
     assert pushed.host in line
+    assert "--password-stdin" in line
 
 
 @pytest.fixture
@@ -178,6 +180,48 @@ def test_plain_http_is_said_on_the_command_line_for_a_host_nobody_listed(machine
         done = machine.run("pull", reference, "--plain-http")
         assert done.code == 0, done.err
         assert pushed.digest in done.out
+
+
+def test_on_a_terminal_a_bar_moves_beside_the_result(machine: Machine) -> None:
+    machine.push()
+    machine.driver.write_config()
+    terminal, end = os.openpty()
+    with Proxy(machine.registry.port, rate=500_000) as slow:
+        process = subprocess.Popen(
+            machine.driver.command("pull", f"{slow.host}/llm/tiny:v1", "--plain-http"),
+            stdout=subprocess.PIPE,
+            stderr=end,
+            text=True,
+            env=machine.driver.environment() | {"TERM": "xterm", "COLUMNS": "120"},
+        )
+        os.close(end)
+        shown = b""
+        try:
+            while data := os.read(terminal, 65536):
+                shown += data
+        except OSError:
+            pass  # EIO: the other end is closed
+        finally:
+            os.close(terminal)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "700 kB in 3 files" in out
+    assert b"pulling" in shown
+    assert b"of 3 files" in shown
+
+
+def test_elsewhere_a_slow_pull_is_told_in_lines_and_objects(machine: Machine) -> None:
+    machine.push()
+    with Proxy(machine.registry.port, rate=200_000) as slow:
+        plain = machine.run("pull", f"{slow.host}/llm/tiny:v1", "--plain-http")
+        objects = machine.run(
+            "pull", f"{slow.host}/llm/tiny:v1", "--plain-http", "--json", "--root", str(machine.directory / "other")
+        )
+    assert plain.err.startswith(f"pulling {slow.host}/llm/tiny:v1: ")
+    told = objects.objects[0]["progress"]
+    assert told["phase"] == "pulling"
+    assert 0 < told["bytes_done"] < told["bytes_total"]
+    assert objects.err == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
