@@ -17,21 +17,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(400)]
 
 RAN = Path(__file__).with_name("specs_ran.txt")
 """Every spec that runs against our set of capabilities, one a line; a suite that quietly skips one is no proof."""
-SKIPPED_FOR = (
-    "Stage",
-    "Unstage",
-    "Expand",
-    "ControllerPublish",
-    "ControllerUnpublish",
-    "ListVolumes",
-    "GetCapacity",
-    "Snapshot",
-    "snapshot",
-    "Modify",
-    "GroupController",
-    "SINGLE_NODE_MULTI_WRITER",
-)
-"""Words of the specs that the suite itself leaves out, since the driver doesn't offer what they test."""
 
 
 @pytest.fixture
@@ -80,16 +65,3 @@ def test_the_suite_passes_with_the_pod_s_own_credentials(short: Path, tmp_path: 
             log = driver.log.read_text()
     assert report.named("failed") == [], report.output[-6000:]
     assert "sanity-password" not in log
-
-
-def test_what_is_skipped_needs_a_capability_that_the_driver_does_not_have(short: Path, tmp_path: Path) -> None:
-    with Registry(tmp_path / "registry") as registry:
-        pushed = model(registry, tmp_path)
-        with Driver(short, [registry], settings={"target_roots": [str(short / "sanity")]}) as driver:
-            report = sanity.run(driver.socket, short / "sanity", parameters={"model": pushed.reference})
-    unexplained = [
-        spec.name
-        for spec in report.specs
-        if spec.outcome == "skipped" and not any(word in spec.name + spec.detail for word in SKIPPED_FOR)
-    ]
-    assert unexplained == []

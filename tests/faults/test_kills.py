@@ -13,7 +13,8 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.e2e.conftest import contents, write_model
+from modelmount.content import ingest
+from tests.e2e.conftest import contents, random_bytes, write_model
 from tests.fakes import mounts, push
 from tests.fakes.driver import ROOT, Driver
 from tests.fakes.registry import Registry
@@ -28,6 +29,10 @@ ELSEWHERE = {
 """Failpoints that a publish and an unpublish of one model don't pass, and where they are visited instead."""
 
 
+CHECKPOINT = {"content.ingest.checkpoint"}
+"""Passed only by a layer of 64 MiB and more."""
+
+
 def names() -> list[str]:
     """Every failpoint of the sources: a new one is killed at without being listed anywhere."""
     found = {name for path in (ROOT / "driver").rglob("*.py") for name in _CALL.findall(path.read_text())}
@@ -36,11 +41,19 @@ def names() -> list[str]:
 
 @dataclass
 class Published:
-    """A model with raw layers and an archive in a real registry."""
+    """A model with raw layers and an archive in a real registry, and one with a layer that is worth a checkpoint."""
 
     registry: Registry
     pushed: push.Pushed
     files: dict[str, bytes]
+    big: push.Pushed
+    big_files: dict[str, bytes]
+
+    def visiting(self, name: str) -> tuple[str, dict[str, bytes]]:
+        """Reference and files of a model whose pull passes the failpoint `name`."""
+        if name in CHECKPOINT:
+            return self.big.reference, self.big_files
+        return self.pushed.reference, self.files
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +63,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     with Registry(directory / "registry") as registry:
         pusher = push.Pusher(registry.host, registry.connection)
         pushed = pusher.artifact("llm/tiny", "v1", push.oras(files, packed=["1_Pooling"]))
-        yield Published(registry, pushed, contents(files))
+        weights = directory / "big"
+        weights.mkdir()
+        (weights / "model.safetensors").write_bytes(random_bytes(ingest.CHECKPOINT_BYTES + 1, 9))
+        big = pusher.artifact("llm/big", "v1", push.modelpack(weights))
+        yield Published(registry, pushed, contents(files), big, contents(weights))
 
 
 @pytest.fixture
@@ -62,12 +79,13 @@ def driver(model: Published) -> Iterator[Driver]:
         mounts.detach_below(Path(name))
 
 
-def use(driver: Driver, model: Published) -> bool:
+def use(driver: Driver, model: Published, name: str) -> bool:
     """Publish and unpublish as a kubelet would; False when the driver died on the way."""
     target = driver.target("pod")
+    reference, files = model.visiting(name)
     try:
-        driver.publish("volume", target, {"model": model.pushed.reference})
-        assert contents(target) == model.files
+        driver.publish("volume", target, {"model": reference})
+        assert contents(target) == files
         driver.unpublish("volume", target)
     except grpc.RpcError:
         return False
@@ -79,14 +97,14 @@ def test_killed_there_the_next_start_goes_on(name: str, driver: Driver, model: P
     model.registry.forget()
     driver.start(failpoints=f"{name}=kill", wait=False)
     died_starting = not _comes_up(driver)
-    survived = not died_starting and use(driver, model)
+    survived = not died_starting and use(driver, model, name)
     assert not survived, f"failpoint {name} was never reached"
     assert driver.wait_exit() == -9
     assert oracle.faults(driver.store) == []
 
     driver.start()
     assert oracle.half_made(driver.store) == []
-    assert use(driver, model)
+    assert use(driver, model, name)
     assert oracle.faults(driver.store) == []
     assert mounts.below(driver.directory) == []
     assert list((driver.store / "volumes").glob("*/*.json")) == []
@@ -99,12 +117,12 @@ def test_killed_there_the_next_start_goes_on(name: str, driver: Driver, model: P
 )
 def test_once_committed_nothing_is_fetched_again_after_a_kill(name: str, driver: Driver, model: Published) -> None:
     driver.start(failpoints=f"{name}=kill")
-    assert not use(driver, model)
+    assert not use(driver, model, name)
     driver.wait_exit()
     committed = {f"sha256:{path.name}" for path in (driver.store / "blobs/sha256").glob("[0-9a-f]*")}
     model.registry.forget()
     driver.start()
-    assert use(driver, model)
+    assert use(driver, model, name)
     assert set(model.registry.blob_gets()) & committed == set()
 
 
