@@ -6,8 +6,8 @@ the line itself. After whatever end, a line counts only when the bytes read back
 nothing that a crash or a power cut tore is believed, and nothing finished is fetched twice.
 
 The journal is only ever appended to: a line about bytes that didn't survive is answered by a later line for the same
-offset, and no moment exists in which the journal is gone. Lines begin with the newline, so that one that was torn (full
-disk, power cut) doesn't take the next with it.
+offset, and no moment exists in which the journal is gone. Newlines stand on both sides of a line, so that it survives a
+torn one before it (full disk) and zeros behind it (power cut).
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def _sync_layer(layer: Path) -> None:
 
 def _line(offset: int, length: int, crc: int) -> bytes:
     body = b"%d %d %08x" % (offset, length, crc)
-    return b"\n%s %08x" % (body, isal_zlib.crc32(body))
+    return b"\n%s %08x\n" % (body, isal_zlib.crc32(body))
 
 
 def _journal_lines(data: bytes) -> Iterator[tuple[int, int, int]]:

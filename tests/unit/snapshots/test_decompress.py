@@ -194,12 +194,16 @@ def test_memory_does_not_grow_with_the_archive(target: Directory) -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "frame", "count"),
-    [(Encoding.RAW_GZIP, gzip.compress(b""), 20_000), (Encoding.RAW_ZSTD, struct.pack("<II", 0x184D2A50, 0), 50_000)],
-    ids=["gzip members", "zstd frames"],
+    ("encoding", "frame", "count", "copies"),
+    [
+        (Encoding.RAW_GZIP, gzip.compress(b""), 20_000, 1100),
+        (Encoding.RAW_ZSTD, struct.pack("<II", 0x184D2A50, 0), 50_000, 1100),
+        (Encoding.RAW_GZIP, gzip.compress(bytes(range(256)) * 12, 0), 300, 4 * 3100),
+    ],
+    ids=["empty gzip members", "empty zstd frames", "small gzip members"],
 )
-def test_millions_of_empty_frames_are_not_copied_over_and_over(
-    encoding: Encoding, frame: bytes, count: int, monkeypatch: pytest.MonkeyPatch
+def test_what_follows_a_frame_is_not_copied_over_and_over(
+    encoding: Encoding, frame: bytes, count: int, copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed = 0
     original = decompress._decompress
@@ -211,8 +215,9 @@ def test_millions_of_empty_frames_are_not_copied_over_and_over(
 
     monkeypatch.setattr(decompress, "_decompress", counting)
     with decompress.opened(io.BytesIO(frame * count), encoding, lambda: False) as pieces:
-        assert list(pieces) == []
-    assert fed <= 1100 * count
+        for _ in pieces:
+            pass
+    assert fed <= copies * count
 
 
 @pytest.mark.parametrize("encoding", [*FRAME, Encoding.TAR])

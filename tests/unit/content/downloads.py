@@ -1,0 +1,90 @@
+"""Downloads as the tests make them: bytes that are the same each time, ingests on them, and what the kernel was asked
+to sync.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from modelmount.content import ingest as ingests
+from modelmount.content.ingest import Ingest
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.system import atomic
+
+SCOPE, OTHER_SCOPE = "ab" * 16, "cd" * 16
+PIECE = ingests.PIECE_BYTES
+BUFFER = 128 << 10
+
+
+def content(count: int, seed: str = "weights") -> bytes:
+    """`count` bytes without patterns."""
+    return hashlib.shake_128(seed.encode()).digest(count)
+
+
+def open_ingest(store: Store, data: bytes, scope: str = SCOPE, form: str = ingests.RAW) -> Ingest:
+    """The ingest of these bytes, under its lock; LockTimeout while somebody else works on it."""
+    digest = Digest.of(data)
+    held = store.lock("ingest-" + ingests.name(digest, scope, form)).acquire(timeout=0)
+    return Ingest.open(store, digest, len(data), scope, form, held)
+
+
+def feed(ingest: Ingest, data: bytes, end: int | None = None) -> None:
+    """Append from where the ingest stands, in buffers as they come from the network."""
+    view = memoryview(data)[:end]
+    while ingest.offset < len(view):
+        ingest.append(view[ingest.offset : ingest.offset + BUFFER])
+
+
+def download(store: Store, data: bytes, scope: str = SCOPE) -> None:
+    """All of it, committed."""
+    ingest = open_ingest(store, data, scope)
+    try:
+        feed(ingest, data)
+        ingest.commit_blob()
+    finally:
+        ingest.close()
+
+
+def directory(store: Store, data: bytes, scope: str = SCOPE, form: str = ingests.RAW) -> Path:
+    """Where the ingest of these bytes lies."""
+    return store.root / "ingest" / ingests.name(Digest.of(data), scope, form)
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[list[str]]:
+    """What happens to files below `root`, in order: syncs with their file's mode, and renames."""
+    found: list[str] = []
+
+    def name(fd: int) -> str:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        mode = path.stat().st_mode & 0o777
+        return f"{path.relative_to(root)} {mode:o}" if path.is_file() else f"{path.relative_to(root)}/"
+
+    def spy(title: str, call: object) -> object:
+        def calling(fd: int) -> None:
+            found.append(f"{title} {name(fd)}")
+            call(fd)  # type: ignore[operator]
+
+        return calling
+
+    def renaming(source: Path, destination: Path, original: object = atomic.rename_noreplace) -> None:
+        found.append(f"rename {destination.relative_to(root)}")
+        original(source, destination)  # type: ignore[operator]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", spy("fsync", os.fsync))
+        patch.setattr(os, "fdatasync", spy("fdatasync", os.fdatasync))
+        patch.setattr(atomic, "rename_noreplace", renaming)
+        yield found

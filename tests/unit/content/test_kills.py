@@ -1,0 +1,103 @@
+"""SIGKILL at every step of a commit: afterwards names are complete, and what was received isn't received again."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from modelmount import content
+from modelmount.content import debris
+from modelmount.content import ingest as ingests
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from tests.unit.system.processes import start, stop
+
+from . import downloads
+from .downloads import PIECE, SCOPE, feed, open_ingest
+
+DATA = downloads.content(2 * PIECE + 5)
+DIGEST = Digest.of(DATA)
+POINTS = sorted(
+    set(
+        re.findall(
+            r'failpoint\("(content\.[a-z_.]+)"',
+            "".join(path.read_text() for path in Path(content.__file__).parent.glob("*.py")),
+        )
+    )
+)
+
+PULL = """
+import sys
+from pathlib import Path
+from modelmount.content import ingest as ingests
+from modelmount.content.store import Store
+from tests.unit.content import downloads
+from tests.unit.content.test_kills import DATA
+store, form = Store(Path(sys.argv[1])), sys.argv[2]
+ingest = downloads.open_ingest(store, DATA, form=form)
+downloads.feed(ingest, DATA)
+ingest.flush()
+if form == ingests.RAW:
+    ingest.commit_blob()
+else:
+    layer = ingest.directory / "layer"
+    (layer / "files").mkdir(parents=True)
+    (layer / "files" / "0").write_bytes(DATA)
+    (layer / "index.json").write_bytes(b"[]")
+    ingest.commit_unpacked(layer, 1)
+"""
+
+
+def is_committed(store: Store, form: str) -> bool:
+    return store.holds(DIGEST.hex, SCOPE, unpacked=form == ingests.UNPACKED)
+
+
+def committed_bytes(store: Store, form: str) -> bytes:
+    layer = store.unpacked_path(DIGEST, 1)
+    return (store.blob_path(DIGEST) if form == ingests.RAW else layer / "files" / "0").read_bytes()
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_there_nothing_is_torn_and_nothing_fetched_is_lost(store: Store, point: str) -> None:
+    form = ingests.UNPACKED if "unpacked" in point else ingests.RAW
+    process = start(PULL, str(store.root), form, env={"MODELMOUNT_FAILPOINTS": f"{point}=kill"})
+    try:
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        stop(process)
+    assert is_committed(store, form) == point.endswith("after_rename")
+    debris.clear(store)
+    if is_committed(store, form):
+        assert committed_bytes(store, form) == DATA
+        assert list((store.root / "ingest").iterdir()) == []
+        return
+    assert not store.blob_path(DIGEST).exists()
+    assert not store.unpacked_path(DIGEST, 1).exists()
+    ingest = open_ingest(store, DATA, form=form)
+    assert ingest.offset == len(DATA)
+    if form == ingests.RAW:
+        ingest.commit_blob()
+    else:
+        ingest.commit_unpacked(ingest.directory / "layer", 1)
+    assert committed_bytes(store, form) == DATA
+
+
+def test_every_step_is_killed_at() -> None:
+    assert len(POINTS) >= 9
+
+
+def test_killed_while_receiving_only_the_piece_in_hand_is_lost(store: Store) -> None:
+    code = PULL.replace("ingest.flush()", "import os; os.kill(os.getpid(), 9)")
+    process = start(code, str(store.root), ingests.RAW)
+    try:
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        stop(process)
+    ingest = open_ingest(store, DATA)
+    assert ingest.offset == 2 * PIECE
+    feed(ingest, DATA)
+    ingest.commit_blob()
+    assert committed_bytes(store, ingests.RAW) == DATA
