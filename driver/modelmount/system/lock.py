@@ -21,11 +21,11 @@ LONGEST_DELAY_SECONDS: Final = 0.025
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 
 
-class LockTimeout(Exception):  # noqa: N818 - an answer, not a fault: callers turn it into their own words
+class LockTimeout(Exception):
     """The lock was not free within the time given."""
 
 
-class LockCancelled(Exception):  # noqa: N818
+class LockCancelled(Exception):
     """The caller's `cancelled` became true while waiting."""
 
 

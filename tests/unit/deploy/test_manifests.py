@@ -1,4 +1,4 @@
-"""The manifests: valid by the Kubernetes schemas, and right in the fields where a wrong value only shows on a cluster."""
+"""Manifests: valid by the Kubernetes schemas, and right in the fields where a wrong value shows only on a cluster."""
 
 from __future__ import annotations
 

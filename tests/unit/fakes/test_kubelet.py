@@ -1,4 +1,4 @@
-"""The kubelet that other tests trust, against a scripted driver on real sockets: its calls, its records, its clean-up."""
+"""The kubelet that other tests trust, against a scripted driver on real sockets: its calls, records and clean-up."""
 
 from __future__ import annotations
 

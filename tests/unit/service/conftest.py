@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Refusal:
 
     code: grpc.StatusCode
     message: str
-    metadata: dict[str, str | bytes]
+    metadata: Mapping[str, str | bytes]
 
 
 def refusal(call: Callable[..., object], *arguments: object) -> Refusal:
