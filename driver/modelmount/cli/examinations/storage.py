@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from modelmount import wiring
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
 from modelmount.content.store import VERSION
@@ -89,9 +90,9 @@ def _existing(root: Path) -> Iterator[Finding]:
         yield warn("store", text, f"chmod 0700 {root} (the driver does so when it starts)")
     version = root / "version"
     if not version.exists():
-        others = [name for name in os.listdir(root) if name != "lost+found"]
-        if others:
-            text = f"{root} isn't a store, and isn't empty ({others[0]!r} is in it)"
+        foreign = wiring.foreign_entry(root)
+        if foreign is not None:
+            text = f"{root} isn't a store, and isn't empty ({foreign!r} is in it)"
             yield fail("store", text, "choose a directory of the store's own as root")
         else:
             yield ok("store", f"{root} is empty; the store is made in it at first use")
