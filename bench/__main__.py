@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "latest.json"
 PLACE = Path("/var/tmp")
 """A disk on most machines, where /tmp may be memory. The name is short: there are sockets below it."""
 QUICK = {"rounds": 2, "size": 256 << 20, "publishes": 100}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BUSY_LOAD = 0.25
 """Load per processor, before anything began, above which figures say more about others than about us."""
 SPACE_FACTOR = 4
@@ -49,13 +50,17 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     try:
         _measure(options, console)
     except FailedError as e:
         print(f"bench: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -133,6 +138,9 @@ def _short_directory(place: Path) -> Iterator[Path]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """The first signal ends the run; cleaning up is then left alone."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

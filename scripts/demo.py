@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import grpc
 import safetensors
 from rich.console import Console
 
@@ -32,12 +33,15 @@ from modelmount import __version__
 from modelmount.pull.progress import human_bytes
 from tests.fakes import mounts, push
 from tests.fakes.driver import Driver
-from tests.fakes.kubelet import Call, Kubelet, Pod, Volume
+from tests.fakes.kubelet import NOT_FINAL, Call, Kubelet, Pod, Volume
 from tests.fakes.registry import Registry
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPOSITORY = "models/all-minilm-l6-v2"
 TAG = "v1"
 LOG_LINES = 20
+PULL_SECONDS = 300.0
+"""Patience with the cold publish."""
 LONGEST_TEMPORARY = 40
 """Bytes of a temporary directory's name below which the sockets' paths still fit into the 107 bytes of unix(7)."""
 
@@ -151,8 +155,7 @@ class Demo:
             "One NodePublishVolume resolves the tag, pulls each blob once, verifies every byte, mounts read-only.",
         )
         self._kubelet.run(self._first)
-        self._kubelet.wait_running(self._first, timeout=300)
-        call = self._kubelet.calls_to("NodePublishVolume", self._first)[-1]
+        call = self._await_publish(self._first)
         size = self.figures.bytes or 0
         self.figures.cold_s = round(call.seconds, 3)
         self._tell.say(
@@ -270,6 +273,20 @@ class Demo:
     def _mount(self, pod: Pod) -> Path:
         return self._kubelet.target(pod, pod.volumes[0])
 
+    def _await_publish(self, pod: Pod) -> Call:
+        """The call that mounted the pod's volume; others before it may have said that the pull goes on. Raises
+        FailedError at the first answer that is final for the kubelet.
+        """
+        self._kubelet.wait_until(
+            lambda: any(call.code not in NOT_FINAL for call in self._kubelet.calls_to("NodePublishVolume", pod)),
+            f"an answer about {pod.name}'s volume",
+            PULL_SECONDS,
+        )
+        call = self._kubelet.calls_to("NodePublishVolume", pod)[-1]
+        if call.code is not grpc.StatusCode.OK:
+            raise FailedError(f"the driver answers {call.code.name}: {call.message}")
+        return call
+
     def _publish_once(self, pod: Pod) -> Call:
         """Publish and unpublish; the call of the publish, which must have been the only one."""
         before = len(self._kubelet.calls_to("NodePublishVolume", pod))
@@ -361,7 +378,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("demo: mounts file systems: run it as root, for example: sudo make demo", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     figures, problem = _run(options.model.resolve(), options.rounds)
     document = dataclasses.asdict(figures)
     if problem:
@@ -395,6 +413,9 @@ def _line(document: dict[str, object]) -> str:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """The first signal ends the demo; cleaning up is then left alone, and takes a second or two."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
