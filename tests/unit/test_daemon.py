@@ -30,6 +30,11 @@ pytestmark = pytest.mark.mount
 
 WITHOUT_MOUNTING = ["setpriv", "--bounding-set", "-sys_admin"]
 """Root as in a container that isn't privileged."""
+AS_CONTROLLER = [
+    *("setpriv", "--reuid", "65532", "--regid", "65532", "--clear-groups"),
+    *("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"),
+]
+"""The user of the controller's manifest, who can read all the same: the interpreter may lie in root's home."""
 
 
 @pytest.fixture
@@ -201,9 +206,10 @@ def test_without_the_right_to_mount_a_node_does_not_start(directory: Path) -> No
 
 def test_a_controller_needs_no_rights_no_store_and_no_kubelet(directory: Path) -> None:
     socket = directory / "c" / "csi.sock"
+    os.chown(directory, 65532, 65532)
     command = [sys.executable, "-m", "modelmount", "serve", "--mode", "controller", "--root", str(directory / "no")]
     process = subprocess.Popen(
-        [*WITHOUT_MOUNTING, *command],
+        [*AS_CONTROLLER, *command],
         stderr=subprocess.PIPE,
         text=True,
         env=Driver(directory).environment() | {"CSI_ENDPOINT": f"unix://{socket}"},
@@ -375,3 +381,16 @@ def test_a_registry_that_does_not_answer_cannot_keep_the_driver_from_ending(dire
             call = Call.begin(driver, pushed.reference)
             assert driver.stop() == 0
             assert call.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+@pytest.mark.registry
+def test_a_second_signal_ends_it_at_once(directory: Path) -> None:
+    with Registry(directory / "registry") as registry, Driver(directory / "node", [registry]) as driver:
+        with registry.frozen():
+            call = Call.begin(driver, f"{registry.host}/llm/tiny:v1")
+            os.kill(driver.pid, signal.SIGTERM)
+            wait_until(lambda: "stopping: got SIGTERM" in messages(driver))
+            os.kill(driver.pid, signal.SIGTERM)
+            assert driver.wait_exit() == -signal.SIGTERM
+            call.code()
+        driver.start()
