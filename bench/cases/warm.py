@@ -3,8 +3,8 @@ connection that stays, Python's gRPC client included; the kubelet also makes a c
 in the times.
 
 Two drivers run side by side and take turns at each publish: one proves the pod's access with a manifest request to the
-registry on loopback (`auth.verification = "always"`), one does not (`never`). Both write a durable lease; what that
-alone costs here is measured beside them.
+registry on loopback (`auth.verification = "always"`), one does not (`never`). Each publish is for a new pod. Both
+write a durable lease; what that alone costs here is measured beside them.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ def run(setting: Setting) -> Result:
             )
             for mode in ("always", "never")
         }
-        pod = node.pod("bench", pushed.reference)
         for each in nodes.values():
-            each.publish(pod)  # cold, not measured
-            each.unpublish(pod)
+            cold = node.pod("cold", pushed.reference)
+            each.publish(cold)
+            each.unpublish(cold)
         publishes: dict[str, list[float]] = {mode: [] for mode in nodes}
         unpublishes: dict[str, list[float]] = {mode: [] for mode in nodes}
         floor: list[float] = []
         registry.forget()
         for number in range(setting.publishes):
+            pod = node.pod(f"bench-{number}", pushed.reference)
             for mode in list(nodes) if number % 2 == 0 else reversed(list(nodes)):
                 publishes[mode].append(nodes[mode].publish(pod) * 1000)
                 unpublishes[mode].append(nodes[mode].unpublish(pod) * 1000)
