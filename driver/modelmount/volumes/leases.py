@@ -26,6 +26,9 @@ from modelmount.system import atomic, host
 Owner = Literal["csi", "cli"]
 """Whose publication it is: a pod's, or one made by hand on the command line."""
 
+NAMELESS = "adopted-"
+"""Begins the id in the lease of a mount that neither a lease nor the kubelet has a name for."""
+
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +64,11 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     def model(self) -> Model:
         """The pinned model; not for adopted leases."""
         return Model(Repository(self.registry, self.repository), Digest.parse(self.manifest))
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether nobody knows whose volume this is: then it is that of whoever names the target."""
+        return self.adopted and self.volume_id.startswith(NAMELESS)
 
     @property
     def in_this_boot(self) -> bool:

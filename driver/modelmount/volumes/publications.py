@@ -152,6 +152,8 @@ class Publications:
             if decided is None:
                 return None
             lease, tree = decided
+            if not lease.adopted:
+                verdicts.mark_used(self._store, lease.model.manifest)
             atomic.failpoint("volumes.publish.before_lease")
             try:
                 self._leases.write(lease)
@@ -159,14 +161,17 @@ class Publications:
                 if found is None:
                     self._leases.remove(lease.volume_id, lease.target)
                 raise
+        attached = False
         try:
             atomic.failpoint("volumes.publish.before_mount")
-            self._mount(lease, tree, wanted.flags)
+            self._attach(lease, tree, wanted.flags)
+            attached = True
+            atomic.failpoint("volumes.publish.after_mount")
+            if not self._shows(lease):
+                raise Internal(f"what is mounted at {wanted.path!r} is not the model; look at the mounts on the node")
         except BaseException as e:
-            self._undo(lease, now, e)
+            self._undo(lease, now, e, attached=attached)
             raise
-        if not lease.adopted:
-            verdicts.mark_used(self._store, lease.model.manifest)
         return lease
 
     def _decide(self, wanted: Wanted, model: Model | None, now: Standing) -> tuple[Lease, Tree] | None:
@@ -201,7 +206,8 @@ class Publications:
     def _find(self, model: Model, wanted: Wanted) -> Tree | None:
         return trees.find(self._store, model.repository.scope, model.manifest, wanted.spec.selection)
 
-    def _mount(self, lease: Lease, tree: Tree, flags: frozenset[str]) -> None:
+    def _attach(self, lease: Lease, tree: Tree, flags: frozenset[str]) -> None:
+        """Mount, or raise and have no mount."""
         path = lease.target
         with self._targets.open_target(path) as handle:
             if handle.is_mount:
@@ -210,19 +216,19 @@ class Publications:
                 mount.clone_readonly(tree.root, handle.fd, flags)
             except OSError as e:
                 raise _mount_error(e, path) from e
-        atomic.failpoint("volumes.publish.after_mount")
-        if not Standing(path, lease, self._targets.state(path)).live:
-            raise Internal(f"what is mounted at {path!r} is not the model; look at the mounts on the node")
 
-    def _undo(self, lease: Lease, before: Standing, because: BaseException) -> None:
+    def _shows(self, lease: Lease) -> bool:
+        return Standing(lease.target, lease, self._targets.state(lease.target)).live
+
+    def _undo(self, lease: Lease, before: Standing, because: BaseException, *, attached: bool) -> None:
         """Take back what was done for `lease`. It stays when it stood before, or when its mount can't be removed."""
         path = lease.target
         try:
-            state = self._targets.state(path)
-            mounted = Standing(path, lease, state).live
-            if mounted:
+            if attached:
+                if not self._shows(lease):
+                    raise Unavailable(f"something was mounted over the model at {path!r}")
                 self._targets.unmount_target(path)
-            if before.state.kind == "missing" and (mounted or state.kind == "directory"):
+            if before.state.kind == "missing" and self._targets.state(path).kind == "directory":
                 self._targets.remove_target(path)
             if before.binding is None:
                 self._leases.remove(lease.volume_id, path)
@@ -270,13 +276,13 @@ class Publications:
     @contextmanager
     def _locked(self, path: str, attempt: Attempt | None) -> Iterator[None]:
         """Hold the target's lock. Its file goes when the holder lets go: targets come and go for ever."""
+        lock = self._store.lock(target_lock_name(path))
         try:
-            if attempt is None:
-                held = self._store.lock(target_lock_name(path)).acquire(timeout=LOCK_SECONDS)
-            else:
-                held = self._store.lock(target_lock_name(path)).acquire(
-                    timeout=attempt.patience_seconds, cancelled=attempt.is_over
-                )
+            with _on_this_node(path):
+                if attempt is None:
+                    held = lock.acquire(timeout=LOCK_SECONDS)
+                else:
+                    held = lock.acquire(timeout=attempt.patience_seconds, cancelled=attempt.is_over)
         except LockTimeout as e:
             busy = f"another call is working on target {path!r}; try again"
             raise (Unavailable(busy) if attempt is None else Pending(busy)) from e

@@ -22,7 +22,7 @@ from modelmount.system import atomic, host
 from modelmount.system.lock import LockTimeout
 from modelmount.system.target import Location, TargetRoots
 from modelmount.volumes import kubelet, ours
-from modelmount.volumes.leases import Lease, Leases, target_lock_name
+from modelmount.volumes.leases import NAMELESS, Lease, Leases, target_lock_name
 from modelmount.volumes.ours import TreeMount
 from modelmount.volumes.standing import Standing
 
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 5.0
 """Patience with a command line that works on a target right now: what it leaves needs no recovery."""
-NAMELESS = "adopted-"
-"""Begins the id of a mount that neither a lease nor the kubelet has a name for; a driver's own ids never do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,35 +61,32 @@ class _Recovery:
         self._live = self._waiting = self._adopted = self._ended = 0
 
     def run(self) -> Recovered:
-        recorded = set()
-        for lease in list(self._leases.walk()):
-            recorded.add(lease.target)
-            self._reconcile(lease)
+        leases = list(self._leases.walk())
+        recorded = {lease.target for lease in leases}
+        for lease in leases:
+            with _surviving(lease.target):
+                self._reconcile(lease)
         roots = TargetRoots(self._settings.publish_roots)
         for mount_point in self._mounted.keys() - recorded:
             try:
                 location = roots.locate(mount_point)
             except InvalidRequest:
                 continue  # a person's own; leases of the command line are that command's business
-            self._adopt(location, self._mounted[mount_point])
+            with _surviving(mount_point):
+                self._adopt(location, self._mounted[mount_point])
         atomic.failpoint("volumes.recovery.before_clear")
         return Recovered(self._live, self._waiting, self._adopted, self._ended, self._clear())
 
     def _reconcile(self, lease: Lease) -> None:
-        try:
-            now = self._look(lease)
-        except ModelMountError as e:
-            log.warning("cannot look at the target of a lease, which stays: %s", e)
-            self._waiting += 1
-            return
+        self._waiting += 1  # until we know better: whatever fails below, the lease stays
+        now = self._look(lease)
         shown = self._mounted.get(lease.target)
         if now.live or (shown is not None and shown.tree == lease.tree and now.state.identity is not None):
-            self._keep(now, lease)
+            self._waiting -= 1
             self._live += 1
+            self._keep(now, lease)
         elif self._is_over(now, lease):
             self._end(lease)
-        else:
-            self._waiting += 1
 
     def _keep(self, now: Standing, lease: Lease) -> None:
         """Write down where the living mount of a lease is seen from now. A person's own lease keeps the namespace that
@@ -115,7 +110,7 @@ class _Recovery:
                     self._leases.write(seen)
 
     def _is_over(self, now: Standing, lease: Lease) -> bool:
-        return now.ended or (lease.volume_id.startswith(NAMELESS) and lease.adopted and not lease.in_this_boot)
+        return now.ended or (lease.is_nameless and not lease.in_this_boot)
 
     def _end(self, lease: Lease) -> None:
         with self._locked(lease.target) as mine:
@@ -123,6 +118,7 @@ class _Recovery:
                 return
             if self._is_over(self._look(lease), lease):
                 self._leases.remove(lease.volume_id, lease.target)
+                self._waiting -= 1
                 self._ended += 1
 
     def _adopt(self, location: Location, shown: TreeMount) -> None:
@@ -184,6 +180,15 @@ class _Recovery:
             yield True
         finally:
             held.release(unlink=True)
+
+
+@contextmanager
+def _surviving(target: str) -> Iterator[None]:
+    """One target's trouble (a link on the way, a full disk) doesn't keep the driver from starting."""
+    try:
+        yield
+    except (ModelMountError, OSError):
+        log.exception("could not bring the lease and the mount of %s together", target)
 
 
 def _nameless(path: str) -> str:

@@ -17,8 +17,8 @@ from modelmount.volumes.volume import VolumeSpec
 class Standing:
     """One look at a publication.
 
-    `lease` is the volume's own, or the adopted one of a mount that no volume recorded. `rival` is another volume's
-    lease on what is mounted there.
+    `lease` is the volume's own, or that of a mount of which nobody knows whose it is. `rival` is another volume's lease
+    on what is mounted there.
     """
 
     path: str
@@ -78,8 +78,8 @@ def look(leases: Leases, targets: TargetRoots, volume_id: str, path: str) -> Sta
     if lease is not None or state.kind != "mount":
         return Standing(path, lease, state)
     others = leases.of_target(path)
-    adopted = next((other for other in others if other.adopted), None)
-    return Standing(path, adopted, state, next((other for other in others if not other.adopted), None))
+    nameless = next((other for other in others if other.is_nameless), None)
+    return Standing(path, nameless, state, next((other for other in others if not other.is_nameless), None))
 
 
 def require_same(lease: Lease | None, attributes: Mapping[str, str], spec: VolumeSpec) -> None:

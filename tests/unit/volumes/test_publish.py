@@ -31,7 +31,7 @@ from modelmount.system import atomic, host, syscalls
 from tests.fakes import mounts
 from tests.fakes.registry import Registry
 from tests.unit.system.processes import bound, mounted
-from tests.unit.volumes.conftest import Call, MakeNode, Node, Request, contents
+from tests.unit.volumes.conftest import Call, MakeNode, Node, Request, contents, until
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
@@ -506,6 +506,19 @@ def test_the_mount_that_cannot_be_taken_back_keeps_its_lease(node: Node) -> None
     assert node.lease(target).manifest == pushed.digest
     node.unpublish(target)
     node.assert_nothing_left()
+
+
+def test_a_mount_that_was_covered_at_once_keeps_its_lease(node: Node) -> None:
+    pushed, target = node.push(FILES), node.target()
+    node.publish(node.target("warm"), pushed.reference)
+    with atomic.armed("volumes.publish.after_mount=delay(300)"):
+        call = node.background(lambda: node.publish(target, pushed.reference, volume="two"))
+        until(lambda: mounts.is_mounted(target))
+        with bound(node.pods, target):
+            assert isinstance(call.result(), Unavailable)
+    assert node.lease(target, "two").manifest == pushed.digest
+    node.unpublish(target, volume="two")
+    assert not target.exists()
 
 
 def _refuse(target: bytes, flags: int) -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from modelmount.errors import Precondition
-from modelmount.system import host
+from modelmount.system import atomic, host
 from modelmount.volumes import recovery
 from modelmount.volumes.leases import target_lock_name
 from tests.fakes import mounts
@@ -125,6 +125,20 @@ def test_an_adopted_lease_whose_tree_is_gone_is_published_anew(node: Node) -> No
     assert not node.lease(target).adopted
 
 
+def test_n5_an_adopted_mount_is_only_its_own_volumes(node: Node) -> None:
+    pushed, target = node.push(FILES), node.target()
+    node.publish(target, pushed.reference)
+    write_record(target)
+    lose_leases(node)
+    node.restart()
+    node.unpublish(target, volume="forged")
+    assert contents(target) == FILES
+    with pytest.raises(Precondition, match="'volume'"):
+        node.publish(target, pushed.reference, volume="forged")
+    node.unpublish(target)
+    node.assert_nothing_left()
+
+
 @pytest.mark.parametrize("record", ["missing", "torn", "of another driver"])
 def test_a_mount_nobody_has_a_name_for_is_adopted_too(node: Node, record: str) -> None:
     pushed, target = node.push(FILES), node.target()
@@ -238,11 +252,25 @@ def test_a_command_line_at_work_is_left_alone(node: Node, monkeypatch: pytest.Mo
     assert len(node.lease_files()) == 1
 
 
+def test_one_lease_that_cannot_be_written_stops_nobody(node: Node) -> None:
+    pushed = node.push(FILES)
+    for name in ("one", "two"):
+        node.publish(node.target(name), pushed.reference)
+        write_record(node.target(name))
+    lose_leases(node)
+    with atomic.armed("volumes.lease.before_write=1*error(ENOSPC)->off"):
+        assert counts(node.restart()) == (0, 0, 1, 0)
+    assert counts(node.restart()) == (1, 0, 1, 0)
+
+
 def test_debris_of_a_dead_driver_goes(node: Node) -> None:
     node.publish(node.target(), node.push(FILES).reference)
+    (dead := node.store.root / "locks" / target_lock_name("/of/a/dead/process")).touch()
     (node.store.root / "trees" / ".half.abc").mkdir()
     (node.store.root / "volumes" / ("a" * 64)).mkdir()
     assert node.restart().cleared >= 1
+    assert not dead.exists()
+    assert node.locks() == []
     assert list((node.store.root / "trees").glob(".*")) == []
     assert not (node.store.root / "volumes" / ("a" * 64)).exists()
     assert contents(node.target()) == FILES
