@@ -25,10 +25,16 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 RULES: Final = 1
-"""Version of the rules for archives. Rises only when the same archive would unpack to other bytes or names."""
-SINGLE_RULES: Final = 1001
-"""The same for single compressed files. Their numbers begin at 1000: one blob may be called an archive by one manifest
-and a compressed file by another, and neither may find what the other made of it.
+"""Version of the rules. Rises only when the same archive would unpack to other bytes or names."""
+_FIRST_VERSION: Final = {
+    Encoding.TAR: 0,
+    Encoding.TAR_GZIP: 1000,
+    Encoding.TAR_ZSTD: 2000,
+    Encoding.RAW_GZIP: 3000,
+    Encoding.RAW_ZSTD: 4000,
+}
+"""Every encoding has numbers of its own: one manifest may call a blob an archive that another calls a compressed file,
+and a blob can be made that is two kinds of archive at once. Neither may find what the other made of it.
 """
 WRITEBACK_BYTES: Final = 16 << 20
 """How much of a member may wait in the page cache before the disk is told to start on it."""
@@ -37,13 +43,14 @@ _FREE_INODES_PERCENT: Final = 5
 
 
 def versions(encoding: Encoding) -> range:
-    """The numbers that rules for this kind of encoding have or will have."""
-    return range(1, 1000) if encoding.is_archive else range(1000, 2000)
+    """The numbers under which layers of this encoding lie or will lie in the store."""
+    first = _FIRST_VERSION[encoding]
+    return range(first + 1, first + 1000)
 
 
 def rules(encoding: Encoding) -> int:
-    """The version under which `unpack` unpacks this encoding now."""
-    return RULES if encoding.is_archive else SINGLE_RULES
+    """The number under which `unpack` unpacks this encoding now."""
+    return _FIRST_VERSION[encoding] + RULES
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ WEIGHTS = content(3 << 20)
 FILES = {f"layer/{n:02}": content(1000 + n, str(n)) for n in range(40)}
 ARCHIVE = gzip.compress(b"".join(file(name.encode(), data) for name, data in FILES.items()) + END)
 MANIFEST = Digest.of(b"manifest")
+RULES = unpack.rules(Encoding.TAR_GZIP)
 
 
 def unpacked(store: Store) -> Ingest:
@@ -35,10 +36,10 @@ def unpacked(store: Store) -> Ingest:
 
 def publish(store: Store) -> tree.Tree:
     ingest = unpacked(store)
-    ingest.commit_unpacked(ingest.directory / "layer", unpack.RULES)
+    ingest.commit_unpacked(ingest.directory / "layer", RULES)
     download(store, WEIGHTS)
-    members = layers.members(store, Digest.of(ARCHIVE), unpack.RULES)
-    source = f"{Digest.of(ARCHIVE).hex}/{unpack.RULES}"
+    members = layers.members(store, Digest.of(ARCHIVE), RULES)
+    source = f"{Digest.of(ARCHIVE).hex}/{RULES}"
     files = [File(m.path, f"{source}/{m.ordinal}", m.size) for m in members]
     files.append(File("weights", Digest.of(WEIGHTS).hex, len(WEIGHTS)))
     with store.locks.shared():
