@@ -33,11 +33,11 @@ def volume_id(target: str, driver_name: str) -> str | None:
     path = Path(target).parent / "vol_data.json"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with os.fdopen(fd, "rb") as file:
         try:
-            record = msgspec.json.decode(file.read(_RECORD_BYTES), type=_Record)
-        except (OSError, msgspec.DecodeError):
-            return None
+            data = os.read(fd, _RECORD_BYTES)
+        finally:
+            os.close(fd)
+        record = msgspec.json.decode(data, type=_Record)
+    except (OSError, msgspec.DecodeError):
+        return None  # gone, not a file, not a record
     return record.volume_handle if record.driver_name == driver_name and record.volume_handle else None
