@@ -154,3 +154,14 @@ def test_one_context_serves_all_with_equal_trust() -> None:
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_h7_a_body_cut_under_tls_is_no_end(tmp_path: Path, make_pool: MakePool, *, reset: bool) -> None:
+    tls = Tls.make(tmp_path)
+    data = os.urandom(300_000)
+    with WireServer(tls=tls) as server:
+        server.on("/b", Answer(body=data, cut_after=100_000, reset=reset))
+        body = get(make_pool(settings_for(server, ca_file=str(tls.ca_file))), server, "/b").body
+        with pytest.raises(Unavailable, match=r"ended the answer|closed the connection"):
+            drain(body)

@@ -123,9 +123,16 @@ def _text(entry: Mapping[str, object], key: str, what: str) -> str:
     value = entry.get(key)
     if value is None:
         return ""
-    if not isinstance(value, str) or (key.endswith("token") and not (value.isascii() and value.isprintable())):
+    if not isinstance(value, str) or not _usable(value, as_token=key.endswith("token")):
         raise InvalidRequest(f"{what}: {key} can't be used; write it as `docker login` does")
     return value
+
+
+def _usable(value: str, *, as_token: bool) -> bool:
+    """Whether it can be sent: a token as it is, anything else as UTF-8, where JSON may hold halves of characters."""
+    if as_token:
+        return value.isascii() and value.isprintable()
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _decoded(auth: str, what: str) -> tuple[str, str]:

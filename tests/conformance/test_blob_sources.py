@@ -1,0 +1,108 @@
+"""Every source of blobs, against the one suite."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from modelmount.config import Registry, Settings
+from modelmount.oci.reference import Repository
+from modelmount.registry.client import Client
+from modelmount.registry.credentials import Credential
+from modelmount.sources.base import BlobSource
+from modelmount.sources.registry import RegistrySource
+from tests.conformance.blob_source import BlobSourceConformance, MakeSource, descriptor
+from tests.fakes import push, registry
+from tests.fakes.source import MemorySource
+from tests.fakes.wire import Answer, WireServer, blob, redirect
+
+
+def source_of(client: Client, host: str) -> BlobSource:
+    return RegistrySource(client, Repository(host, "llm/tiny"), Credential.anonymous)
+
+
+@pytest.fixture
+def client(host: str) -> Iterator[Client]:
+    made = Client(Settings(registries={host: Registry(plain_http=True)}))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[registry.Registry]:
+    with registry.Registry(tmp_path_factory.mktemp("registry")) as started:
+        yield started
+
+
+@pytest.mark.registry
+class TestRegistry(BlobSourceConformance):
+    """A real registry."""
+
+    @pytest.fixture
+    def host(self, real: registry.Registry) -> str:
+        return real.host
+
+    @pytest.fixture
+    def make(self, real: registry.Registry, client: Client) -> MakeSource:
+        def put(data: bytes) -> BlobSource:
+            push.Pusher(real.host, real.connection).blob("llm/tiny", data)
+            return source_of(client, real.host)
+
+        return put
+
+
+class _Scripted(BlobSourceConformance):
+    """A server that serves blobs in some peculiar, legitimate way."""
+
+    @pytest.fixture
+    def server(self) -> Iterator[WireServer]:
+        with WireServer() as started:
+            yield started
+
+    @pytest.fixture
+    def host(self, server: WireServer) -> str:
+        return server.host
+
+    @pytest.fixture
+    def make(self, server: WireServer, client: Client) -> MakeSource:
+        def put(data: bytes) -> BlobSource:
+            self.serve(server, f"/v2/llm/tiny/blobs/{descriptor(data).digest}", data)
+            return source_of(client, server.host)
+
+        return put
+
+    def serve(self, server: WireServer, path: str, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class TestRegistryWithoutRanges(_Scripted):
+    def serve(self, server: WireServer, path: str, data: bytes) -> None:
+        server.on(path, Answer(body=data))
+
+
+class TestRegistryWithWrongRanges(_Scripted):
+    def serve(self, server: WireServer, path: str, data: bytes) -> None:
+        server.on(path, lambda asked: Answer(416) if "range" in asked.headers else Answer(body=data))
+
+
+class TestRegistryThatSendsChunks(_Scripted):
+    def serve(self, server: WireServer, path: str, data: bytes) -> None:
+        server.on(path, Answer(body=data, framing="chunked"))
+
+
+class TestRegistryThatClosesConnections(_Scripted):
+    def serve(self, server: WireServer, path: str, data: bytes) -> None:
+        server.on(path, Answer(body=data, framing="close"))
+
+
+class TestRegistryThatRedirects(_Scripted):
+    def serve(self, server: WireServer, path: str, data: bytes) -> None:
+        server.on(path, redirect("/storage"))
+        server.on("/storage", blob(data))
+
+
+class TestFakeSource(BlobSourceConformance):
+    """What tests of pulls use in a registry's place behaves like a source, too."""
+
+    @pytest.fixture
+    def make(self) -> MakeSource:
+        return MemorySource
