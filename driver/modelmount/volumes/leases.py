@@ -139,8 +139,12 @@ class Leases:
 
 
 def target_lock_name(target: str) -> str:
-    """Name of the lock that orders everything done to one target."""
-    return f"target-{_hash(target)}"
+    """Name of the lock that orders everything done to one target; hold one at a time.
+
+    Targets come and go for ever, and making a file costs more than all the rest of taking a lock (0.3 to 0.9 ms on a
+    busy ext4). So 256 files serve them all and stay; two targets that share one meet for milliseconds at most.
+    """
+    return f"target-{_hash(target)[:2]}"
 
 
 def _hash(text: str) -> str:

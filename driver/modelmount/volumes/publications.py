@@ -275,7 +275,7 @@ class Publications:
 
     @contextmanager
     def _locked(self, path: str, attempt: Attempt | None) -> Iterator[None]:
-        """Hold the target's lock. Its file goes when the holder lets go: targets come and go for ever."""
+        """Hold the target's lock."""
         lock = self._store.lock(target_lock_name(path))
         try:
             with _on_this_node(path):
@@ -288,10 +288,8 @@ class Publications:
             raise (Unavailable(busy) if attempt is None else Pending(busy)) from e
         except LockCancelled as e:
             raise _reason(attempt) from e
-        try:
+        with held:
             yield
-        finally:
-            held.release(unlink=True)
 
     def _store_shared(self, attempt: Attempt) -> Held:
         try:

@@ -176,10 +176,8 @@ class _Recovery:
             log.warning("somebody is working on target %s; it is left to them", path)
             yield False
             return
-        try:
+        with held:
             yield True
-        finally:
-            held.release(unlink=True)
 
 
 @contextmanager

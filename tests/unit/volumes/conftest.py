@@ -162,14 +162,9 @@ class Node:
     def lease_files(self) -> list[Path]:
         return sorted((self.store.root / "volumes").glob("*/*.json"))
 
-    def locks(self) -> list[str]:
-        """Lock files of targets."""
-        return sorted(path.name for path in (self.store.root / "locks").glob("target-*"))
-
     def assert_nothing_left(self) -> None:
         assert mounts.below(self.directory) == []
         assert self.lease_files() == []
-        assert self.locks() == []
         assert list(self.pods.rglob("mount")) == []
 
     def background(self, action: Callable[[], None]) -> Background:

@@ -77,7 +77,12 @@ def test_names_are_hashes_and_files_are_roots_alone(leases: Leases) -> None:
     (file,) = files(leases)
     assert len(file.stem) == len(file.parent.name) == 64
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert target_lock_name(TARGET) == f"target-{file.stem}"
+
+
+def test_few_lock_files_serve_all_targets() -> None:
+    names = {target_lock_name(f"{TARGET}-{n}") for n in range(5000)}
+    assert len(names) == 256
+    assert target_lock_name(TARGET) == target_lock_name(TARGET)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"volume_id": 1}', b"\xff\xfe", b'{"volume_id": "volume"}'])

@@ -120,7 +120,7 @@ def test_an_unpublish_between_proof_and_mount_wins(node: Node) -> None:
         with node.publisher._attempts._lock:
             (attempt,) = node.publisher._attempts._by_path[str(target)]
         attempt.overtake()  # whoever of the two gets the lock first, this is what the unpublish does under it
-        held.release(unlink=True)
+        held.release()
     assert unpublish.result() is None
     assert isinstance(publish.result(), Pending)
     assert not target.exists()
