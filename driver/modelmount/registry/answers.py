@@ -12,6 +12,8 @@ from modelmount.transport.pool import Answer
 from modelmount.transport.retry import read_retry_after
 from modelmount.transport.url import Url
 
+MAX_REASONS = 3
+"""Of what an answer says about itself, so much goes into a message: events have little room."""
 _READ_SECONDS = 5.0
 
 
@@ -58,7 +60,7 @@ def _diagnostics(answer: Answer) -> str:
         body = answer.body.read_all(errcode.MAX_BODY_BYTES, time.monotonic() + _READ_SECONDS)
     except Unavailable:
         return ""
-    said = "; ".join(str(each) for each in errcode.parse(body or b""))
+    said = "; ".join(str(each) for each in errcode.parse(body or b"")[:MAX_REASONS])
     return f" ({said})" if said else ""
 
 

@@ -219,6 +219,14 @@ def test_h14_any_other_status_is_unavailable_and_named(
     assert ("UNSUPPORTED: not today" in told.value.message) is bool(said)
 
 
+def test_reasons_without_end_are_cut(server: WireServer, make_client: MakeClient) -> None:
+    reasons = [{"code": f"CODE{number}", "message": "x" * 5000} for number in range(100)]
+    server.on(PINNED, document({"errors": reasons}, 412))
+    with pytest.raises(Forbidden, match="CODE0: x") as refused:
+        make_client(settings_for(server)).exists(tiny(server), MANIFEST_DIGEST, ALICE)
+    assert len(refused.value.message) < 1200
+
+
 def test_an_error_page_is_not_repeated(server: WireServer, make_client: MakeClient) -> None:
     server.on(TAGGED, Answer(502, b"<html>" + b"x" * 200_000))
     with pytest.raises(Unavailable) as told:
