@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import grpc
 
+from bench.processes import FailedError
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from tests.fakes import mounts, pods
 from tests.fakes.driver import Driver
@@ -52,7 +53,9 @@ class Node:
         return self.driver.target(pod.uid)
 
     def publish(self, pod: pods.Pod) -> float:
-        """Publish the pod's volume; the seconds it took. While its pull goes on (ABORTED) it is called again."""
+        """Publish the pod's volume; the seconds it took. While its pull goes on (ABORTED) it is called again. Raises
+        FailedError.
+        """
         target = self.target(pod)
         target.parent.mkdir(parents=True, exist_ok=True)
         request = pods.publish_request(pod, pod.volumes[0], target, {})
@@ -61,8 +64,9 @@ class Node:
             try:
                 self._stub.NodePublishVolume(request, timeout=CALL_SECONDS)
             except grpc.RpcError as error:
-                if outcome(error)[0] is not grpc.StatusCode.ABORTED:
-                    raise
+                code, message = outcome(error)
+                if code is not grpc.StatusCode.ABORTED:
+                    raise FailedError(f"the driver answers {code.name}: {message}") from error
             else:
                 return time.perf_counter() - started
 
