@@ -26,6 +26,12 @@ SLOW = 4e6
 """Bytes a second: the weights take 12 s, many times what a call may wait at this scale."""
 PIECE_BYTES = 1 << 20
 """What a killed driver may lose: the piece that wasn't journalled yet."""
+BUFFERED_BYTES = 256 << 10
+"""What may lie between the proxy and a driver that reads."""
+OTHER_BYTES = 64 << 10
+"""Headers, the manifest, the other file."""
+IN_FLIGHT_BYTES = 12 << 20
+"""What the registry had handed to connections that were divided: sent, counted by it, and never received."""
 SCALE = 1 / 60
 """The kubelet's two minutes become two seconds."""
 
@@ -57,13 +63,22 @@ class SlowNode:
         self.reference = f"{self.proxy.host}/llm/big:v1"
         return pushed
 
-    def partial(self) -> int:
-        """Bytes that lie in the ingest of the weights."""
-        sizes = [path.stat().st_size for path in (self.node.driver.store / "ingest").glob("*/data")]
-        return max(sizes, default=0)
+    def journalled(self) -> int:
+        """Bytes of the weights that the journal speaks of: what a killed driver's successor need not fetch."""
+        found: dict[int, int] = {}
+        for path in (self.node.driver.store / "ingest").glob("*/journal"):
+            for line in path.read_text().split("\n"):
+                fields = line.split(" ")
+                if len(fields) == 4:
+                    found[int(fields[0])] = int(fields[1])
+        return sum(found.values())
 
     def wait_partial(self, count: int) -> None:
-        self.node.kubelet.wait_until(lambda: self.partial() >= count, f"{count} bytes to arrive", 60)
+        self.node.kubelet.wait_until(lambda: self.journalled() >= count, f"{count} bytes to arrive", 60)
+
+    def served(self, pushed: push.Pushed) -> int:
+        """Bytes of the weights that the registry sent. Those on their way when a connection ended count too."""
+        return sum(size for status, size in self.weights_answers(pushed) if status in {200, 206})
 
     def weights_answers(self, pushed: push.Pushed) -> list[tuple[int, int]]:
         """Status and bytes of each answer that carried some of the weights."""
@@ -90,22 +105,22 @@ def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes
     assert {call.code for call in calls[:-1]} == {grpc.StatusCode.ABORTED}
     assert any(PROGRESS.search(call.message) for call in calls), [call.message for call in calls]
     assert contents(slow.node.mount(pod)) == contents(files)
-    assert set(slow.node.registry.blob_gets().values()) == {1}
-    assert pushed.digest
+    assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
 
 
-def test_a_driver_killed_in_the_middle_resumes_where_it_was(slow: SlowNode, files: Path) -> None:
+def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(slow: SlowNode, files: Path) -> None:
     pushed = slow.put(files)
     pod = slow.node.pod("patient", slow.reference)
     slow.wait_partial(WEIGHTS_BYTES // 3)
     slow.node.driver.kill()
-    had = slow.partial()
+    had, passed = slow.journalled(), slow.proxy.passed
+    connections = len(slow.weights_answers(pushed))
+    assert passed - had <= connections * (PIECE_BYTES + BUFFERED_BYTES) + OTHER_BYTES
+    slow.node.registry.forget()
     slow.proxy.rate = None
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
-    answers = slow.weights_answers(pushed)
-    assert [status for status, _ in answers] == [200, 206]
-    assert answers[1][1] <= WEIGHTS_BYTES - had + PIECE_BYTES
+    assert slow.served(pushed) == WEIGHTS_BYTES - had
     assert contents(slow.node.mount(pod)) == contents(files)
 
 
@@ -114,12 +129,13 @@ def test_a_stopped_driver_keeps_every_byte(slow: SlowNode, files: Path) -> None:
     pod = slow.node.pod("patient", slow.reference)
     slow.wait_partial(WEIGHTS_BYTES // 3)
     assert slow.node.driver.stop() == 0
-    had = slow.partial()
+    had = slow.journalled()
+    slow.node.registry.forget()
     slow.proxy.rate = None
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
-    assert [status for status, _ in slow.weights_answers(pushed)] == [200, 206]
-    assert slow.weights_answers(pushed)[1][1] == WEIGHTS_BYTES - had
+    assert slow.served(pushed) == WEIGHTS_BYTES - had
+    assert contents(slow.node.mount(pod)) == contents(files)
 
 
 def test_a_connection_that_is_cut_again_and_again_still_gets_there(slow: SlowNode, files: Path) -> None:
@@ -129,12 +145,12 @@ def test_a_connection_that_is_cut_again_and_again_still_gets_there(slow: SlowNod
     slow.node.kubelet.wait_running(pod, 90)
     answers = slow.weights_answers(pushed)
     assert len(answers) >= WEIGHTS_BYTES // (10 << 20)
-    assert {status for status, _ in answers[1:]} == {206}
+    assert 200 not in {status for status, _ in answers[1:]}
     assert contents(slow.node.mount(pod)) == contents(files)
 
 
 def test_a_pod_deleted_in_the_middle_leaves_no_mount_and_no_lease(slow: SlowNode, files: Path) -> None:
-    slow.put(files)
+    pushed = slow.put(files)
     pod = slow.node.pod("short-lived", slow.reference)
     slow.wait_partial(4 << 20)
     slow.node.kubelet.delete(pod)
@@ -145,7 +161,7 @@ def test_a_pod_deleted_in_the_middle_leaves_no_mount_and_no_lease(slow: SlowNode
     assert mounts.below(slow.node.directory) == [slow.node.mount(again)]
     assert len(slow.node.leases()) == 1
     assert slow.node.kubelet.leftovers() == []
-    assert set(slow.node.registry.blob_gets().values()) == {1}
+    assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
 
 
 def test_the_cli_beside_the_driver_joins_the_same_download(slow: SlowNode, files: Path) -> None:
@@ -156,5 +172,5 @@ def test_the_cli_beside_the_driver_joins_the_same_download(slow: SlowNode, files
     done = slow.node.driver.run("pull", slow.reference)
     assert done.returncode == 0, done.stderr
     slow.node.kubelet.wait_running(pod, 60)
-    assert set(slow.node.registry.blob_gets().values()) == {1}
+    assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
     assert pushed.digest in done.stdout

@@ -51,8 +51,8 @@ class MemorySource:
         self.blobs[digest] = content
         return Descriptor(MEDIA_TYPE, digest, len(content))
 
-    def open(self, descriptor: Descriptor, offset: int) -> Stream:
-        """Serve from `offset`, or as the next fault says."""
+    def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Stream:
+        """Serve from `offset` to `end`, or as the next fault says."""
         with self._lock:
             self.opens.append((descriptor.digest, offset))
             fault = self.faults.popleft() if self.faults else Fault()
@@ -64,7 +64,7 @@ class MemorySource:
         if fault.flip is not None:
             content[fault.flip] ^= 1
         start = 0 if fault.from_start else offset
-        data = bytes(content[start:]) + fault.extra
+        data = bytes(content[start : None if fault.from_start else end]) + fault.extra
         return Stream(start, data if fault.cut is None else data[: fault.cut], descriptor.digest, self.gate)
 
 

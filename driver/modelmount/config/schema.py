@@ -23,6 +23,8 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """PEM file with the CA certificates to trust for this host, instead of the system's."""
     trusted_realms: list[str] = []
     """Hosts (`host` or `host:port`) besides the registry's own that may act as its token server."""
+    connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
+    """Connections for blobs to this host at the same time; 1 for one that limits requests."""
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,8 +41,8 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Pull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How blobs are fetched."""
 
-    connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
-    """Blobs of one model that are fetched at the same time."""
+    connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
+    """Connections for blobs at the same time on this node. A pull uses few unless they turn out to be slow."""
     connect_timeout_seconds: Seconds = 10.0
     """How long one connection may take to be made."""
     read_timeout_seconds: Seconds = 30.0

@@ -1,13 +1,9 @@
 """A download under way for one scope and one form: `ingest/<hex>-<scope>-<form>/` with `data` and `journal`.
 
-Whoever holds the ingest's lock works on it; the lock outlives nothing, the bytes outlive everything. The journal has
-one line per finished piece of at most 1 MiB: offset, length, crc32 of the bytes as they were in memory, and a check of
-the line itself. After whatever end, a line counts only when the bytes read back have its crc32; the rest is a hole. So
-nothing that a crash or a power cut tore is believed, and nothing finished is fetched twice.
-
-The journal is only ever appended to: a line about bytes that didn't survive is answered by a later line for the same
-offset, and no moment exists in which the journal is gone. Newlines stand on both sides of a line, so that it survives a
-torn one before it (full disk) and zeros behind it (power cut).
+Whoever holds the ingest's lock works on it; the lock outlives nothing, the bytes outlive everything. Writers, a thread
+each, fill `data` anywhere; each piece of at most 1 MiB that is written gets a line in the journal. After whatever end,
+only what the journal proves is believed and the rest is missing: nothing that a crash or a power cut tore is believed,
+and nothing finished is fetched twice.
 """
 
 from __future__ import annotations
@@ -15,13 +11,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from isal import isal_zlib
 
+from modelmount.content import journal as journals
 from modelmount.content.diskerrors import disk_error as disk_error
 from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
@@ -34,9 +33,9 @@ log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 20
 WRITEBACK_BYTES = 16 << 20
-CHECKPOINT_BYTES = 64 << 20
+CHECKPOINT_BYTES = 32 << 20
+"""Twice this is the most that a power cut may take: one that is being synced, and what comes meanwhile."""
 CHECKPOINT_SECONDS = 2.0
-READ_BYTES = 1 << 20
 GROUP_FILES = 16
 """Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""
 
@@ -56,32 +55,25 @@ def finished(store: Store, ingest: str) -> bool:
     return form in {RAW, UNPACKED} and store.holds(hex_digits, scope, unpacked=form == UNPACKED)
 
 
-@dataclass(slots=True)
-class _Piece:
-    """Bytes appended since the last journal line."""
-
-    offset: int
-    length: int = 0
-    crc: int = 0
-
-
 class Ingest:
-    """The open download. One thread appends; any thread may `pread` what lies below `offset`.
+    """The open download. Any number of writers, each in one thread; any thread may `pread` what lies below `offset`.
 
-    Lifecycle: `open` (lock held by the caller) → `append`… → `commit_*`, or `close` to keep the bytes for later, or
-    `discard` to drop them. Failures are ModelMountErrors. After a failed write the ingest keeps what its journal
-    proves; after a failed sync its pages can't be trusted again, so `close` drops it. Descriptors stay open until then.
+    Lifecycle: `open` (lock held by the caller) → `writer`… → `commit_*`, or `close` to keep the bytes for later, or
+    `discard` to drop them; the writers are closed before. Failures are ModelMountErrors. After a failed write the
+    ingest keeps what its journal proves; after a failed sync its pages can't be trusted again, so `close` drops it.
+    Descriptors stay open until then.
     """
 
     def __init__(self, store: Store, digest: Digest, size: int, scope: str, form: str, held: Held) -> None:
         """Use `open`. `held` is the ingest's lock, released by `close`, `commit_*` and `discard`."""
         self.store, self.digest, self.size, self.scope, self.form = store, digest, size, scope, form
         self.directory = store.root / "ingest" / name(digest, scope, form)
-        self.offset = 0
         self._held = held
         self._data = self._journal = -1
-        self._piece = _Piece(0)
-        self._written_back = self._durable = 0
+        self._lock = threading.Lock()
+        self._missing = [(0, size)] if size else []
+        self._checkpoint = threading.Lock()
+        self._unsynced = 0
         self._checkpointed_at = time.monotonic()
         self._named = self._condemned = self._ended = False
 
@@ -124,27 +116,31 @@ class Ingest:
         """Descriptor of `data` for positional reads below `offset`."""
         return self._data
 
-    def append(self, view: memoryview) -> None:
-        """Write the next bytes. Raises NoSpace when the disk is full; what was journalled stays."""
-        with translated(f"write {self.digest}"):
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._data, view[done:], self.offset + done)
-        self.offset += len(view)
-        position = 0
-        while position < len(view):
-            part = view[position : position + PIECE_BYTES - self._piece.length]
-            self._piece.crc = isal_zlib.crc32(part, self._piece.crc)
-            self._piece.length += len(part)
-            position += len(part)
-            if self._piece.length == PIECE_BYTES:
-                self._finish_piece()
-        self._keep_disk_busy()
+    @property
+    def offset(self) -> int:
+        """Everything below is written, without a gap: what may be read and hashed."""
+        missing = self._missing
+        return missing[0][0] if missing else self.size
+
+    @property
+    def missing(self) -> tuple[tuple[int, int], ...]:
+        """The ranges that are not written, sorted and apart from each other."""
+        with self._lock:
+            return tuple(self._missing)
+
+    def writer(self, offset: int) -> Writer:
+        """A writer from `offset` on. Two writers must not write the same bytes at the same time."""
+        return Writer(self, offset)
 
     def flush(self) -> None:
-        """Journal the piece in hand, however short, and make everything so far survive a power cut."""
-        self._finish_piece()
+        """Make what is journalled survive a power cut. Writers may go on meanwhile; theirs is covered the next time."""
+        with self._checkpoint:
+            self._sync()
+
+    def _sync(self) -> None:
         atomic.failpoint("content.ingest.checkpoint")
+        with self._lock:
+            unsynced, self._unsynced = self._unsynced, 0
         try:
             os.fdatasync(self._data)
             os.fdatasync(self._journal)
@@ -155,7 +151,7 @@ class Ingest:
             self._condemned = True
             raise disk_error(e, f"make the download of {self.digest} durable") from e
         self._named = True
-        self._durable = self.offset
+        log.debug("checkpoint of %s: %d bytes", self.digest, unsynced)
         self._checkpointed_at = time.monotonic()
 
     def commit_blob(self) -> None:
@@ -163,8 +159,8 @@ class Ingest:
 
         When the disk is full in the middle of it, `close` keeps the bytes, and another commit goes on from there.
         """
-        if self.offset != self.size or os.fstat(self._data).st_size != self.size:
-            raise Internal(f"refusing to commit {self.offset} of the {self.size} bytes of {self.digest}")
+        if self.missing or os.fstat(self._data).st_size != self.size:
+            raise Internal(f"refusing to commit {self.digest}: not all of its {self.size} bytes are written")
         try:
             os.fchmod(self._data, 0o444)
             os.fsync(self._data)
@@ -194,11 +190,6 @@ class Ingest:
             self.discard()
         if self._ended:
             return
-        if self._journal >= 0:
-            try:
-                self._finish_piece()
-            except ModelMountError as e:
-                log.info("the last piece of %s will be fetched again: %s", self.digest, e)
         self._close_files()
         self._held.release()
 
@@ -210,51 +201,50 @@ class Ingest:
         shutil.rmtree(self.directory, ignore_errors=True)
         self._held.release(unlink=True)
 
-    # -- journal
-    # ------------------------------------------------------------------------------------------------------------------
+    # -- what writers and recovery share
 
     def _recover(self, cancelled: Callable[[], bool]) -> None:
-        proofs: dict[int, list[tuple[int, int]]] = {}
-        for offset, length, crc in _journal_lines(_read_all(self._journal)):
-            proofs.setdefault(offset, []).append((length, crc))
-        end = 0
-        while length := self._proved_at(end, proofs.get(end, ()), cancelled):
-            end += length
-        os.ftruncate(self._data, end)
-        self.offset = self._written_back = self._durable = end
-        self._piece = _Piece(end)
+        found = journals.proved(self._journal, self._data, self.size, cancelled)
+        if found is None:
+            raise Cancelled(f"the download of {self.digest} was stopped; its bytes are kept")
+        missing, end = [], 0
+        for first, last in [*found, (self.size, self.size)]:
+            if end < first:
+                missing.append((end, first))
+            end = last
+        self._missing = missing
+        os.ftruncate(self._data, found[-1][1] if found else 0)
 
-    def _proved_at(self, offset: int, proofs: Sequence[tuple[int, int]], cancelled: Callable[[], bool]) -> int:
-        """How many bytes at `offset` are what one of the lines says, the newest first; 0 when none is right."""
-        for length, crc in reversed(proofs):
-            if cancelled():
-                raise Cancelled(f"the download of {self.digest} was stopped; its bytes are kept")
-            if offset + length <= self.size and _crc_of(self._data, offset, length) == crc:
-                return length
-        return 0
-
-    def _finish_piece(self) -> None:
-        piece = self._piece
-        if not piece.length:
-            return
-        line = memoryview(_line(piece.offset, piece.length, piece.crc))
-        with translated(f"write the journal of {self.digest}"):
-            while line:
-                line = line[os.write(self._journal, line) :]
-        self._piece = _Piece(piece.offset + piece.length)
-
-    def _keep_disk_busy(self) -> None:
-        waiting = self.offset - self._written_back
-        if waiting >= WRITEBACK_BYTES:
+    def _write(self, view: memoryview, offset: int) -> None:
+        with translated(f"write {self.digest}"):
+            done = 0
+            while done < len(view):
+                done += os.pwrite(self._data, view[done:], offset + done)
+        end = offset + len(view)
+        with self._lock:
+            around = [((first, min(last, offset)), (max(first, end), last)) for first, last in self._missing]
+            self._missing = [part for pair in around for part in pair if part[0] < part[1]]
+            self._unsynced += len(view)
+            due = self._unsynced >= CHECKPOINT_BYTES or time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS
+        if due and self._checkpoint.acquire(blocking=self._unsynced >= 2 * CHECKPOINT_BYTES):
             try:
-                disk.sync_range(self._data, self._written_back, waiting)
-            except OSError as e:
-                self._condemned = True
-                raise disk_error(e, f"write {self.digest} to the disk") from e
-            self._written_back = self.offset
-        late = time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS
-        if late or self.offset - self._durable >= CHECKPOINT_BYTES:
-            self.flush()
+                if self._unsynced >= CHECKPOINT_BYTES or time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS:
+                    self._sync()
+            finally:
+                self._checkpoint.release()
+
+    def _write_line(self, offset: int, length: int, crc: int) -> None:
+        text = memoryview(journals.line(offset, length, crc))
+        with translated(f"write the journal of {self.digest}"):
+            while text:
+                text = text[os.write(self._journal, text) :]
+
+    def _start_writeback(self, offset: int, length: int) -> None:
+        try:
+            disk.sync_range(self._data, offset, length)
+        except OSError as e:
+            self._condemned = True
+            raise disk_error(e, f"write {self.digest} to the disk") from e
 
     def _close_files(self) -> None:
         self._ended = True
@@ -262,6 +252,56 @@ class Ingest:
             if fd >= 0:
                 os.close(fd)
         self._data = self._journal = -1
+
+
+class Writer:
+    """One thread's way into an ingest; a context manager. Bytes go behind each other from `offset` on.
+
+    A piece counts after a crash once it is full or the writer was closed.
+    """
+
+    def __init__(self, ingest: Ingest, offset: int) -> None:
+        """Made by `Ingest.writer`."""
+        self.offset = offset
+        self._ingest = ingest
+        self._crc = 0
+        self._piece = self._written_back = offset
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def append(self, view: memoryview) -> None:
+        """Write the next bytes. Raises NoSpace when the disk is full; what was journalled stays."""
+        self._ingest._write(view, self.offset)
+        position = 0
+        while position < len(view):
+            part = view[position : position + PIECE_BYTES - (self.offset - self._piece)]
+            self._crc = isal_zlib.crc32(part, self._crc)
+            self.offset += len(part)
+            position += len(part)
+            if self.offset - self._piece == PIECE_BYTES:
+                self._finish_piece()
+        if self.offset - self._written_back >= WRITEBACK_BYTES:
+            self._ingest._start_writeback(self._written_back, self.offset - self._written_back)
+            self._written_back = self.offset
+
+    def close(self) -> None:
+        """Journal the piece in hand, however short. Never raises; twice is harmless."""
+        try:
+            self._finish_piece()
+        except ModelMountError as e:
+            log.info("the last piece of %s will be fetched again: %s", self._ingest.digest, e)
+            self._piece = self.offset
+
+    def _finish_piece(self) -> None:
+        if self.offset > self._piece:
+            self._ingest._write_line(self._piece, self.offset - self._piece, self._crc)
+        self._piece, self._crc = self.offset, 0
 
 
 def _sync_layer(layer: Path) -> None:
@@ -272,34 +312,3 @@ def _sync_layer(layer: Path) -> None:
         with atomic.GroupSync(layer) as group:
             group.sync(())
     atomic.sync_tree(layer)
-
-
-def _line(offset: int, length: int, crc: int) -> bytes:
-    body = b"%d %d %08x" % (offset, length, crc)
-    return b"\n%s %08x\n" % (body, isal_zlib.crc32(body))
-
-
-def _journal_lines(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The lines whose own check holds, oldest first; a torn line is no line."""
-    for raw in data.split(b"\n"):
-        body, _, check = raw.rpartition(b" ")
-        fields = body.split(b" ")
-        if len(fields) == 3 and check == b"%08x" % isal_zlib.crc32(body):
-            yield int(fields[0]), int(fields[1]), int(fields[2], 16)
-
-
-def _read_all(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)
-
-
-def _crc_of(fd: int, offset: int, length: int) -> int:
-    """crc32 of the bytes; -1 when there are fewer."""
-    buffer = memoryview(bytearray(min(length, READ_BYTES)))
-    crc, end = 0, offset + length
-    while offset < end:
-        count = os.preadv(fd, [buffer[: end - offset]], offset)
-        if not count:
-            return -1
-        crc = isal_zlib.crc32(buffer[:count], crc)
-        offset += count
-    return crc

@@ -1,5 +1,5 @@
-"""One blob from its source into its ingest: received, journalled, hashed behind the writer, verified. The hot path of a
-pull.
+"""One blob from its source into its ingest, by any number of threads: received, journalled, hashed behind the writers,
+verified. The hot path of a pull.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull.hashing import Follower
 from modelmount.pull.progress import Progress
-from modelmount.sources.base import BlobSource
+from modelmount.pull.segments import Segment, Segments
+from modelmount.sources.base import BlobSource, Opened
 from modelmount.transport.retry import Policy
 
 BUFFER_BYTES = 128 << 10
@@ -27,6 +28,8 @@ ATTEMPTS = 6
 """Failures in a row without a single byte between them, after which the job gives up and lets the caller's back-off
 decide.
 """
+WINDOW_BYTES = 512 << 20
+"""How far fetching may run ahead of hashing: what is hashed then is in the page cache still."""
 
 
 class Cancel:
@@ -52,104 +55,173 @@ class Cancel:
             self._event.wait(min(left, 0.25))
 
 
-def fetch(
-    ingest: Ingest,
-    descriptor: Descriptor,
-    source: BlobSource,
-    backoff: Backoff,
-    progress: Progress,
-    cancel: Cancel,
-    policy: Policy,
-) -> None:
-    """Fill `ingest` and verify it; on return its bytes are the descriptor's.
+class Download:
+    """A blob that is being fetched. Threads `take` a segment, `fetch` it and `finish` it; when nobody has one and
+    nothing is missing, one thread calls `verify`. Whoever ends it, whatever way, calls `close`.
 
-    Raises IntegrityError (the bytes are dropped and the source is backed off), Unavailable after repeated failures
-    without progress, Cancelled, NoSpace; in all but the first case the ingest keeps what the journal proves.
+    Raises IntegrityError at once while the source is backed off for earlier wrong bytes.
     """
-    backoff.check()
-    follower = Follower(ingest.fd, descriptor.digest, descriptor.size)
-    progress.have(ingest.offset)
-    try:
-        follower.advance(ingest.offset)
-        _receive_all(ingest, descriptor, source, follower, progress, cancel, policy)
-        found = follower.finish()
-    except OSError as e:
-        raise ingests.disk_error(e, f"read {descriptor.digest} back") from e
-    except IntegrityError as e:
-        _refuse(ingest, backoff, progress, str(e))
-        raise
-    finally:
-        follower.stop()
-    if found != descriptor.digest.hex:
-        algorithm = descriptor.digest.algorithm
-        reason = f"{source.name} served wrong bytes for {descriptor.digest} (they hash to {algorithm}:{found})"
-        _refuse(ingest, backoff, progress, reason)
-        raise IntegrityError(
-            f"{reason}; nothing of it was shown to any pod; have the registry's copy checked or push the model again"
-        )
-    backoff.forgive()
-    telemetry.blobs_total.labels("fetched").inc()
 
+    def __init__(
+        self,
+        ingest: Ingest,
+        descriptor: Descriptor,
+        source: BlobSource,
+        backoff: Backoff,
+        progress: Progress,
+        cancel: Cancel,
+        *,
+        policy: Policy | None = None,
+        complained: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`complained` is called whenever the source says that it is asked too much."""
+        backoff.check()
+        self.ingest, self.descriptor = ingest, descriptor
+        self.segments = Segments(ingest.missing)
+        self._source, self._backoff, self._progress, self._cancel = source, backoff, progress, cancel
+        self._policy = policy or Policy()
+        self._complained = complained
+        self._follower = Follower(ingest.fd, descriptor.digest, descriptor.size)
+        self._ranges = True
+        self._error: IntegrityError | None = None
+        self._progress.have(descriptor.size - sum(end - start for start, end in ingest.missing))
+        self._follower.advance(ingest.offset)
 
-def _refuse(ingest: Ingest, backoff: Backoff, progress: Progress, reason: str) -> None:
-    backoff.punish(reason)
-    progress.have(-ingest.offset)
-    ingest.discard()
-    telemetry.blobs_total.labels("refused").inc()
+    @property
+    def is_broken(self) -> bool:
+        """Whether the source's bytes can't be right: whoever fetches stops."""
+        return self._error is not None
 
+    def take(self, length: int | None) -> Segment | None:
+        """A segment of at most `length` bytes, if one is free and within the window."""
+        if self._error is not None:
+            return None
+        if not self._ranges:
+            if self.segments.owned:
+                return None
+            length = None
+            self._progress.have(-self.segments.merge(self.descriptor.size))
+        return self.segments.take(length, self._follower.position + WINDOW_BYTES)
 
-def _receive_all(
-    ingest: Ingest,
-    descriptor: Descriptor,
-    source: BlobSource,
-    follower: Follower,
-    progress: Progress,
-    cancel: Cancel,
-    policy: Policy,
-) -> None:
-    view = memoryview(bytearray(BUFFER_BYTES))
-    failures = 0
-    while ingest.offset < descriptor.size:
-        before = ingest.offset
-        try:
-            _receive(ingest, descriptor, source, view, follower.advance, progress, cancel)
-        except Unavailable as e:
-            failures = 1 if ingest.offset > before else failures + 1
-            if failures >= ATTEMPTS:
+    def share(self, length: int) -> bool:
+        """Make segments that others can take out of what somebody is at; whether there are some now."""
+        return self._ranges and self._error is None and self.segments.share(length)
+
+    def fetch(self, segment: Segment, view: memoryview) -> None:
+        """Fetch `segment` through the caller's buffer, until its end, a cancel, or the blob turns out to be broken.
+
+        Raises Unavailable after repeated failures in which nothing of the blob came, NoSpace, and what the source's
+        answer means; IntegrityError marks the blob as broken first.
+        """
+        failures = 0
+        while segment.missing > 0 and not self._stops():
+            before = segment.position
+            try:
+                if not self._receive(segment, view):
+                    return
+            except Unavailable as e:
+                failures = 1 if segment.position > before else failures + 1
+                if e.retry_after is not None:
+                    self._complained()
+                if failures >= ATTEMPTS:
+                    raise
+                self._cancel.sleep(self._policy.delay(failures, e.retry_after))
+            except IntegrityError as e:
+                self._error = e
                 raise
-            cancel.sleep(policy.delay(failures, e.retry_after))
-        if cancel():
-            raise Cancelled(f"the pull of {descriptor.digest} was stopped; its bytes are kept")
 
+    def finish(self, segment: Segment) -> None:
+        """The thread that took `segment` is done with it, however far it came."""
+        self.segments.finish(segment)
 
-def _receive(
-    ingest: Ingest,
-    descriptor: Descriptor,
-    source: BlobSource,
-    view: memoryview,
-    advance: Callable[[int], None],
-    progress: Progress,
-    cancel: Cancel,
-) -> None:
-    """One request: append what it brings from the ingest's offset on."""
-    with source.open(descriptor, ingest.offset) as opened:
-        skip = ingest.offset - opened.offset  # a source that ignores ranges sends the head once more
-        while not cancel():
-            count = opened.readinto(view)
+    def verify(self) -> None:
+        """Everything is written: wait for the hash and compare. Raises IntegrityError, and the source is backed off."""
+        try:
+            found = self._follower.finish()
+        except OSError as e:
+            raise ingests.disk_error(e, f"read {self.descriptor.digest} back") from e
+        digest = self.descriptor.digest
+        if found != digest.hex:
+            self._error = IntegrityError(
+                f"{self._source.name} served wrong bytes for {digest} (they hash to {digest.algorithm}:{found}); "
+                "nothing of it was shown to any pod; have the registry's copy checked or push the model again"
+            )
+            raise self._error
+        self._backoff.forgive()
+        telemetry.blobs_total.labels("fetched").inc()
+
+    def close(self) -> None:
+        """Stop hashing. A broken blob's bytes are dropped and its source is backed off; any other's stay in the ingest,
+        which the caller closes or commits. Nobody may own a segment.
+        """
+        self._follower.stop()
+        if self._error is not None:
+            self._backoff.punish(self._error.message)
+            self._progress.have(-self.descriptor.size + sum(end - start for start, end in self.ingest.missing))
+            self.ingest.discard()
+            telemetry.blobs_total.labels("refused").inc()
+
+    # -- one request
+
+    def _stops(self) -> bool:
+        return self._cancel() or self._error is not None
+
+    def _receive(self, segment: Segment, view: memoryview) -> bool:
+        """Append what one request brings to the segment; False when the source turned out to do no ranges and others
+        are at work on the blob, which makes the segment useless.
+        """
+        whole = segment.end == self.descriptor.size
+        with self._source.open(self.descriptor, segment.position, None if whole else segment.end) as opened:
+            if opened.offset != segment.position:
+                self._ranges = False
+                if self._others_work(segment):
+                    return False
+            elif not self._ranges and self._others_work(segment):
+                return False
+            with self.ingest.writer(segment.position) as writer:
+                self._copy(segment, view, opened, writer)
+        if segment.missing > 0 and not self._stops() and not self._leaves(segment):
+            raise Unavailable(
+                f"{self._source.name} ended {self.descriptor.digest} after {segment.position} of "
+                f"{self.descriptor.size} bytes"
+            )
+        segment.renew = False
+        return True
+
+    def _copy(self, segment: Segment, view: memoryview, opened: Opened, writer: ingests.Writer) -> None:
+        skip = segment.position - opened.offset  # a source that ignores ranges sends the head once more
+        while not self._stops() and not self._leaves(segment):
+            # One byte more at the blob's end shows a source that has more than it should.
+            room = segment.end - segment.position
+            beyond = 1 if segment.end == self.descriptor.size else 0
+            if room + beyond == 0:
+                return
+            count = opened.readinto(view[: room + beyond + skip])
             if not count:
-                break
+                return
             telemetry.fetched_bytes_total.inc(count)
             if skip >= count:
                 skip -= count
                 continue
             part, skip = view[skip:count], 0
-            if ingest.offset + len(part) > descriptor.size:
+            if len(part) > room:
                 raise IntegrityError(
-                    f"{source.name} sent more than the {descriptor.size} bytes that {descriptor.digest} has; push the "
-                    "model again"
+                    f"{self._source.name} sent more than the {self.descriptor.size} bytes that "
+                    f"{self.descriptor.digest} has; push the model again"
                 )
-            ingest.append(part)
-            advance(ingest.offset)
-            progress.fetched(len(part))
-    if not cancel() and ingest.offset < descriptor.size:
-        raise Unavailable(f"{source.name} ended {descriptor.digest} after {ingest.offset} of {descriptor.size} bytes")
+            writer.append(part)
+            segment.position = writer.offset
+            self._follower.advance(self.ingest.offset)
+            self._progress.fetched(len(part))
+
+    def _others_work(self, segment: Segment) -> bool:
+        return any(other is not segment for other in self.segments.owned)
+
+    def _leaves(self, segment: Segment) -> bool:
+        """Whether this request should end early: a fresh connection is wanted, or the blob needs one stream only."""
+        return segment.renew or (not self._ranges and self._others_work(segment))
+
+
+def stopped(digest: object) -> Cancelled:
+    """What a cancelled job ends with."""
+    return Cancelled(f"the pull of {digest} was stopped; its bytes are kept")

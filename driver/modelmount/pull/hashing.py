@@ -33,14 +33,17 @@ class Follower:
             self._thread = threading.Thread(target=self._run, name=f"hash-{digest.hex[:12]}", daemon=True)
             self._thread.start()
 
+    @property
+    def position(self) -> int:
+        """Everything below is hashed. A blob that is hashed in place is never waited for, so it counts as hashed."""
+        return self._limit if self._thread is None else self._position
+
     def advance(self, limit: int) -> None:
-        """Bytes below `limit` are in the file."""
-        if self._thread is None:
-            self._limit = limit
-            return
+        """Bytes below `limit` are in the file. Any thread may say so; the farthest word counts."""
         with self._changed:
-            self._limit = limit
-            self._changed.notify()
+            if limit > self._limit:
+                self._limit = limit
+                self._changed.notify()
 
     def finish(self) -> str:
         """All is written: the hex digest of everything below the last limit. Raises the OSError of a failed read."""

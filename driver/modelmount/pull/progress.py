@@ -67,6 +67,11 @@ class Progress:
                 while now - self._samples[0][0] > RATE_WINDOW_SECONDS and len(self._samples) > 2:
                     self._samples.popleft()
 
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes that arrived so far, whatever became of them."""
+        return self._fetched
+
     def ready(self) -> None:
         """One more file is verified and committed."""
         with self._lock:

@@ -18,6 +18,7 @@ from modelmount.content.pulls import PullRecord
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace
 from modelmount.pull import verdicts
+from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
 from modelmount.pull.plan import Plan, make_plan
 from modelmount.pull.resolver import Model, Resolver
@@ -43,6 +44,9 @@ class Puller:
     def __init__(self, store: Store, resolver: Resolver, source: SourceFactory, settings: Settings) -> None:
         """No thread runs until the first job."""
         self._store, self._resolver, self._source, self._settings = store, resolver, source, settings
+        self._connections = Connections(
+            settings.pull.connections, lambda registry: settings.registry(registry).connections
+        )
         self._lock = threading.Lock()
         self._jobs: dict[_Key, tuple[Job, PullRecord]] = {}
         self._janitor: threading.Thread | None = None
@@ -142,7 +146,7 @@ class Puller:
         scope = model.repository.scope
         manifest = self._resolver.manifest(model, job.credential)
         source = self._source(model, lambda: job.credential)
-        transfer = Transfer(store, scope, source, job, self._settings)
+        transfer = Transfer(store, scope, source, job, self._settings, self._connections)
         plan = make_plan(manifest, transfer.config(manifest), self._settings.limits)
         verdicts.record_facts(store, plan.facts(model.manifest))
         _warn(plan.layout.warnings)
@@ -163,8 +167,9 @@ class Puller:
             if part not in missing:
                 job.progress.have(part.descriptor.size)
                 job.progress.ready()
+        # What is present is named too: it costs no space, and a sweep spares only what is named.
+        record.claim((part.claim(transfer.scope) for part in plan.parts), keep_free=self._settings.limits.free_bytes)
         if missing:
-            record.claim((part.claim(transfer.scope) for part in missing), keep_free=self._settings.limits.free_bytes)
             try:
                 transfer.run(missing)
             except NoSpace:

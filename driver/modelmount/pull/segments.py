@@ -1,6 +1,6 @@
-"""The bytes of one blob that are still missing, cut into segments for several connections. Pure, apart from one lock.
+"""The bytes of one blob that are still missing, and who fetches which of them.
 
-Segments are handed out from the front, so that a hasher close behind finds the bytes in the page cache. Each belongs to
+Ranges are handed out from the front, so that a hasher close behind finds the bytes in the page cache. Each belongs to
 one thread at a time; what that thread doesn't finish goes back and is handed out again from where it stopped.
 """
 
@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+ALIGNMENT_BYTES = 1 << 20
+"""Segments are cut at multiples of this, so that the pieces of a journal meet where segments do."""
 
 
 class Segment:
-    """The bytes from `start` to `end`; those below `position` are written. Owned by one thread."""
+    """The bytes from `position` to `end` are still to come. The owner's thread moves `position`; `end` may be drawn in
+    by others, but never to less than a segment's length ahead of it. `renew` asks the owner for a new connection.
+    """
 
-    __slots__ = ("end", "position", "start")
+    __slots__ = ("end", "position", "renew", "start")
 
     def __init__(self, start: int, end: int) -> None:
         """Nothing of it is written yet."""
-        self.start, self.end, self.position = start, end, start
+        self.start = self.position = start
+        self.end = end
+        self.renew = False
 
     @property
     def missing(self) -> int:
@@ -27,65 +34,75 @@ class Segment:
 
 
 class Segments:
-    """All segments of a blob of `size` bytes. Thread-safe.
+    """All that is missing of one blob. Thread-safe."""
 
-    `frontier` is the end of what is written without a gap from the blob's beginning: what may be hashed.
-    """
-
-    def __init__(self, size: int, missing: Iterable[tuple[int, int]], length: int) -> None:
-        """Cut the `missing` ranges, sorted and apart from each other, into segments of at most `length` bytes."""
+    def __init__(self, missing: Iterable[tuple[int, int]]) -> None:
+        """The `missing` ranges, sorted and apart from each other."""
         self._lock = threading.Lock()
-        self._size = size
-        self._free = [
-            Segment(start, min(start + length, end)) for first, end in missing for start in range(first, end, length)
-        ]
-        self._free.reverse()
-        self._open: list[Segment] = list(reversed(self._free))
-        self.frontier = self._open[0].start if self._open else size
-
-    def take(self, below: int) -> Segment | None:
-        """The first segment nobody has, unless it begins at or behind `below`; the caller owns it."""
-        with self._lock:
-            if not self._free or self._free[-1].position >= below:
-                return None
-            return self._free.pop()
-
-    def advance(self, segment: Segment, position: int) -> int:
-        """The owner has written everything below `position`; the frontier now."""
-        with self._lock:
-            segment.position = position
-            return self._moved()
-
-    def finish(self, segment: Segment) -> int:
-        """The owner has written all of it; the frontier now."""
-        with self._lock:
-            segment.position = segment.end
-            self._open.remove(segment)
-            return self._moved()
-
-    def give_back(self, segment: Segment) -> None:
-        """The owner stops in the middle; the rest is handed out again, in its place."""
-        with self._lock:
-            bisect.insort(self._free, segment, key=lambda free: -free.start)
-
-    def merge(self) -> None:
-        """Make one segment of everything behind the frontier, for a source that ignores ranges. Nobody may own one."""
-        with self._lock:
-            rest = Segment(self.frontier, self._size)
-            self._open, self._free = ([rest], [rest]) if rest.missing else ([], [])
+        self._free = list(missing)
+        self._owned: list[Segment] = []
 
     @property
-    def has_free(self) -> bool:
-        """Whether there is something to take."""
+    def owned(self) -> Sequence[Segment]:
+        """The segments that threads are at."""
         with self._lock:
-            return bool(self._free)
+            return tuple(self._owned)
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is written."""
+        """Whether nothing is missing."""
         with self._lock:
-            return not self._open
+            return not self._free and not self._owned
 
-    def _moved(self) -> int:
-        self.frontier = self._open[0].position if self._open else self._size
-        return self.frontier
+    def take(self, length: int | None, below: int) -> Segment | None:
+        """The first `length` bytes (None: all) of the first range that nobody has; None when there is none, or when it
+        begins at or behind `below`. The caller owns the segment until `finish` or `give_back`.
+        """
+        with self._lock:
+            if not self._free or self._free[0][0] >= below:
+                return None
+            start, end = self._free.pop(0)
+            if length is not None and end - start > length:
+                cut = _aligned(start + length, end)
+                if cut < end:
+                    self._free.insert(0, (cut, end))
+                end = cut
+            segment = Segment(start, end)
+            self._owned.append(segment)
+            return segment
+
+    def share(self, length: int) -> bool:
+        """Draw in the end of an owned segment with much left, so that others can take what lies behind; whether there
+        was one. Its owner stops at the new end.
+        """
+        with self._lock:
+            for segment in self._owned:
+                cut = _aligned(segment.position + length, segment.end)
+                if segment.end - cut >= length:
+                    bisect.insort(self._free, (cut, segment.end))
+                    segment.end = cut
+                    return True
+            return False
+
+    def finish(self, segment: Segment) -> None:
+        """The owner is done with it: what it didn't write is free again."""
+        with self._lock:
+            self._owned.remove(segment)
+            if segment.missing > 0:
+                bisect.insort(self._free, (segment.position, segment.end))
+
+    def merge(self, size: int) -> int:
+        """Make one range of everything from the first missing byte on, for a source that sends a blob only as a whole;
+        how many bytes of it were written already. Nobody may own a segment.
+        """
+        with self._lock:
+            if not self._free:
+                return 0
+            missing = sum(end - start for start, end in self._free)
+            self._free = [(self._free[0][0], size)]
+            return size - self._free[0][0] - missing
+
+
+def _aligned(position: int, end: int) -> int:
+    """The next cut at or behind `position`, at most `end`."""
+    return min(end, -(-position // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)

@@ -1,13 +1,20 @@
-"""The missing parts of one model, fetched by a few threads of its own: a slow registry slows nobody else's job.
+"""The missing parts of one model, fetched by threads of its own: a slow registry slows nobody else's job.
 
-Order is the plan's. An ingest that somebody else holds is skipped and waited for at the end, when this job holds none.
+Parts are begun in the plan's order, small ones several at a time; when connections turn out to be slow, more of them
+are made, and a large blob is divided among those that have nothing else to do. An ingest that somebody else holds is
+skipped and waited for at the end, when this job holds none.
 """
 
 from __future__ import annotations
 
+import os
+import statistics
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from modelmount import formats, telemetry
 from modelmount.config import Settings
@@ -16,17 +23,43 @@ from modelmount.content.backoff import Backoff
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, IntegrityError
-from modelmount.formats.base import Encoding
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Manifest
 from modelmount.pull import fetch
-from modelmount.pull.fetch import Cancel
+from modelmount.pull.connections import Connections
+from modelmount.pull.fetch import Cancel, Download
+from modelmount.pull.governor import Governor
 from modelmount.pull.job import Job
-from modelmount.pull.plan import Part
+from modelmount.pull.plan import SMALL_BYTES, Part
+from modelmount.pull.segments import Segment
 from modelmount.snapshots import layers, unpack
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockCancelled, LockTimeout
-from modelmount.transport.retry import Policy
+
+FIRST_CONNECTIONS: Final = 4
+"""Connections that a job with that many parts begins with."""
+TICK_SECONDS: Final = 0.25
+"""How often the number of connections is thought over."""
+WORTH_SECONDS: Final = 2.0
+"""A blob is divided only while the job will take longer than this."""
+SEGMENT_SECONDS: Final = 1.0
+SEGMENT_BYTES: Final = (8 << 20, 64 << 20)
+"""A divided blob's segments take about this long, within these bounds: few requests, and little lost with one."""
+LARGE_BLOBS: Final = max(2, min(4, os.cpu_count() or 1))
+"""Large blobs that are fetched side by side: each has a hasher, and more than there are processors bring nothing."""
+LAGGARD_SECONDS: Final = 5.0
+LAGGARD_SHARE: Final = 0.1
+"""A connection that brings less than this share of its siblings' median for so long is made anew."""
+
+
+@dataclass(slots=True, eq=False)
+class _Active:
+    """A part in transfer. `owners` threads are at it; the last one to leave an ended download ends it."""
+
+    part: Part
+    download: Download
+    owners: int = 0
+    ending: bool = False
 
 
 class Transfer:
@@ -34,16 +67,21 @@ class Transfer:
     go.
     """
 
-    def __init__(self, store: Store, scope: str, source: BlobSource, job: Job, settings: Settings) -> None:
-        """Nothing starts yet."""
+    def __init__(
+        self, store: Store, scope: str, source: BlobSource, job: Job, settings: Settings, connections: Connections
+    ) -> None:
+        """Nothing starts yet. `connections` are the node's, shared with other jobs."""
         self.store, self.scope = store, scope
-        self._source, self._job, self._settings = source, job, settings
+        self._source, self._job, self._settings, self._connections = source, job, settings, connections
         self._cancel = Cancel(job.cancel)
-        self._policy = Policy()
-        self._lock = threading.Lock()
-        self._queue: deque[Part] = deque()
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[Part, Held | None]] = deque()
         self._busy: list[Part] = []
+        self._active: list[_Active] = []
+        self._opening = 0
+        self._threads = self._idle = 0
         self._error: BaseException | None = None
+        self._governor = Governor(1, 1)
 
     def config(self, manifest: Manifest) -> bytes | None:
         """The artifact's config, downloaded once by this scope; None where its format doesn't read it."""
@@ -60,89 +98,244 @@ class Transfer:
 
     def run(self, parts: Sequence[Part]) -> None:
         """Fetch `parts`, several at a time."""
-        self._queue.extend(parts)
-        count = min(self._settings.pull.connections, len(parts))
-        threads = [
-            threading.Thread(target=self._work, name=f"fetch-{self._job.model.manifest.hex[:8]}-{n}", daemon=True)
-            for n in range(count)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        self._queue.extend((part, None) for part in parts)
+        self._governor = Governor(min(FIRST_CONNECTIONS, len(parts)), self._connections.most(self._source.name))
+        self._drive()
         for part in self._busy:
             if self._error is None:
-                self._attempt(part, wait=True)
+                held = self._acquire(part, wait=True)
+                if held is not None:
+                    self._queue.append((part, held))
+                    self._drive()
         if self._error is not None:
             raise self._error
-        if self._queue:  # the job was cancelled before anybody took these
-            raise Cancelled("the pull was stopped; its bytes are kept")
+        if self._queue or self._cancel():  # the job was cancelled before anybody took these
+            raise fetch.stopped(self._job.model)
 
-    # -- one thread
+    # -- the job's own thread: how many connections
+
+    def _drive(self) -> None:
+        """Run threads until nothing is left to do for them."""
+        ticks = _Ticks(self._job)
+        threads: list[threading.Thread] = []
+        while True:
+            with self._changed:
+                wanted = self._governor.wanted if self._has_work() else 0
+                more = max(0, wanted - self._threads)
+            threads += [thread for _ in range(more) if (thread := self._spawn()) is not None]
+            with self._changed:
+                if self._threads == 0 and not self._has_work():
+                    break
+                self._changed.wait(TICK_SECONDS)
+                busy = self._threads - self._idle
+            rate = ticks.rate()
+            if rate is not None:
+                self._governor.observe(rate, busy)
+                self._renew_laggards(ticks)
+        for thread in threads:
+            thread.join()
+        for active in self._active:  # cancelled when nobody was at them
+            self._end(active, complete=False)
+        self._active.clear()
+
+    def _has_work(self) -> bool:
+        return bool(not self._cancel() and (self._queue or self._opening or self._active))
+
+    def _spawn(self) -> threading.Thread | None:
+        """One more thread, when the node has a connection left; the first one of a job always has."""
+        with self._changed:
+            if not self._connections.acquire(self._source.name, wait=self._threads == 0, cancelled=self._cancel):
+                return None
+            self._threads += 1
+        name = f"fetch-{self._job.model.manifest.hex[:8]}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _renew_laggards(self, ticks: _Ticks) -> None:
+        with self._changed:
+            segments = [s for active in self._active for s in active.download.segments.owned]
+        rates = ticks.segment_rates(segments)
+        if len(rates) > 2:
+            least = statistics.median(rates.values()) * LAGGARD_SHARE
+            for segment, rate in rates.items():
+                segment.renew = segment.renew or rate < least
+
+    # -- one fetching thread
 
     def _work(self) -> None:
+        view = memoryview(bytearray(fetch.BUFFER_BYTES))
         with telemetry.context(model=str(self._job.model)):
-            while not self._cancel():
-                with self._lock:
-                    if not self._queue:
-                        return
-                    part = self._queue.popleft()
-                self._attempt(part, wait=False)
+            while (work := self._next()) is not None:
+                try:
+                    self._do(work, view)
+                except BaseException as e:  # noqa: BLE001 - `run` raises it in the job's own thread
+                    self._fail(e)
+        self._connections.release(self._source.name)
 
-    def _attempt(self, part: Part, *, wait: bool) -> None:
+    def _next(self) -> tuple[Part, Held | None] | tuple[_Active, Segment] | None:
+        """Something to do, waiting for it if need be; None, and the thread counts no longer, when it isn't needed."""
+        with self._changed:
+            while self._has_work() and self._threads <= self._governor.wanted and not self._yields():
+                if self._queue and (self._queue[0][0].descriptor.size <= SMALL_BYTES or self._room_for_a_large_one()):
+                    self._opening += 1
+                    return self._queue.popleft()
+                for active in self._active:
+                    if active.ending:
+                        continue
+                    segment = active.download.take(self._segment_length())
+                    if segment is not None:
+                        active.owners += 1
+                        return active, segment
+                if self._divide():
+                    continue
+                self._idle += 1
+                self._changed.wait(TICK_SECONDS)
+                self._idle -= 1
+            self._threads -= 1
+            self._changed.notify_all()
+            return None
+
+    def _yields(self) -> bool:
+        """Whether this connection should go to a job that has none."""
+        return self._threads > 1 and self._connections.is_wanted
+
+    def _room_for_a_large_one(self) -> bool:
+        return sum(active.part.descriptor.size > SMALL_BYTES for active in self._active) < LARGE_BLOBS
+
+    def _segment_length(self) -> int | None:
+        """All that is left goes to one connection, unless connections are slow and it would take them long."""
+        snapshot = self._job.snapshot()
+        if not self._governor.may_split or (snapshot.eta_seconds or 0) < WORTH_SECONDS:
+            return None
+        length = int(snapshot.rate / max(1, self._threads) * SEGMENT_SECONDS)
+        return max(SEGMENT_BYTES[0], min(length, SEGMENT_BYTES[1]))
+
+    def _divide(self) -> bool:
+        length = self._segment_length()
+        return length is not None and any(active.download.share(length) for active in self._active if not active.ending)
+
+    def _do(self, work: tuple[Part, Held | None] | tuple[_Active, Segment], view: memoryview) -> None:
+        first, second = work
+        if isinstance(first, Part):
+            try:
+                active = self._begin(first, second if isinstance(second, Held) else None)
+            finally:
+                with self._changed:
+                    self._opening -= 1
+                    self._changed.notify_all()
+            if active is None:
+                return
+            segment = active.download.take(self._segment_length())
+        else:
+            active, segment = first, second if isinstance(second, Segment) else None
         try:
-            held = self._acquire(part, wait=wait)
-            if held is not None:
-                self._obtain(part, held)
+            if segment is not None:
+                active.download.fetch(segment, view)
+        finally:
+            self._leave(active, segment)
+
+    def _begin(self, part: Part, held: Held | None) -> _Active | None:
+        """Open the part's download, with this thread as its first owner; None when somebody else has it, or did it."""
+        held = held or self._acquire(part, wait=False)
+        if held is None:
+            return None
+        descriptor = part.descriptor
+        if part.present(self.store, self.scope):  # somebody else finished it while we waited
+            held.release(unlink=True)
+            self._job.progress.have(descriptor.size)
+            self._job.progress.ready()
+            telemetry.blobs_total.labels("shared").inc()
+            return None
+        ingest = Ingest.open(
+            self.store, descriptor.digest, descriptor.size, self.scope, part.form, held, cancelled=self._cancel
+        )
+        try:
+            if part.form == ingests.UNPACKED and self.store.has_blob(descriptor.digest, self.scope):
+                self._job.progress.have(descriptor.size)
+                self._unpack(ingest, part)
                 self._job.progress.ready()
-        except BaseException as e:  # noqa: BLE001 - handed to `run`, which raises it in the job's own thread
-            with self._lock:
-                if self._error is None or isinstance(self._error, Cancelled):
-                    self._error = e
+                ingest.close()
+                return None
+            backoff = Backoff(self.store, descriptor.digest, self.scope, self._source.name)
+            download = Download(
+                ingest,
+                descriptor,
+                self._source,
+                backoff,
+                self._job.progress,
+                self._cancel,
+                complained=self._governor.complain,
+            )
+        except BaseException:
+            ingest.close()
+            raise
+        active = _Active(part, download, owners=1)
+        with self._changed:
+            self._active.append(active)
+            self._changed.notify_all()
+        return active
+
+    def _leave(self, active: _Active, segment: Segment | None) -> None:
+        """This thread is done with the download for now; the last one of an ended download ends it."""
+        with self._changed:
+            if segment is not None:
+                active.download.finish(segment)
+            active.owners -= 1
+            complete = active.download.segments.is_complete
+            ended = complete or active.download.is_broken or self._cancel()
+            if active.owners or active.ending or not ended:
+                self._changed.notify_all()
+                return
+            active.ending = True
+            self._changed.notify_all()
+        try:
+            self._end(active, complete=complete)
+        finally:
+            with self._changed:
+                self._active.remove(active)
+                self._changed.notify_all()
+
+    def _end(self, active: _Active, *, complete: bool) -> None:
+        download = active.download
+        try:
+            if complete and not download.is_broken:
+                download.verify()
+                download.close()
+                if active.part.form == ingests.RAW:
+                    download.ingest.commit_blob()
+                else:
+                    self._unpack(download.ingest, active.part)
+                self._job.progress.ready()
+        finally:
+            download.close()
+            download.ingest.close()
+
+    def _fail(self, error: BaseException) -> None:
+        """The first error counts; what others then say of being cancelled doesn't."""
+        with self._changed:
+            if self._error is None or isinstance(self._error, Cancelled):
+                self._error = error
             self._cancel.set()
+            self._changed.notify_all()
+
+    # -- parts
 
     def _acquire(self, part: Part, *, wait: bool) -> Held | None:
         lock = self.store.lock("ingest-" + ingests.name(part.descriptor.digest, self.scope, part.form))
         try:
             return lock.acquire(timeout=None if wait else 0, cancelled=self._cancel)
         except LockTimeout:
-            with self._lock:
+            with self._changed:
                 self._busy.append(part)
             return None
         except LockCancelled as e:
-            raise Cancelled("the pull was stopped; its bytes are kept") from e
-
-    def _obtain(self, part: Part, held: Held) -> None:
-        descriptor = part.descriptor
-        if part.present(self.store, self.scope):  # somebody else finished it while we waited
-            held.release(unlink=True)
-            self._job.progress.have(descriptor.size)
-            telemetry.blobs_total.labels("shared").inc()
-            return
-        ingest = Ingest.open(
-            self.store, descriptor.digest, descriptor.size, self.scope, part.form, held, cancelled=self._cancel
-        )
-        try:
-            if part.encoding is Encoding.RAW:
-                self._fetch(ingest, descriptor)
-                ingest.commit_blob()
-            else:
-                self._unpack(ingest, part)
-        finally:
-            ingest.close()
-
-    def _fetch(self, ingest: Ingest, descriptor: Descriptor) -> None:
-        backoff = Backoff(self.store, descriptor.digest, self.scope, self._source.name)
-        fetch.fetch(ingest, descriptor, self._source, backoff, self._job.progress, self._cancel, self._policy)
+            raise fetch.stopped(self._job.model) from e
 
     def _unpack(self, ingest: Ingest, part: Part) -> None:
+        """Unpack the verified archive, from the ingest or from the store, and commit the layer."""
         digest = part.descriptor.digest
-        source = self.store.blob_path(digest)
-        if self.store.has_blob(digest, self.scope):
-            self._job.progress.have(part.descriptor.size)
-        else:
-            self._fetch(ingest, part.descriptor)
-            source = ingest.path
+        source = ingest.path if ingest.offset == ingest.size else self.store.blob_path(digest)
         half_made = ingest.directory / "layer"
         layers.clear(half_made)
         bounds = self._settings.limits
@@ -175,3 +368,37 @@ class Transfer:
                 "checked"
             )
         return bytes(data[:filled])
+
+
+class _Ticks:
+    """What came since the last look, of the job and of single segments."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._at = self._segments_at = time.monotonic()
+        self._bytes = job.progress.fetched_bytes
+        self._warm = False
+        self._positions: dict[Segment, int] = {}
+
+    def rate(self) -> float | None:
+        """Bytes a second since it was last asked; None when that is too short ago to tell, and the first time, when
+        connections were still being made.
+        """
+        now, count = time.monotonic(), self._job.progress.fetched_bytes
+        span = now - self._at
+        if span < TICK_SECONDS:
+            return None
+        rate = (count - self._bytes) / span
+        self._at, self._bytes = now, count
+        warm, self._warm = self._warm, True
+        return rate if warm else None
+
+    def segment_rates(self, segments: Sequence[Segment]) -> dict[Segment, float]:
+        """Bytes a second of each segment that was there the last time, LAGGARD_SECONDS ago; empty in between."""
+        now = time.monotonic()
+        span = now - self._segments_at
+        if span < LAGGARD_SECONDS:
+            return {}
+        before, self._positions = self._positions, {segment: segment.position for segment in segments}
+        self._segments_at = now
+        return {s: (s.position - before[s]) / span for s in segments if s in before}

@@ -80,14 +80,17 @@ class Client:
             raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
         return Document(data, media_type, _verified(data, tag, what))
 
-    def blob(self, repository: Repository, digest: Digest, offset: int, credential: Credential) -> Body:
-        """Open a blob, from `offset` on where the registry does ranges: the body's `offset` says where its bytes begin,
-        the asked one or 0, and `total` how many bytes the whole blob has, where that is known.
+    def blob(
+        self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None = None
+    ) -> Body:
+        """Open a blob, from `offset` up to `end` (None: its own) where the registry does ranges: the body's `offset`
+        says where its bytes begin, the asked one or 0, and `total` how many bytes the whole blob has, where that is
+        known. A registry that doesn't do ranges sends everything.
 
         Nothing is verified: bytes are checked where they are kept. Reading raises Unavailable; the caller closes.
         """
-        if offset:
-            answer = self._blob_answer(repository, digest, offset, credential)
+        if offset or end is not None:
+            answer = self._blob_answer(repository, digest, offset, credential, end)
             span = ranges.read(answer.header("content-range"))
             if answer.status == 206 and span is not None and span.fits(offset, answer.body.length):
                 answer.body.offset, answer.body.total = offset, span.total
@@ -95,7 +98,7 @@ class Client:
             if answer.status not in {206, 416}:
                 return self._whole(answer, repository, digest, credential)
             answer.body.close()  # it does ranges, but not rightly: one more try without
-        return self._whole(self._blob_answer(repository, digest, 0, credential), repository, digest, credential)
+        return self._whole(self._blob_answer(repository, digest, 0, credential, None), repository, digest, credential)
 
     def close(self) -> None:
         """Close kept connections; open bodies can be read to their end. Twice is harmless."""
@@ -123,13 +126,15 @@ class Client:
         )
         return self._authenticator.send(request, repository, credential, deadline)
 
-    def _blob_answer(self, repository: Repository, digest: Digest, offset: int, credential: Credential) -> Answer:
+    def _blob_answer(
+        self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None
+    ) -> Answer:
         request = Request(
             "GET",
             endpoint.blob(self._settings, repository, digest),
             repository.registry,
             _blob_name(repository, digest),
-            {"Range": f"bytes={offset}-"} if offset else {},
+            {"Range": f"bytes={offset}-{'' if end is None else end - 1}"} if offset or end is not None else {},
         )
         return self._authenticator.send(request, repository, credential, self._deadline())
 

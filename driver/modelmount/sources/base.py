@@ -41,8 +41,9 @@ class BlobSource(Protocol):
     def name(self) -> str:
         """Who is meant when its bytes are wrong; stays the same, fits into a file name."""
 
-    def open(self, descriptor: Descriptor, offset: int) -> Opened:
-        """Begin to receive the blob, from `offset` on if it can. `offset` lies below the descriptor's size.
+    def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
+        """Begin to receive the blob, from `offset` up to `end` (None: its own) if it can; a source that can't sends
+        more, never less. `offset` lies below the descriptor's size.
 
         Raises what the other side's answer means (NotFound, Unauthenticated, Forbidden, Unavailable), and
         IntegrityError when it says that the blob has another size than the descriptor.

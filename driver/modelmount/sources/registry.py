@@ -24,9 +24,9 @@ class RegistrySource:
         """The registry, as it stands in references."""
         return self._repository.registry
 
-    def open(self, descriptor: Descriptor, offset: int) -> Opened:
+    def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Ask the registry for the blob, wherever it was redirected to before. Raises as every source does."""
-        body = self._client.blob(self._repository, descriptor.digest, offset, self._credential())
+        body = self._client.blob(self._repository, descriptor.digest, offset, self._credential(), end)
         if body.total is not None and body.total != descriptor.size:
             body.close()
             raise IntegrityError(

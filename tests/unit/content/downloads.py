@@ -35,11 +35,18 @@ def open_ingest(store: Store, data: bytes, scope: str = SCOPE, form: str = inges
     return Ingest.open(store, digest, len(data), scope, form, held)
 
 
-def feed(ingest: Ingest, data: bytes, end: int | None = None) -> None:
-    """Append from where the ingest stands, in buffers as they come from the network."""
+def feed(ingest: Ingest, data: bytes, end: int | None = None, *, killed: bool = False) -> None:
+    """Write what is missing below `end`, in buffers as they come from the network; `killed`: nobody closes the
+    writers.
+    """
     view = memoryview(data)[:end]
-    while ingest.offset < len(view):
-        ingest.append(view[ingest.offset : ingest.offset + BUFFER])
+    for first, last in ingest.missing:
+        writer = ingest.writer(first)
+        last = min(last, len(view))
+        while writer.offset < last:
+            writer.append(view[writer.offset : min(writer.offset + BUFFER, last)])
+        if not killed:
+            writer.close()
 
 
 def download(store: Store, data: bytes, scope: str = SCOPE) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from modelmount.content.store import Store
 from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull import fetch
-from modelmount.pull.fetch import Cancel
+from modelmount.pull.fetch import Cancel, Download
 from modelmount.pull.progress import Progress
 from modelmount.transport.retry import Policy
 from tests.fakes.source import Fault, MemorySource
@@ -49,15 +50,49 @@ class Bench:
     def backoff(self) -> Backoff:
         return Backoff(self.store, self.descriptor.digest, SCOPE, self.source.name)
 
-    def fetch(self) -> bytes:
+    def fetch(self, threads: int = 1, length: int | None = None) -> bytes:
         """Fetch and commit; the blob's bytes in the store."""
         ingest = self.open()
         try:
-            fetch.fetch(ingest, self.descriptor, self.source, self.backoff(), self.progress, self.cancel, Impatient())
+            self.download(ingest, threads, length)
             ingest.commit_blob()
         finally:
             ingest.close()
         return self.store.blob_path(self.descriptor.digest).read_bytes()
+
+    def download(self, ingest: Ingest, threads: int, length: int | None) -> None:
+        """Take segments in `threads` threads until nothing is left, and verify."""
+        download = Download(
+            ingest, self.descriptor, self.source, self.backoff(), self.progress, self.cancel, policy=Impatient()
+        )
+        errors: list[BaseException] = []
+        workers = [threading.Thread(target=self._work, args=(download, length, errors)) for _ in range(threads - 1)]
+        try:
+            for worker in workers:
+                worker.start()
+            self._work(download, length, errors)
+            for worker in workers:
+                worker.join()
+            if errors:
+                raise errors[0]
+            if self.cancel():
+                raise fetch.stopped(self.descriptor.digest)
+            download.verify()
+        finally:
+            download.close()
+
+    def _work(self, download: Download, length: int | None, errors: list[BaseException]) -> None:
+        view = memoryview(bytearray(fetch.BUFFER_BYTES))
+        while not download.segments.is_complete and not errors and not self.cancel():
+            segment = download.take(length)
+            if segment is None:
+                continue
+            try:
+                download.fetch(segment, view)
+            except BaseException as e:  # noqa: BLE001 - raised again by whoever started the threads
+                errors.append(e)
+            finally:
+                download.finish(segment)
 
 
 @pytest.fixture
@@ -147,3 +182,45 @@ def test_a_cancelled_parent_cancels_its_children() -> None:
     parent.set()
     assert child()
     child.sleep(60)  # returns at once
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_several_threads_fetch_the_segments_of_one_blob(bench: Bench, threads: int) -> None:
+    assert bench.fetch(threads, 1 << 20) == BLOB
+    assert sorted(offset >> 20 for _, offset in bench.source.opens) == [0, 1, 2, 3, 4, 5]
+
+
+def test_cut_segments_go_on_where_they_stopped_and_nothing_comes_twice(bench: Bench) -> None:
+    bench.source.faults.extend([Fault(cut=300_000), Fault(), Fault(cut=1), Fault(cut=700_000)])
+    assert bench.fetch(3, 1 << 20) == BLOB
+    assert bench.progress.fetched_bytes == len(BLOB)
+
+
+def test_ranges_that_turn_out_to_be_ignored_leave_one_stream(bench: Bench) -> None:
+    bench.source.faults.extend([Fault(cut=1 << 20)])
+    bench.source.faults.extend([Fault(from_start=True)] * 20)
+    assert bench.fetch(4, 1 << 20) == BLOB
+    assert bench.progress.snapshot().bytes_done == len(BLOB)
+
+
+def test_wrong_bytes_in_one_segment_stop_all_of_them(bench: Bench) -> None:
+    bench.source.faults.append(Fault(flip=5))
+    with pytest.raises(IntegrityError, match="wrong bytes"):
+        bench.fetch(3, 1 << 20)
+    assert list((bench.store.root / "ingest").iterdir()) == []
+
+
+def test_a_resumed_download_asks_only_for_its_holes(bench: Bench) -> None:
+    def stop(digest: object, position: int) -> None:
+        if position >= (4 << 20) + 500_000:
+            bench.cancel.set()
+
+    bench.source.gate = stop
+    with pytest.raises(Cancelled):
+        bench.fetch(3, 1 << 20)
+    had = bench.progress.fetched_bytes
+    bench.cancel = Cancel()
+    bench.source.gate = lambda digest, position: None
+    assert bench.fetch(1, None) == BLOB
+    assert bench.progress.fetched_bytes == len(BLOB)
+    assert had > 0

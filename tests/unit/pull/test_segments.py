@@ -1,96 +1,120 @@
-"""How a blob's missing bytes are cut, handed out, and how far it is whole from its beginning."""
+"""How a blob's missing bytes are handed out, divided, and given back."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelmount.pull.segments import Segment, Segments
+from modelmount.pull.segments import ALIGNMENT_BYTES, Segment, Segments
 
+MB = ALIGNMENT_BYTES
 MUCH = 1 << 60
 
 
-def spans(segments: Segments) -> list[tuple[int, int]]:
+def taken(segments: Segments, length: int | None = None, below: int = MUCH) -> Segment:
+    segment = segments.take(length, below)
+    assert segment is not None
+    return segment
+
+
+def spans(segments: Segments, length: int | None = None) -> list[tuple[int, int]]:
     """Everything that can be taken, taken."""
     found = []
-    while segment := segments.take(MUCH):
-        found.append((segment.position, segment.end))
+    while segment := segments.take(length, MUCH):
+        found.append((segment.position // MB, segment.end // MB))
     return found
 
 
-def test_missing_ranges_are_cut_and_handed_out_from_the_front() -> None:
-    assert spans(Segments(100, [(10, 35), (50, 60)], 10)) == [(10, 20), (20, 30), (30, 35), (50, 60)]
+def test_missing_ranges_are_handed_out_whole_or_cut_from_the_front() -> None:
+    missing = [(10 * MB, 35 * MB), (50 * MB, 60 * MB)]
+    assert spans(Segments(missing)) == [(10, 35), (50, 60)]
+    assert spans(Segments(missing), 10 * MB) == [(10, 20), (20, 30), (30, 35), (50, 60)]
 
 
-def test_the_frontier_is_where_the_first_gap_begins() -> None:
-    assert Segments(100, [(10, 35), (50, 60)], 10).frontier == 10
-    assert Segments(100, [], 10).frontier == 100
+def test_cuts_lie_where_the_pieces_of_the_journal_meet() -> None:
+    segments = Segments([(5, 10 * MB)])
+    assert taken(segments, 2 * MB).end == 3 * MB
+    assert taken(segments, 2 * MB).end == 5 * MB
 
 
-def test_a_segment_ahead_of_the_first_gap_doesn_t_move_the_frontier_until_the_gap_closes() -> None:
-    segments = Segments(30, [(0, 30)], 10)
-    first, second = taken(segments), taken(segments)
-    assert segments.advance(second, 15) == 0
-    assert segments.finish(second) == 0
-    assert segments.advance(first, 7) == 7
-    assert segments.finish(first) == 20
-    assert not segments.is_complete
-
-
-def test_what_is_given_back_is_the_next_one_taken_from_where_it_stopped() -> None:
-    segments = Segments(30, [(0, 30)], 10)
-    first = taken(segments)
-    taken(segments)
-    segments.advance(first, 4)
-    segments.give_back(first)
-    again = taken(segments)
-    assert (again.position, again.end) == (4, 10)
+def test_what_is_not_finished_is_handed_out_again_from_where_it_stopped() -> None:
+    segments = Segments([(0, 30 * MB)])
+    first = taken(segments, 10 * MB)
+    taken(segments, 10 * MB)
+    first.position = 4 * MB
+    segments.finish(first)
+    assert spans(segments, 10 * MB) == [(4, 10), (20, 30)]
 
 
 def test_segments_too_far_ahead_are_not_handed_out_yet() -> None:
-    segments = Segments(30, [(0, 30)], 10)
-    assert taken(segments, 10).start == 0
-    assert segments.take(10) is None
-    assert taken(segments, 11).start == 10
+    segments = Segments([(0, 30 * MB)])
+    assert segments.take(10 * MB, 0) is None
+    taken(segments, 10 * MB, 1)
+    assert segments.take(10 * MB, 10 * MB) is None
+    assert taken(segments, 10 * MB, 11 * MB).start == 10 * MB
 
 
-def test_a_source_without_ranges_gets_one_segment_behind_the_frontier() -> None:
-    segments = Segments(30, [(0, 30)], 10)
-    first, second = taken(segments), taken(segments)
-    segments.advance(first, 4)
+def test_a_segment_with_much_left_is_shared_well_ahead_of_its_owner() -> None:
+    segments = Segments([(0, 100 * MB)])
+    owner = taken(segments)
+    owner.position = 10 * MB
+    assert segments.share(8 * MB)
+    assert owner.end == 18 * MB
+    assert spans(segments) == [(18, 100)]
+
+
+def test_a_segment_with_little_left_is_its_owner_s() -> None:
+    segments = Segments([(0, 100 * MB)])
+    owner = taken(segments)
+    owner.position = 90 * MB
+    assert not segments.share(8 * MB)
+    assert owner.end == 100 * MB
+
+
+def test_a_source_without_ranges_gets_one_range_and_is_told_what_is_written_again() -> None:
+    segments = Segments([(0, 30 * MB)])
+    first, second = taken(segments, 10 * MB), taken(segments, 10 * MB)
+    first.position, second.position = 4 * MB, second.end
+    segments.finish(first)
     segments.finish(second)
-    segments.give_back(first)
-    segments.merge()
+    assert segments.merge(30 * MB) == 10 * MB
     assert spans(segments) == [(4, 30)]
+    assert segments.merge(30 * MB) == 0
 
 
 @given(
-    missing=st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), max_size=6),
-    length=st.integers(1, 50),
+    missing=st.lists(st.tuples(st.integers(0, 40 * MB), st.integers(1, 40 * MB)), max_size=6),
+    length=st.integers(MB, 50 * MB),
+    progress=st.lists(st.integers(0, 50 * MB), max_size=20),
     order=st.randoms(use_true_random=False),
 )
-def test_in_whatever_order_they_finish_the_blob_is_whole_exactly_at_the_end(
-    missing: list[tuple[int, int]], length: int, order: object
+def test_whatever_owners_do_every_missing_byte_is_handed_out_exactly_once(
+    missing: list[tuple[int, int]], length: int, progress: list[int], order: object
 ) -> None:
     ranges, end = [], 0
     for gap, count in missing:
         ranges.append((end + gap, end + gap + count))
         end += gap + count + 1
-    segments = Segments(end + 1, ranges, length)
-    owned = []
-    while segment := segments.take(MUCH):
-        owned.append(segment)
-    assert sum(segment.missing for segment in owned) == sum(last - first for first, last in ranges)
-    order.shuffle(owned)  # type: ignore[attr-defined]
-    for number, segment in enumerate(owned):
-        assert not segments.is_complete
-        frontier = segments.finish(segment)
-        still = [other.start for other in owned[number + 1 :]]
-        assert frontier == min(still, default=end + 1)
-    assert segments.is_complete
-
-
-def taken(segments: Segments, below: int = MUCH) -> Segment:
-    segment = segments.take(below)
-    assert segment is not None
-    return segment
+    segments = Segments(ranges)
+    written: list[tuple[int, int]] = []
+    owned: list[Segment] = []
+    steps = list(progress)
+    while not segments.is_complete:
+        segment = segments.take(length if len(owned) % 2 else None, MUCH)
+        if segment is not None:
+            owned.append(segment)
+            segments.share(length)
+            continue
+        order.shuffle(owned)  # type: ignore[attr-defined]
+        done = owned.pop()
+        step = min(steps.pop(), done.missing) if steps else done.missing
+        written.append((done.position, done.position + step))
+        done.position += step
+        segments.finish(done)
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(part for part in written if part[0] < part[1]):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    assert merged == ranges

@@ -59,10 +59,10 @@ class HeldSource:
         self.name = source.name
         self._source, self._gate = source, gate
 
-    def open(self, descriptor: Descriptor, offset: int) -> Opened:
+    def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         if not self._gate.wait(EVENT_SECONDS):
             raise TimeoutError("the test never opened the gate")
-        return self._source.open(descriptor, offset)
+        return self._source.open(descriptor, offset, end)
 
 
 class Node:

@@ -1,0 +1,61 @@
+"""How many connections one job uses: more while more brings more, fewer when the other side has had enough. Pure.
+
+Registries and object stores give one connection 20 to 100 MB/s and a handful of them a multiple of that; a fast server
+in the same rack gives everything to the first. So the number doubles as long as the total grows with it, and only while
+a connection alone is slow. Some registries count requests: 429 and 503 halve the number and stop its growth for a
+while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+FAST_BYTES_PER_SECOND: Final = 250e6
+"""A connection that brings this much (2 Gbit/s) needs no help; several would only share the same processor."""
+GAIN: Final = 1.15
+"""What a doubling must bring to be worth another."""
+HOLD_SECONDS: Final = 10.0
+"""How long the number stays after the other side complained, or after a doubling brought nothing."""
+
+
+class Governor:
+    """Told what happens, answers how many connections are wanted; from one thread, but for `complain`."""
+
+    def __init__(self, first: int, limit: int, clock: Callable[[], float] = monotonic) -> None:
+        """Begin with `first` connections, never go over `limit`."""
+        self.limit = max(1, limit)
+        self.wanted = min(max(1, first), self.limit)
+        self._clock = clock
+        self._rate_before = 0.0
+        self._held_until = 0.0
+        self._slow = False
+
+    @property
+    def may_split(self) -> bool:
+        """Whether a blob should be divided among connections that have nothing else to do."""
+        return self._slow
+
+    def observe(self, rate: float, busy: int) -> int:
+        """`rate` bytes a second came over `busy` connections of late; the number that is wanted now."""
+        if not busy:
+            return self.wanted
+        self._slow = rate / busy < FAST_BYTES_PER_SECOND
+        if not self._slow or busy < self.wanted or self._clock() < self._held_until:
+            return self.wanted
+        if rate > self._rate_before * GAIN:
+            self._rate_before = rate
+            self.wanted = min(self.wanted * 2, self.limit)
+        else:
+            self._rate_before = 0.0
+            self._held_until = self._clock() + HOLD_SECONDS
+        return self.wanted
+
+    def complain(self) -> None:
+        """The other side said that it is too much. Thread-safe enough: two complaints at once count as one or two."""
+        now = self._clock()
+        if now >= self._held_until:
+            self.wanted = max(1, self.wanted // 2)
+        self._rate_before = 0.0
+        self._held_until = now + HOLD_SECONDS

@@ -1,0 +1,65 @@
+"""How many connections: more while more brings more."""
+
+from __future__ import annotations
+
+from modelmount.pull import governor
+from modelmount.pull.governor import Governor
+
+MB = 1e6
+
+
+class Clock:
+    """A clock that tests move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_slow_connections_double_while_the_total_grows_with_them() -> None:
+    made = Governor(1, 16, Clock())
+    wanted = [made.observe(50 * MB * busy, busy) for busy in (1, 2, 4, 8, 16)]
+    assert wanted == [2, 4, 8, 16, 16]
+    assert made.may_split
+
+
+def test_a_fast_connection_stays_alone() -> None:
+    made = Governor(1, 16, Clock())
+    assert made.observe(governor.FAST_BYTES_PER_SECOND, 1) == 1
+    assert not made.may_split
+
+
+def test_a_doubling_that_brings_nothing_is_the_last_for_a_while() -> None:
+    clock = Clock()
+    made = Governor(1, 16, clock)
+    assert made.observe(80 * MB, 1) == 2
+    assert made.observe(81 * MB, 2) == 2
+    assert made.observe(200 * MB, 2) == 2
+    clock.now += governor.HOLD_SECONDS
+    assert made.observe(200 * MB, 2) == 4
+
+
+def test_nothing_is_learned_while_connections_are_idle() -> None:
+    made = Governor(4, 16, Clock())
+    assert made.observe(10 * MB, 2) == 4
+    assert made.observe(0.0, 0) == 4
+
+
+def test_complaints_halve_the_number_and_hold_it() -> None:
+    clock = Clock()
+    made = Governor(8, 16, clock)
+    made.complain()
+    made.complain()  # of the same moment
+    assert made.wanted == 4
+    assert made.observe(1 * MB, 4) == 4
+    clock.now += governor.HOLD_SECONDS
+    made.complain()
+    assert made.wanted == 2
+
+
+def test_the_limit_is_never_passed() -> None:
+    made = Governor(3, 4, Clock())
+    assert made.observe(1 * MB, 3) == 4
+    assert Governor(9, 4).wanted == 4
