@@ -102,6 +102,7 @@ def _measure(options: argparse.Namespace, console: Console) -> None:
             figures += result.figures
             for table in result.tables:
                 report.show(console, table)
+    described["load_after"] = os.getloadavg()[0]
     report.show_figures(console, figures)
     report.write(RESULTS, document, figures)
     console.print(f"\nwritten to {RESULTS}")
