@@ -6,15 +6,13 @@ Others may add and remove while we look; whatever vanishes in between is left ou
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
-from modelmount.pull import verdicts
+from modelmount.pull import resolver, verdicts
 from modelmount.snapshots import tree as trees
 from modelmount.volumes.leases import Lease
 
@@ -35,13 +33,6 @@ class Entry:
     leases: tuple[Lease, ...] = field(default=())
 
 
-class _Ref(msgspec.Struct, frozen=True):
-    """The part of a reference's record that is needed here."""
-
-    reference: str
-    manifest: str
-
-
 def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
     """Every model of the store, the one used last first."""
     held: defaultdict[str, list[Lease]] = defaultdict(list)
@@ -50,8 +41,8 @@ def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
         if lease.owner == "csi" or lease.in_this_boot:
             held[lease.manifest or lease.tree].append(lease)
     named: defaultdict[str, set[str]] = defaultdict(set)
-    for ref in _refs(store):
-        named[ref.manifest].add(ref.reference)
+    for reference, manifest in resolver.references(store):
+        named[manifest].add(reference)
     found = [
         entry
         for directory in (store.root / "models").iterdir()
@@ -87,11 +78,3 @@ def _tree(store: Store, manifest: Digest) -> trees.Tree | None:
         if tree is not None:
             return tree
     return None
-
-
-def _refs(store: Store) -> Iterator[_Ref]:
-    for path in (store.root / "refs").glob("[0-9a-f]*"):
-        try:
-            yield msgspec.json.decode(path.read_bytes(), type=_Ref)
-        except (FileNotFoundError, msgspec.DecodeError):
-            continue  # replaced or torn: the reference is resolved again when somebody needs it

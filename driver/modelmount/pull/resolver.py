@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,6 +53,16 @@ class _Ref(msgspec.Struct, frozen=True):
     digest: str
     manifest: str
     at: float
+
+
+def references(store: Store) -> Iterator[tuple[str, str]]:
+    """What references meant when they were last resolved here: text and manifest digest. No network, no proof."""
+    for path in (store.root / "refs").glob("[0-9a-f]*"):
+        try:
+            known = msgspec.json.decode(path.read_bytes(), type=_Ref)
+        except (FileNotFoundError, msgspec.DecodeError):
+            continue  # replaced or torn: resolved again when somebody needs it
+        yield known.reference, known.manifest
 
 
 class Resolver:
