@@ -4,6 +4,9 @@ Whoever holds the ingest's lock works on it; the lock outlives nothing, the byte
 each, fill `data` anywhere; each piece of at most 1 MiB that is written gets a line in the journal. After whatever end,
 only what the journal proves is believed and the rest is missing: nothing that a crash or a power cut tore is believed,
 and nothing finished is fetched twice.
+
+What was written once stays as it is for as long as the ingest is open: it may have been hashed already, and nobody
+would hash it again.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from typing import Self
 from isal import isal_zlib
 
 from modelmount.content import journal as journals
+from modelmount.content import ranges
 from modelmount.content.diskerrors import disk_error as disk_error
 from modelmount.content.diskerrors import translated
+from modelmount.content.ranges import Range
 from modelmount.content.store import Store
-from modelmount.errors import Cancelled, Internal, ModelMountError
+from modelmount.errors import Cancelled, Internal, ModelMountError, NoSpace
 from modelmount.oci.digest import Digest
 from modelmount.system import atomic, disk
 from modelmount.system.lock import Held
@@ -34,7 +39,9 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 1 << 20
 WRITEBACK_BYTES = 16 << 20
 CHECKPOINT_BYTES = 32 << 20
-"""Twice this is the most that a power cut may take: one that is being synced, and what comes meanwhile."""
+"""Twice this is the most that a power cut may take, from all writers together: as much is being synced as comes
+meanwhile.
+"""
 CHECKPOINT_SECONDS = 2.0
 GROUP_FILES = 16
 """Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""
@@ -56,13 +63,18 @@ def finished(store: Store, ingest: str) -> bool:
 
 
 class Ingest:
-    """The open download. Any number of writers, each in one thread; any thread may `pread` what lies below `offset`.
+    """The open download. Any number of writers, each in one thread; any thread may `pread` what lies below `offset`,
+    and call anything else.
 
     Lifecycle: `open` (lock held by the caller) → `writer`… → `commit_*`, or `close` to keep the bytes for later, or
-    `discard` to drop them; the writers are closed before. Failures are ModelMountErrors. After a failed write the
-    ingest keeps what its journal proves; after a failed sync its pages can't be trusted again, so `close` drops it.
-    Descriptors stay open until then.
+    `discard` to drop them. The end closes the writers that are open; a write after it raises. Failures are
+    ModelMountErrors. After a failed write the ingest keeps what its journal proves. After a failed sync its pages can't
+    be trusted again: the journal goes at once, writes and commits raise, and `close` drops the rest. Descriptors stay
+    open until then.
     """
+
+    # Locks, in the order in which they are taken: `_checkpoint` (one sync or the end), a writer's, `_lock` (the fields
+    # below it, never held over I/O). Whoever waits for `_checkpoint` holds none.
 
     def __init__(self, store: Store, digest: Digest, size: int, scope: str, form: str, held: Held) -> None:
         """Use `open`. `held` is the ingest's lock, released by `close`, `commit_*` and `discard`."""
@@ -70,12 +82,16 @@ class Ingest:
         self.directory = store.root / "ingest" / name(digest, scope, form)
         self._held = held
         self._data = self._journal = -1
-        self._lock = threading.Lock()
-        self._missing = [(0, size)] if size else []
         self._checkpoint = threading.Lock()
-        self._unsynced = 0
         self._checkpointed_at = time.monotonic()
-        self._named = self._condemned = self._ended = False
+        self._named = False
+        self._condemned: NoSpace | Internal | None = None
+        self._lock = threading.Lock()
+        self._ended = False
+        self._missing: list[Range] = [(0, size)] if size else []
+        self._writing: list[Range] = []
+        self._unsynced = 0
+        self._writers: set[Writer] = set()
 
     @classmethod
     def open(
@@ -123,50 +139,42 @@ class Ingest:
         return missing[0][0] if missing else self.size
 
     @property
-    def missing(self) -> tuple[tuple[int, int], ...]:
+    def missing(self) -> tuple[Range, ...]:
         """The ranges that are not written, sorted and apart from each other."""
-        with self._lock:
-            return tuple(self._missing)
+        return tuple(self._missing)
 
     def writer(self, offset: int) -> Writer:
-        """A writer from `offset` on. Two writers must not write the same bytes at the same time."""
-        return Writer(self, offset)
+        """A writer from `offset` on. Two writers must not write the same bytes at the same time, which raises Internal;
+        of bytes that were written before, the first stay.
+        """
+        writer = Writer(self, offset)
+        with self._lock:
+            self._check_usable()
+            self._writers.add(writer)
+        return writer
 
     def flush(self) -> None:
-        """Make what is journalled survive a power cut. Writers may go on meanwhile; theirs is covered the next time."""
+        """Make everything written so far survive a power cut, the pieces in the writers' hands too. They may go on
+        meanwhile; what they write then is covered the next time.
+        """
         with self._checkpoint:
             self._sync()
-
-    def _sync(self) -> None:
-        atomic.failpoint("content.ingest.checkpoint")
-        with self._lock:
-            unsynced, self._unsynced = self._unsynced, 0
-        try:
-            os.fdatasync(self._data)
-            os.fdatasync(self._journal)
-            if not self._named:
-                atomic.fsync_directory(self.directory)
-                atomic.fsync_directory(self.directory.parent)
-        except OSError as e:
-            self._condemned = True
-            raise disk_error(e, f"make the download of {self.digest} durable") from e
-        self._named = True
-        log.debug("checkpoint of %s: %d bytes", self.digest, unsynced)
-        self._checkpointed_at = time.monotonic()
 
     def commit_blob(self) -> None:
         """The bytes were verified: give them their name in `blobs/` and end the ingest.
 
         When the disk is full in the middle of it, `close` keeps the bytes, and another commit goes on from there.
         """
-        if self.missing or os.fstat(self._data).st_size != self.size:
-            raise Internal(f"refusing to commit {self.digest}: not all of its {self.size} bytes are written")
-        try:
-            os.fchmod(self._data, 0o444)
-            os.fsync(self._data)
-        except OSError as e:
-            self._condemned = True
-            raise disk_error(e, f"make {self.digest} durable") from e
+        with self._checkpoint:  # of two syncs at once only one is told of an error
+            self._check_usable()
+            left = sum(last - first for first, last in self.missing)
+            if left or os.fstat(self._data).st_size != self.size:
+                raise Internal(f"refusing to commit {self.size - left} of the {self.size} bytes of {self.digest}")
+            try:
+                os.fchmod(self._data, 0o444)
+                os.fsync(self._data)
+            except OSError as e:
+                raise self._condemn(e, f"make {self.digest} durable") from e
         atomic.failpoint("content.ingest.before_commit")
         with translated(f"commit {self.digest}"):
             self.store.commit_blob(self.path, self.digest, self.scope)
@@ -174,11 +182,12 @@ class Ingest:
 
     def commit_unpacked(self, layer: Path, rules: int) -> None:
         """The archive was verified and unpacked into `layer` (below this ingest): commit that and drop the archive."""
-        try:
-            _sync_layer(layer)
-        except OSError as e:
-            self._condemned = True
-            raise disk_error(e, f"make the unpacked {self.digest} durable") from e
+        with self._checkpoint:
+            self._check_usable()
+            try:
+                _sync_layer(layer)
+            except OSError as e:
+                raise self._condemn(e, f"make the unpacked {self.digest} durable") from e
         atomic.failpoint("content.ingest.before_commit_unpacked")
         with translated(f"commit the unpacked {self.digest}"):
             self.store.commit_unpacked(layer, self.digest, rules, self.scope)
@@ -186,86 +195,178 @@ class Ingest:
 
     def close(self) -> None:
         """Keep the bytes for a later attempt and let others work on them. Never raises; twice is harmless."""
-        if self._condemned:
-            self.discard()
-        if self._ended:
-            return
-        self._close_files()
-        self._held.release()
+        if self._end():
+            self._let_go(keep=self._condemned is None)
 
     def discard(self) -> None:
         """Drop the bytes and the ingest. Never raises; twice is harmless."""
-        if self._ended:
-            return  # without the lock the directory may be somebody else's by now
-        self._close_files()
-        shutil.rmtree(self.directory, ignore_errors=True)
-        self._held.release(unlink=True)
+        if self._end():
+            self._let_go(keep=False)
 
-    # -- what writers and recovery share
+    def _end(self) -> bool:
+        """Stop everybody and close the files; False when that was done before. Without the lock, which goes next, the
+        directory may be somebody else's, and the descriptors' numbers are anybody's.
+        """
+        with self._checkpoint:
+            with self._lock:
+                if self._ended:
+                    return False
+                self._ended = True
+                writers = tuple(self._writers)
+            for writer in writers:
+                writer.close()
+            self._close_files()
+        return True
 
-    def _recover(self, cancelled: Callable[[], bool]) -> None:
-        found = journals.proved(self._journal, self._data, self.size, cancelled)
-        if found is None:
-            raise Cancelled(f"the download of {self.digest} was stopped; its bytes are kept")
-        missing, end = [], 0
-        for first, last in [*found, (self.size, self.size)]:
-            if end < first:
-                missing.append((end, first))
-            end = last
-        self._missing = missing
-        os.ftruncate(self._data, found[-1][1] if found else 0)
-
-    def _write(self, view: memoryview, offset: int) -> None:
-        with translated(f"write {self.digest}"):
-            done = 0
-            while done < len(view):
-                done += os.pwrite(self._data, view[done:], offset + done)
-        end = offset + len(view)
-        with self._lock:
-            around = [((first, min(last, offset)), (max(first, end), last)) for first, last in self._missing]
-            self._missing = [part for pair in around for part in pair if part[0] < part[1]]
-            self._unsynced += len(view)
-            due = self._unsynced >= CHECKPOINT_BYTES or time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS
-        if due and self._checkpoint.acquire(blocking=self._unsynced >= 2 * CHECKPOINT_BYTES):
-            try:
-                if self._unsynced >= CHECKPOINT_BYTES or time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS:
-                    self._sync()
-            finally:
-                self._checkpoint.release()
-
-    def _write_line(self, offset: int, length: int, crc: int) -> None:
-        text = memoryview(journals.line(offset, length, crc))
-        with translated(f"write the journal of {self.digest}"):
-            while text:
-                text = text[os.write(self._journal, text) :]
-
-    def _start_writeback(self, offset: int, length: int) -> None:
+    def _let_go(self, *, keep: bool) -> None:
+        if not keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
         try:
-            disk.sync_range(self._data, offset, length)
-        except OSError as e:
-            self._condemned = True
-            raise disk_error(e, f"write {self.digest} to the disk") from e
+            self._held.release(unlink=not keep)
+        except OSError as e:  # a disk that failed is often read-only from then on; the lock is free all the same
+            log.warning("cannot remove the lock of the download of %s: %s", self.digest, e.strerror)
 
     def _close_files(self) -> None:
-        self._ended = True
         for fd in (self._data, self._journal):
             if fd >= 0:
                 os.close(fd)
         self._data = self._journal = -1
 
+    def _recover(self, cancelled: Callable[[], bool]) -> None:
+        found = journals.proved(self._journal, self._data, self.size, cancelled)
+        if found is None:
+            raise Cancelled(f"the download of {self.digest} was stopped; its bytes are kept")
+        self._missing = ranges.between(found, self.size)
+        os.ftruncate(self._data, found[-1][1] if found else 0)
+
+    def _check_usable(self) -> None:
+        condemned = self._condemned
+        if condemned is not None:
+            raise type(condemned)(condemned.message) from condemned
+        if self._ended:
+            raise Internal(f"the download of {self.digest} has ended; nothing of it can be written any more")
+
+    def _condemn(self, error: OSError, action: str) -> NoSpace | Internal:
+        """After a failed sync the kernel calls lost pages clean: also who finds them after our death, and could sync
+        them without an error, must not believe them.
+        """
+        self._condemned = disk_error(error, action)
+        try:
+            (self.directory / "journal").unlink(missing_ok=True)
+        except OSError as e:
+            log.warning("cannot remove the journal of %s: %s", self.digest, e.strerror)
+        return self._condemned
+
+    # -- checkpoints
+
+    def _sync(self) -> None:
+        """Make a checkpoint. The caller has `_checkpoint`."""
+        self._check_usable()
+        with self._lock:
+            # Before the pieces in hand are journalled: what comes between is covered, but counts for the next one.
+            covered = self._unsynced - sum(last - first for first, last in self._writing)
+            writers = tuple(self._writers)
+        for writer in writers:
+            writer.journal()
+        try:
+            atomic.failpoint("content.ingest.checkpoint")
+            os.fdatasync(self._data)
+            os.fdatasync(self._journal)
+            if not self._named:
+                atomic.fsync_directory(self.directory)
+                atomic.fsync_directory(self.directory.parent)
+        except OSError as e:
+            raise self._condemn(e, f"make the download of {self.digest} durable") from e
+        self._named = True
+        with self._lock:
+            self._unsynced -= covered
+        self._checkpointed_at = time.monotonic()
+        log.debug("checkpoint of %s: %d bytes", self.digest, covered)
+
+    def _checkpoint_if_due(self) -> None:
+        """One writer makes it while the others go on."""
+        if self._is_due and self._checkpoint.acquire(blocking=False):
+            try:
+                if self._is_due:
+                    self._sync()
+            finally:
+                self._checkpoint.release()
+
+    @property
+    def _is_due(self) -> bool:
+        late = time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS
+        return late or self._unsynced >= CHECKPOINT_BYTES
+
+    @property
+    def _is_overdue(self) -> bool:
+        return self._unsynced > 2 * CHECKPOINT_BYTES
+
+    # -- what writers do
+
+    def _claim(self, first: int, last: int) -> None:
+        """Before a write of these bytes, which nobody else writes until `_release`. Waits for a checkpoint while there
+        is more than a power cut may take.
+        """
+        with self._lock:
+            self._check_usable()
+            if last > self.size:
+                raise Internal(f"refusing to write byte {last} of {self.digest}, which has {self.size}")
+            if any(a < last and first < b for a, b in self._writing):
+                raise Internal(f"two writers write byte {first} of {self.digest} at the same time")
+            self._writing.append((first, last))
+            self._unsynced += last - first
+        if self._is_overdue:
+            try:
+                with self._checkpoint:
+                    if self._is_overdue:
+                        self._sync()
+            except BaseException:
+                self._release(first, last)
+                raise
+
+    def _release(self, first: int, last: int) -> None:
+        with self._lock:
+            self._writing.remove((first, last))
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        """Write what is missing of claimed bytes."""
+        end = offset + len(view)
+        try:
+            for first, last in ranges.within(self._missing, offset, end):
+                done = first
+                while done < last:
+                    done += os.pwrite(self._data, view[done - offset : last - offset], done)
+        except OSError as e:
+            raise disk_error(e, f"write {self.digest}") from e
+        with self._lock:
+            self._missing = ranges.without(self._missing, offset, end)
+
+    def _write_line(self, offset: int, length: int, crc: int) -> None:
+        with translated(f"write the journal of {self.digest}"):
+            journals.append(self._journal, offset, length, crc)
+
+    def _start_writeback(self, offset: int, length: int) -> None:
+        try:
+            disk.sync_range(self._data, offset, length)
+        except OSError as e:
+            raise self._condemn(e, f"write {self.digest} to the disk") from e
+
 
 class Writer:
     """One thread's way into an ingest; a context manager. Bytes go behind each other from `offset` on.
 
-    A piece counts after a crash once it is full or the writer was closed.
+    A piece counts after a crash once it is full, a checkpoint came or the writer was closed, and after a power cut with
+    the checkpoint.
     """
 
     def __init__(self, ingest: Ingest, offset: int) -> None:
         """Made by `Ingest.writer`."""
         self.offset = offset
         self._ingest = ingest
+        self._lock = threading.Lock()
         self._crc = 0
         self._piece = self._written_back = offset
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -276,27 +377,53 @@ class Writer:
         self.close()
 
     def append(self, view: memoryview) -> None:
-        """Write the next bytes. Raises NoSpace when the disk is full; what was journalled stays."""
-        self._ingest._write(view, self.offset)
-        position = 0
-        while position < len(view):
-            part = view[position : position + PIECE_BYTES - (self.offset - self._piece)]
-            self._crc = isal_zlib.crc32(part, self._crc)
-            self.offset += len(part)
-            position += len(part)
-            if self.offset - self._piece == PIECE_BYTES:
+        """Write the next bytes; on return, readers of the ingest may have them. Now and then this makes a checkpoint.
+
+        Raises NoSpace when the disk is full, Internal for what should not happen: bytes beyond the blob's end, a closed
+        writer. `offset` says how far it came; what was journalled stays, and going on from `offset` is allowed.
+        """
+        while view:
+            part, view = view[:PIECE_BYTES], view[PIECE_BYTES:]
+            first, last = self.offset, self.offset + len(part)
+            self._ingest._claim(first, last)
+            try:
+                with self._lock:
+                    self._append(part)
+            finally:
+                self._ingest._release(first, last)
+            self._ingest._checkpoint_if_due()
+
+    def journal(self) -> None:
+        """Finish the piece in hand, however short. Any thread may. Raises NoSpace, Internal, and then keeps it."""
+        with self._lock:
+            self._finish_piece()
+
+    def close(self) -> None:
+        """Journal the piece in hand. Any thread may. Never raises; twice is harmless."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
                 self._finish_piece()
+            except ModelMountError as e:
+                log.info("the last piece of %s will be fetched again: %s", self._ingest.digest, e)
+        with self._ingest._lock:
+            self._ingest._writers.discard(self)
+
+    def _append(self, part: memoryview) -> None:
+        if self._closed:
+            raise Internal(f"refusing to write {self._ingest.digest} through a writer that was closed")
+        if self.offset - self._piece + len(part) > PIECE_BYTES:
+            self._finish_piece()
+        self._ingest._write(part, self.offset)
+        self._crc = isal_zlib.crc32(part, self._crc)
+        self.offset += len(part)
+        if self.offset - self._piece == PIECE_BYTES:
+            self._finish_piece()
         if self.offset - self._written_back >= WRITEBACK_BYTES:
             self._ingest._start_writeback(self._written_back, self.offset - self._written_back)
             self._written_back = self.offset
-
-    def close(self) -> None:
-        """Journal the piece in hand, however short. Never raises; twice is harmless."""
-        try:
-            self._finish_piece()
-        except ModelMountError as e:
-            log.info("the last piece of %s will be fetched again: %s", self._ingest.digest, e)
-            self._piece = self.offset
 
     def _finish_piece(self) -> None:
         if self.offset > self._piece:

@@ -8,44 +8,51 @@ before it (full disk) and zeros behind it (power cut).
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 
 from isal import isal_zlib
 
+from modelmount.content.ranges import Range
+
 READ_BYTES = 1 << 20
+_LINE = re.compile(rb"^(([0-9]{1,20}) ([0-9]{1,20}) ([0-9a-f]{8})) ([0-9a-f]{8})$", re.MULTILINE)
 
 
-def line(offset: int, length: int, crc: int) -> bytes:
-    """The line about a piece."""
+def append(journal: int, offset: int, length: int, crc: int) -> None:
+    """Add the line about a piece; any number of threads may. Raises OSError, and then the line doesn't count."""
     body = b"%d %d %08x" % (offset, length, crc)
-    return b"\n%s %08x\n" % (body, isal_zlib.crc32(body))
+    line = b"\n%s %08x\n" % (body, isal_zlib.crc32(body))
+    if os.write(journal, line) < len(line):
+        # Only a full disk does that. Going on from there could fall behind another thread's line.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def proved(journal: int, data: int, size: int, cancelled: Callable[[], bool]) -> list[tuple[int, int]] | None:
+def proved(journal: int, data: int, size: int, cancelled: Callable[[], bool]) -> list[Range] | None:
     """The ranges of `data` below `size` that the journal proves, sorted and apart from each other; None once
     `cancelled`. Takes a read of what it proves.
 
-    Where several lines speak of one offset, the newest that the bytes agree with counts.
+    Lines may overlap and contradict each other: whatever any of them is right about is proved.
     """
-    proofs: dict[int, list[tuple[int, int]]] = {}
+    proofs: dict[Range, set[int]] = {}
     for offset, length, crc in _lines(os.pread(journal, os.fstat(journal).st_size, 0)):
         if length and offset + length <= size:
-            proofs.setdefault(offset, []).append((length, crc))
-    found: list[tuple[int, int]] = []
-    for offset in sorted(proofs):
-        if found and offset < found[-1][1]:
-            continue  # covered by what is proved already
-        for length, crc in reversed(proofs[offset]):
-            if cancelled():
-                return None
-            if crc_of(data, offset, length) != crc:
-                continue
-            if found and found[-1][1] == offset:
-                found[-1] = (found[-1][0], offset + length)
-            else:
-                found.append((offset, offset + length))
-            break
+            proofs.setdefault((offset, length), set()).add(crc)
+    found: list[Range] = []
+    for offset, length in sorted(proofs, key=lambda piece: (piece[0], -piece[1])):
+        start, end = found[-1] if found else (0, 0)
+        if offset + length <= end:
+            continue  # proved already
+        if cancelled():
+            return None
+        if crc_of(data, offset, length) not in proofs[offset, length]:
+            continue
+        if found and offset <= end:
+            found[-1] = (start, offset + length)
+        else:
+            found.append((offset, offset + length))
     return found
 
 
@@ -63,9 +70,7 @@ def crc_of(fd: int, offset: int, length: int) -> int:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """The lines whose own check holds, oldest first; a torn line is no line."""
-    for raw in data.split(b"\n"):
-        body, _, check = raw.rpartition(b" ")
-        fields = body.split(b" ")
-        if len(fields) == 3 and check == b"%08x" % isal_zlib.crc32(body):
-            yield int(fields[0]), int(fields[1]), int(fields[2], 16)
+    """The lines whose own check holds; a torn line is no line."""
+    for body, offset, length, crc, check in _LINE.findall(data):
+        if check == b"%08x" % isal_zlib.crc32(body):
+            yield int(offset), int(length), int(crc, 16)

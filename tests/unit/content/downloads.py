@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from modelmount.content import ingest as ingests
-from modelmount.content.ingest import Ingest
+from modelmount.content import ranges
+from modelmount.content.ingest import Ingest, Writer
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
 from modelmount.system import atomic
@@ -35,6 +36,13 @@ def open_ingest(store: Store, data: bytes, scope: str = SCOPE, form: str = inges
     return Ingest.open(store, digest, len(data), scope, form, held)
 
 
+def write(writer: Writer, data: bytes | memoryview, buffer: int = BUFFER) -> None:
+    """Append to the end of `data`, the blob's bytes from its beginning."""
+    view = memoryview(data)
+    while writer.offset < len(view):
+        writer.append(view[writer.offset : writer.offset + buffer])
+
+
 def feed(ingest: Ingest, data: bytes, end: int | None = None, *, killed: bool = False) -> None:
     """Write what is missing below `end`, in buffers as they come from the network; `killed`: nobody closes the
     writers.
@@ -42,9 +50,7 @@ def feed(ingest: Ingest, data: bytes, end: int | None = None, *, killed: bool = 
     view = memoryview(data)[:end]
     for first, last in ingest.missing:
         writer = ingest.writer(first)
-        last = min(last, len(view))
-        while writer.offset < last:
-            writer.append(view[writer.offset : min(writer.offset + BUFFER, last)])
+        write(writer, view[:last])
         if not killed:
             writer.close()
 
@@ -55,6 +61,30 @@ def download(store: Store, data: bytes, scope: str = SCOPE) -> None:
     try:
         feed(ingest, data)
         ingest.commit_blob()
+    finally:
+        ingest.close()
+
+
+def died(ingest: Ingest) -> None:
+    """What is left when the process is killed: descriptors and the lock go, nothing else happens."""
+    ingest._ended = True
+    ingest._close_files()
+    ingest._held.release()
+
+
+def assert_right(ingest: Ingest, data: bytes) -> None:
+    """What the ingest doesn't call missing is what was to be downloaded."""
+    found = os.pread(ingest.fd, len(data) + 1, 0)
+    for first, last in ranges.between(ingest.missing, len(data)):
+        assert found[first:last] == data[first:last]
+
+
+def resumed(store: Store, data: bytes) -> tuple[ranges.Range, ...]:
+    """What the next attempt finds missing; the rest is right."""
+    ingest = open_ingest(store, data)
+    try:
+        assert_right(ingest, data)
+        return ingest.missing
     finally:
         ingest.close()
 

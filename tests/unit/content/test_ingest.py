@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest
+from modelmount.content.ranges import Range
 from modelmount.content.store import Store
 from modelmount.errors import Cancelled, Internal, NoSpace
 from modelmount.oci.digest import Digest
@@ -24,33 +25,27 @@ from .downloads import (
     OTHER_SCOPE,
     PIECE,
     SCOPE,
+    assert_right,
     content,
     descriptors,
+    died,
     directory,
     download,
     feed,
     open_ingest,
     recorded,
+    resumed,
 )
 
 DATA = content(4 * PIECE + 12_345)
 DIGEST = Digest.of(DATA)
 
 
-def died(ingest: Ingest) -> None:
-    """What is left when the process is killed: descriptors and the lock go, nothing else happens."""
-    ingest._close_files()
-    ingest._held.release()
-
-
 def reopened(store: Store, data: bytes = DATA) -> int:
-    """Where the next attempt starts; all bytes below are checked."""
-    ingest = open_ingest(store, data)
-    try:
-        assert os.pread(ingest.fd, len(data), 0) == data[: ingest.offset]
-        return ingest.offset
-    finally:
-        ingest.close()
+    """Where the next attempt starts, with nothing behind that; all bytes below are right."""
+    missing = resumed(store, data)
+    assert len(missing) <= 1
+    return missing[0][0] if missing else len(data)
 
 
 # -- the whole life
@@ -169,7 +164,7 @@ def test_a_closed_download_goes_on_at_the_byte(store: Store) -> None:
 
 def test_a_killed_one_goes_on_behind_the_last_finished_piece(store: Store) -> None:
     ingest = open_ingest(store, DATA)
-    feed(ingest, DATA, 2 * PIECE + 777)
+    feed(ingest, DATA, 2 * PIECE + 777, killed=True)
     died(ingest)
     assert reopened(store) == 2 * PIECE
 
@@ -187,36 +182,42 @@ def cut(to: int) -> Callable[[Path], None]:
     return lambda path: os.truncate(path, to if to >= 0 else to + path.stat().st_size)
 
 
+END = (4 * PIECE, len(DATA))
+"""What nobody has written when the damage is done."""
+
 DAMAGES = [
-    ("torn data", "data", damage(PIECE + 5, b"\0"), PIECE),
-    ("torn first piece", "data", damage(0, b"\xff"), 0),
-    ("a zero tail", "data", damage(3 * PIECE, bytes(PIECE)), 3 * PIECE),
-    ("a hole", "data", damage(PIECE, bytes(PIECE)), PIECE),
-    ("short data", "data", cut(3 * PIECE - 1), 2 * PIECE),
-    ("no data", "data", cut(0), 0),
-    ("data gone", "data", Path.unlink, 0),
-    ("a longer file", "data", damage(-1, DATA[4 * PIECE - 1 : 4 * PIECE] + b"more"), 4 * PIECE),
-    ("a torn last line", "journal", cut(-3), 3 * PIECE),
-    ("a journal of zeros", "journal", damage(0, bytes(400)), 0),
-    ("zeros behind the journal", "journal", lambda path: path.write_bytes(path.read_bytes() + bytes(512)), 4 * PIECE),
-    ("a flipped line", "journal", damage(-20, b"f"), 3 * PIECE),
-    ("garbage in the journal", "journal", damage(0, b"\xff\n \n1 2\n1 2 3 4\n"), 0),
-    ("no journal", "journal", Path.unlink, 0),
+    ("torn data", "data", damage(PIECE + 5, b"\0"), [(PIECE, 2 * PIECE), END]),
+    ("torn first piece", "data", damage(0, b"\xff"), [(0, PIECE), END]),
+    ("two torn pieces", "data", damage(2 * PIECE - 1, b"\0\0"), [(PIECE, 3 * PIECE), END]),
+    ("a zero tail", "data", damage(3 * PIECE, bytes(PIECE)), [(3 * PIECE, len(DATA))]),
+    ("a hole", "data", damage(PIECE, bytes(PIECE)), [(PIECE, 2 * PIECE), END]),
+    ("short data", "data", cut(3 * PIECE - 1), [(2 * PIECE, len(DATA))]),
+    ("no data", "data", cut(0), [(0, len(DATA))]),
+    ("data gone", "data", Path.unlink, [(0, len(DATA))]),
+    ("a longer file", "data", damage(-1, DATA[4 * PIECE - 1 : 4 * PIECE] + b"more"), [END]),
+    ("a torn last line", "journal", cut(-3), [(3 * PIECE, len(DATA))]),
+    ("a journal of zeros", "journal", damage(0, bytes(400)), [(0, len(DATA))]),
+    ("zeros behind the journal", "journal", lambda path: path.write_bytes(path.read_bytes() + bytes(512)), [END]),
+    ("a flipped line", "journal", damage(-20, b"f"), [(3 * PIECE, len(DATA))]),
+    ("garbage in the journal", "journal", damage(0, b"\xff\n \n1 2\n1 2 3 4\n"), [(0, PIECE), END]),
+    ("no journal", "journal", Path.unlink, [(0, len(DATA))]),
 ]
 
 
-@pytest.mark.parametrize(("file", "act", "expected"), [d[1:] for d in DAMAGES], ids=[d[0] for d in DAMAGES])
+@pytest.mark.parametrize(("file", "act", "missing"), [d[1:] for d in DAMAGES], ids=[d[0] for d in DAMAGES])
 def test_only_what_the_journal_proves_is_believed(
-    store: Store, file: str, act: Callable[[Path], None], expected: int
+    store: Store, file: str, act: Callable[[Path], None], missing: list[Range]
 ) -> None:
     ingest = open_ingest(store, DATA)
-    feed(ingest, DATA, 4 * PIECE)
+    feed(ingest, DATA, 4 * PIECE, killed=True)
     died(ingest)
     act(directory(store, DATA) / file)
     ingest = open_ingest(store, DATA)
-    assert ingest.offset == expected
-    assert ingest.path.stat().st_size == expected
-    feed(ingest, DATA)
+    assert list(ingest.missing) == missing
+    assert ingest.offset == missing[0][0]
+    assert ingest.path.stat().st_size == missing[-1][0]
+    assert_right(ingest, DATA)
+    feed(ingest, DATA, killed=True)
     died(ingest)
     assert reopened(store) == 4 * PIECE
     download(store, DATA)
@@ -229,7 +230,7 @@ def test_lines_about_bytes_that_were_lost_give_way_to_newer_ones(store: Store) -
         feed(ingest, DATA, 3 * PIECE + 99)
         ingest.close()
         damage(PIECE + 1, b"\0")(directory(store, DATA) / "data")
-    assert reopened(store) == PIECE
+    assert resumed(store, DATA) == ((PIECE, 2 * PIECE), (3 * PIECE + 99, len(DATA)))
 
 
 def test_lines_about_wrong_bytes_give_way_to_those_about_the_right_ones(store: Store) -> None:
@@ -238,7 +239,7 @@ def test_lines_about_wrong_bytes_give_way_to_those_about_the_right_ones(store: S
     died(ingest)
     cut(PIECE)(directory(store, DATA) / "data")
     ingest = open_ingest(store, DATA)
-    feed(ingest, DATA, 3 * PIECE)
+    feed(ingest, DATA, 3 * PIECE, killed=True)
     died(ingest)
     assert reopened(store) == 3 * PIECE
 
@@ -282,14 +283,14 @@ def test_whatever_happens_to_the_files_nothing_wrong_is_believed(
     store = Store(tmp_path_factory.mktemp("store"))
     for end, closed in zip(ends, clean, strict=False):
         ingest = open_ingest(store, DATA)
-        assert os.pread(ingest.fd, len(DATA), 0) == DATA[: ingest.offset]
-        feed(ingest, DATA, end)
+        assert_right(ingest, DATA)
+        feed(ingest, DATA, end, killed=not closed)
         ingest.close() if closed else died(ingest)
         if hits:
             file, at, new = hits.pop()
             path = directory(store, DATA) / file
             damage(at % (path.stat().st_size + 1), new)(path)
-    reopened(store)
+    resumed(store, DATA)
     download(store, DATA)
     assert store.blob_path(DIGEST).read_bytes() == DATA
 
@@ -335,13 +336,13 @@ def test_checkpoints_come_by_bytes(store: Store, clock: Clock, monkeypatch: pyte
 def test_checkpoints_come_by_time_on_a_slow_line(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     ingest = open_ingest(store, DATA)
     with recorded(monkeypatch, store.root) as calls:
-        feed(ingest, DATA, 1000)
+        feed(ingest, DATA, 1000, killed=True)
         assert calls == []
         clock.now += ingests.CHECKPOINT_SECONDS
-        feed(ingest, DATA, 2000)
+        feed(ingest, DATA, 2000, killed=True)
         assert syncs(calls)[:2] == ["data 600", "journal 600"]
         calls.clear()
-        feed(ingest, DATA, 3000)
+        feed(ingest, DATA, 3000, killed=True)
         assert calls == []
     died(ingest)
     assert reopened(store) == 2000
@@ -349,37 +350,64 @@ def test_checkpoints_come_by_time_on_a_slow_line(store: Store, clock: Clock, mon
 
 def test_a_flush_makes_the_piece_in_hand_count(store: Store) -> None:
     ingest = open_ingest(store, DATA)
-    feed(ingest, DATA, 1234)
+    feed(ingest, DATA, 1234, killed=True)
     ingest.flush()
     died(ingest)
     assert reopened(store) == 1234
 
 
+def failing(*_: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("end", [Ingest.close, died], ids=["closed", "killed"])
 @pytest.mark.parametrize("call", ["fdatasync", "fsync", "sync_range"])
 def test_after_a_failed_sync_nothing_of_it_is_believed_again(
-    store: Store, call: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, call: str, end: Callable[[Ingest], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest = open_ingest(store, DATA)
-    feed(ingest, DATA)
-
-    def failing(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
+    feed(ingest, DATA, len(DATA) - 1)
+    writer = ingest.writer(len(DATA) - 1)
+    other = ingest.writer(0)
     with monkeypatch.context() as patch:
         patch.setattr(*((disk, call) if call == "sync_range" else (os, call)), failing)
-        patch.setattr(ingests, "WRITEBACK_BYTES", 1)
+        patch.setattr(ingests, "WRITEBACK_BYTES", 1 if call == "sync_range" else PIECE)
         with pytest.raises(Internal, match="Input/output error"):
-            if call == "sync_range":
-                ingest._keep_disk_busy()
-            elif call == "fdatasync":
+            writer.append(memoryview(DATA)[-1:])
+            if call == "fdatasync":
                 ingest.flush()
             else:
                 ingest.commit_blob()
-        assert os.pread(ingest.fd, 10, 0) == DATA[:10]  # whoever hashes behind the writer may still read
-        ingest.close()
-    assert not directory(store, DATA).exists()
+    # The kernel told its error once: from here on every sync would succeed.
+    for again in (ingest.flush, ingest.commit_blob, lambda: other.append(memoryview(DATA)[:1])):
+        with pytest.raises(Internal, match="Input/output error"):
+            again()
+    with pytest.raises(Internal, match="Input/output error"):
+        ingest.commit_unpacked(ingest.directory / "layer", 1)
+    assert os.pread(ingest.fd, 10, 0) == DATA[:10]  # whoever hashes behind the writer may still read
+    end(ingest)
+    assert directory(store, DATA).exists() == (end is died)
     assert not store.has_blob(DIGEST, SCOPE)
     assert reopened(store) == 0
+
+
+def test_an_ingest_on_a_disk_that_went_read_only_still_lets_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest = open_ingest(store, DATA)
+    feed(ingest, DATA, PIECE)
+    before = descriptors()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        patch.setattr(os, "unlink", read_only)
+        patch.setattr(os, "rmdir", read_only)
+        with pytest.raises(Internal):
+            ingest.flush()
+        ingest.close()
+    assert descriptors() == before - 3
+    open_ingest(store, DATA).close()
 
 
 # -- full disks
@@ -424,7 +452,7 @@ def test_a_journal_that_cannot_grow_loses_its_last_lines_only(store: Store, monk
         ingest.close()
     ingest = open_ingest(store, DATA)
     assert ingest.offset == PIECE
-    feed(ingest, DATA, 3 * PIECE)
+    feed(ingest, DATA, 3 * PIECE, killed=True)
     died(ingest)
     assert reopened(store) == 3 * PIECE
 

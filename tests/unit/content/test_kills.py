@@ -90,7 +90,7 @@ def test_every_step_is_killed_at() -> None:
 
 
 def test_killed_while_receiving_only_the_piece_in_hand_is_lost(store: Store) -> None:
-    code = PULL.replace("ingest.flush()", "import os; os.kill(os.getpid(), 9)")
+    code = PULL.replace("DATA)\ningest.flush()", "DATA, killed=True)\nimport os; os.kill(os.getpid(), 9)")
     process = start(code, str(store.root), ingests.RAW)
     try:
         assert process.wait(timeout=60) == -signal.SIGKILL
