@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from modelmount.content.diskerrors import translated
@@ -127,12 +127,17 @@ class Store:
         """Record durably that `scope` had the bytes of `digest`. Call only after they were verified from that scope's
         own source.
         """
-        directory = self.root / "scopes" / digest.hex
-        directory.mkdir(mode=0o700, exist_ok=True)
-        os.close(os.open(directory / scope, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400))
+        directory = self._record_scope(digest, scope)
         # Also where the record was there: whoever wrote it may have died before it was durable.
         atomic.fsync_directory(directory)
         atomic.fsync_directory(directory.parent)
+
+    def _record_scope(self, digest: Digest, scope: str) -> Path:
+        """Not durable yet; the directory it is in."""
+        directory = self.root / "scopes" / digest.hex
+        directory.mkdir(mode=0o700, exist_ok=True)
+        os.close(os.open(directory / scope, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400))
+        return directory
 
     # -- small documents
     # ------------------------------------------------------------------------------------------------------------------
@@ -177,6 +182,40 @@ class Store:
                 temporary.unlink(missing_ok=True)
                 raise
 
+    def put_group(self, blobs: Mapping[Digest, bytes], scope: str) -> None:
+        """`put_document` for many at once, at the price of one: a sync of the file system covers all of them and their
+        scope records, one fsync their names. Raises like it; the ones that have their names by then keep them.
+        """
+        if len(blobs) < 2 or not atomic.syncs_groups():
+            for digest, data in blobs.items():
+                self.put_document(data, digest, scope)
+            return
+        if wrong := next((digest for digest, data in blobs.items() if not _is(data, digest)), None):
+            raise Internal(f"refusing to store bytes that are not {wrong}")
+        made: list[tuple[Path, Path]] = []
+        try:
+            with self.locks.shared(), translated(f"store {len(blobs)} small blobs"):
+                with atomic.GroupSync(self.root / "blobs") as group:
+                    for digest, data in blobs.items():
+                        self._record_scope(digest, scope)
+                        target = self.blob_path(digest)
+                        if not target.exists():
+                            made.append((atomic.temporary_beside(target), target))
+                            _write_blob(made[-1][0], data, sync=False)
+                    atomic.failpoint("content.group.before_sync")
+                    group.sync(temporary for temporary, _ in made)
+                for temporary, target in made:
+                    try:
+                        atomic.rename_noreplace(temporary, target)
+                    except FileExistsError:
+                        temporary.unlink()
+                atomic.failpoint("content.group.after_rename")
+                for directory in {self.blob_path(digest).parent for digest in blobs}:
+                    atomic.fsync_directory(directory)
+        finally:
+            for temporary, _ in made:
+                temporary.unlink(missing_ok=True)
+
     def commit_blob(self, verified: Path, digest: Digest, scope: str) -> None:
         """Give a verified, fsynced, 0444 file its name in `blobs/`. Somebody else's equal blob wins; `verified` is gone
         afterwards either way. An OSError before the rename leaves `verified` where it is.
@@ -216,10 +255,11 @@ def _is(data: bytes, digest: Digest) -> bool:
     return hasher.hexdigest() == digest.hex
 
 
-def _write_blob(path: Path, data: bytes) -> None:
+def _write_blob(path: Path, data: bytes, *, sync: bool = True) -> None:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
         file.flush()
         os.fchmod(fd, 0o444)  # before the fsync, which makes it durable too
-        os.fsync(fd)
+        if sync:
+            os.fsync(fd)

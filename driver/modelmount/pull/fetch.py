@@ -142,10 +142,7 @@ class Download:
             raise ingests.disk_error(e, f"read {self.descriptor.digest} back") from e
         digest = self.descriptor.digest
         if found != digest.hex:
-            self._error = IntegrityError(
-                f"{self._source.name} served wrong bytes for {digest} (they hash to {digest.algorithm}:{found}); "
-                "nothing of it was shown to any pod; have the registry's copy checked or push the model again"
-            )
+            self._error = wrong_bytes(self._source, self.descriptor, found)
             raise self._error
         self._backoff.forgive()
         telemetry.blobs_total.labels("fetched").inc()
@@ -205,10 +202,7 @@ class Download:
                 continue
             part, skip = view[skip:count], 0
             if len(part) > room:
-                raise IntegrityError(
-                    f"{self._source.name} sent more than the {self.descriptor.size} bytes that "
-                    f"{self.descriptor.digest} has; push the model again"
-                )
+                raise too_many_bytes(self._source, self.descriptor)
             writer.append(part)
             segment.position = writer.offset
             self._follower.advance(self.ingest.offset)
@@ -220,6 +214,22 @@ class Download:
     def _leaves(self, segment: Segment) -> bool:
         """Whether this request should end early: a fresh connection is wanted, or the blob needs one stream only."""
         return segment.renew or (not self._ranges and self._others_work(segment))
+
+
+def wrong_bytes(source: BlobSource, descriptor: Descriptor, found: str) -> IntegrityError:
+    """What a source that served something else gets; `found` is the hash of its bytes."""
+    digest = descriptor.digest
+    return IntegrityError(
+        f"{source.name} served wrong bytes for {digest} (they hash to {digest.algorithm}:{found}); nothing of it was "
+        "shown to any pod; have the registry's copy checked or push the model again"
+    )
+
+
+def too_many_bytes(source: BlobSource, descriptor: Descriptor) -> IntegrityError:
+    """What a source that doesn't stop gets."""
+    return IntegrityError(
+        f"{source.name} sent more than the {descriptor.size} bytes that {descriptor.digest} has; push the model again"
+    )
 
 
 def stopped(digest: object) -> Cancelled:

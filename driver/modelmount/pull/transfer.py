@@ -25,7 +25,7 @@ from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, IntegrityError
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Manifest
-from modelmount.pull import fetch
+from modelmount.pull import fetch, smalls
 from modelmount.pull.connections import Connections
 from modelmount.pull.fetch import Cancel, Download
 from modelmount.pull.governor import Governor
@@ -60,6 +60,18 @@ class _Active:
     download: Download
     owners: int = 0
     ending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A segment of a download that is under way; its thread is counted among the owners."""
+
+    active: _Active
+    segment: Segment
+
+
+_Work = list[Part] | tuple[Part, Held | None] | _Share
+"""Small parts, a part to begin (its lock, where the job waited for it), or a share of one."""
 
 
 class Transfer:
@@ -173,10 +185,13 @@ class Transfer:
                     self._fail(e)
         self._connections.release(self._source.name)
 
-    def _next(self) -> tuple[Part, Held | None] | tuple[_Active, Segment] | None:
+    def _next(self) -> _Work | None:
         """Something to do, waiting for it if need be; None, and the thread counts no longer, when it isn't needed."""
         with self._changed:
             while self._has_work() and self._threads <= self._governor.wanted and not self._yields():
+                if group := self._small_group():
+                    self._opening += 1
+                    return group
                 if self._queue and (self._queue[0][0].descriptor.size <= SMALL_BYTES or self._room_for_a_large_one()):
                     self._opening += 1
                     return self._queue.popleft()
@@ -186,7 +201,7 @@ class Transfer:
                     segment = active.download.take(self._segment_length())
                     if segment is not None:
                         active.owners += 1
-                        return active, segment
+                        return _Share(active, segment)
                 if self._divide():
                     continue
                 self._idle += 1
@@ -199,6 +214,20 @@ class Transfer:
     def _yields(self) -> bool:
         """Whether this connection should go to a job that has none."""
         return self._threads > 1 and self._connections.is_wanted
+
+    def _small_group(self) -> list[Part]:
+        """The small parts at the head of the queue, this thread's share of them."""
+        most = max(1, min(smalls.GROUP_FILES, len(self._queue) // max(1, self._threads)))
+        found: list[Part] = []
+        size = 0
+        while self._queue and len(found) < most:
+            part, held = self._queue[0]
+            size += part.descriptor.size
+            if held is not None or not smalls.fits(part) or (found and size > smalls.GROUP_BYTES):
+                break
+            found.append(part)
+            self._queue.popleft()
+        return found
 
     def _room_for_a_large_one(self) -> bool:
         return sum(active.part.descriptor.size > SMALL_BYTES for active in self._active) < LARGE_BLOBS
@@ -215,20 +244,27 @@ class Transfer:
         length = self._segment_length()
         return length is not None and any(active.download.share(length) for active in self._active if not active.ending)
 
-    def _do(self, work: tuple[Part, Held | None] | tuple[_Active, Segment], view: memoryview) -> None:
-        first, second = work
-        if isinstance(first, Part):
-            try:
-                active = self._begin(first, second if isinstance(second, Held) else None)
-            finally:
+    def _do(self, work: _Work, view: memoryview) -> None:
+        if isinstance(work, _Share):
+            self._fetch(work.active, work.segment, view)
+            return
+        active = None
+        try:
+            if isinstance(work, list):
+                group = smalls.Group(self.store, self.scope, self._source, self._job.progress, self._cancel)
+                busy = group.fetch(work)
                 with self._changed:
-                    self._opening -= 1
-                    self._changed.notify_all()
-            if active is None:
-                return
-            segment = active.download.take(self._segment_length())
-        else:
-            active, segment = first, second if isinstance(second, Segment) else None
+                    self._busy += busy
+            else:
+                active = self._begin(*work)
+        finally:
+            with self._changed:
+                self._opening -= 1
+                self._changed.notify_all()
+        if active is not None:
+            self._fetch(active, active.download.take(self._segment_length()), view)
+
+    def _fetch(self, active: _Active, segment: Segment | None, view: memoryview) -> None:
         try:
             if segment is not None:
                 active.download.fetch(segment, view)

@@ -25,6 +25,7 @@ __all__ = [
     "fsync_file",
     "rename_noreplace",
     "sync_tree",
+    "syncs_groups",
     "temporary_beside",
     "write_file",
 ]
@@ -113,6 +114,11 @@ def sync_tree(path: Path, *, files: bool = True) -> None:
         fsync_directory(Path(directory))
 
 
+def syncs_groups() -> bool:
+    """Whether this kernel reports the errors of a group's sync, so that one is as good as one fsync each."""
+    return host.kernel_version() >= _SYNCFS_REPORTS_ERRORS
+
+
 class GroupSync:
     """One sync for many small files: open it before the first of them is written, call `sync` after the last, rename
     only then.
@@ -137,7 +143,7 @@ class GroupSync:
     def sync(self, files: Iterable[Path]) -> None:
         """Make the content of `files` and the names in the directory durable. An OSError condemns the whole group."""
         failpoint("atomic.group_sync.before_sync")
-        if host.kernel_version() >= _SYNCFS_REPORTS_ERRORS:
+        if syncs_groups():
             syscalls.syncfs(self._fd)
             return
         for file in files:

@@ -20,7 +20,7 @@ from .downloads import PIECE, SCOPE, feed, open_ingest
 
 DATA = downloads.content(2 * PIECE + 5)
 DIGEST = Digest.of(DATA)
-POINTS = sorted(
+ALL_POINTS = sorted(
     set(
         re.findall(
             r'failpoint\("(content\.[a-z_.]+)"',
@@ -28,6 +28,9 @@ POINTS = sorted(
         )
     )
 )
+GROUP_POINTS = [point for point in ALL_POINTS if point.startswith("content.group.")]
+POINTS = [point for point in ALL_POINTS if point not in GROUP_POINTS]
+GROUP = [downloads.content(1000 + n, f"small {n}") for n in range(20)]
 
 PULL = """
 import sys
@@ -48,6 +51,17 @@ else:
     (layer / "files" / "0").write_bytes(DATA)
     (layer / "index.json").write_bytes(b"[]")
     ingest.commit_unpacked(layer, 1)
+"""
+
+
+GATHER = """
+import sys
+from pathlib import Path
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from tests.unit.content.downloads import SCOPE
+from tests.unit.content.test_kills import GROUP
+Store(Path(sys.argv[1])).put_group({Digest.of(data): data for data in GROUP}, SCOPE)
 """
 
 
@@ -87,6 +101,22 @@ def test_killed_there_nothing_is_torn_and_nothing_fetched_is_lost(store: Store, 
 
 def test_every_step_is_killed_at() -> None:
     assert len(POINTS) >= 9
+    assert len(GROUP_POINTS) >= 2
+
+
+@pytest.mark.parametrize("point", GROUP_POINTS)
+def test_killed_in_a_group_what_has_a_name_is_whole_and_the_rest_is_gone(store: Store, point: str) -> None:
+    process = start(GATHER, str(store.root), env={"MODELMOUNT_FAILPOINTS": f"{point}=kill"})
+    try:
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        stop(process)
+    debris.clear(store)
+    named = {path.name: path.read_bytes() for path in (store.root / "blobs/sha256").iterdir()}
+    assert len(named) == (len(GROUP) if point.endswith("after_rename") else 0)
+    assert all(Digest.of(data).hex == name for name, data in named.items())
+    store.put_group({Digest.of(data): data for data in GROUP}, SCOPE)
+    assert all(store.has_blob(Digest.of(data), SCOPE) for data in GROUP)
 
 
 def test_killed_while_receiving_only_the_piece_in_hand_is_lost(store: Store) -> None:

@@ -12,7 +12,7 @@ from modelmount.content.store import ROOMS, Store
 from modelmount.errors import BadArtifact, Internal, NoSpace, Precondition
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES
-from modelmount.system import atomic
+from modelmount.system import atomic, syscalls
 
 from .downloads import OTHER_SCOPE, SCOPE, content, descriptors, recorded
 
@@ -250,3 +250,54 @@ def test_many_commits_of_one_blob_at_once_all_succeed(store: Store) -> None:
     assert all(store.has_blob(DIGEST, f"{n:032x}") for n in range(8))
     assert os.listdir(store.blob_path(DIGEST).parent) == [DIGEST.hex]
     assert descriptors() == before
+
+
+# -- groups
+
+
+GROUP = {Digest.of(data): data for data in (content(500 + n, f"small {n}") for n in range(30))}
+
+
+def test_a_group_costs_one_sync_and_one_for_the_names(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs: list[int] = []
+    original = syscalls.syncfs
+
+    def counted(fd: int) -> None:
+        syncs.append(fd)
+        original(fd)
+
+    monkeypatch.setattr(syscalls, "syncfs", counted)
+    with recorded(monkeypatch, store.root) as happened:
+        store.put_group(GROUP, SCOPE)
+    assert len(syncs) == 1
+    assert [line for line in happened if "sync" in line] == ["fsync blobs/sha256/"]
+    assert all(store.read_document(digest) == data for digest, data in GROUP.items())
+    assert {store.blob_path(digest).stat().st_mode & 0o777 for digest in GROUP} == {0o444}
+
+
+def test_a_group_leaves_blobs_alone_that_are_there_and_admits_the_scope(store: Store) -> None:
+    first = next(iter(GROUP))
+    store.put_document(GROUP[first], first, OTHER_SCOPE)
+    inode = store.blob_path(first).stat().st_ino
+    store.put_group(GROUP, SCOPE)
+    assert store.blob_path(first).stat().st_ino == inode
+    assert all(store.has_blob(digest, SCOPE) for digest in GROUP)
+    assert list((store.root / "blobs/sha256").glob(".*")) == []
+
+
+def test_wrong_bytes_in_a_group_store_nothing_of_it(store: Store) -> None:
+    with pytest.raises(Internal, match="refusing to store"):
+        store.put_group({**GROUP, Digest.of(b"other"): b"wrong"}, SCOPE)
+    assert list((store.root / "blobs/sha256").iterdir()) == []
+
+
+def test_a_full_disk_in_a_group_leaves_nothing_half_made(store: Store) -> None:
+    with atomic.armed("content.group.before_sync=error(ENOSPC)"), pytest.raises(NoSpace):
+        store.put_group(GROUP, SCOPE)
+    assert list((store.root / "blobs/sha256").iterdir()) == []
+
+
+def test_on_an_old_kernel_each_of_a_group_is_synced_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "syncs_groups", lambda: False)
+    store.put_group(GROUP, SCOPE)
+    assert all(store.read_document(digest) == data for digest, data in GROUP.items())

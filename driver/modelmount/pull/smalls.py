@@ -1,0 +1,125 @@
+"""Small blobs by the handful: fetched into memory, verified there, committed together.
+
+One by one, a file of a kilobyte costs an ingest, a journal and five syncs; models with thousands of such files would
+take minutes. Nothing of a group is lost to resume: it is fetched again, and a group is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from modelmount import telemetry
+from modelmount.content import ingest as ingests
+from modelmount.content.backoff import Backoff
+from modelmount.content.store import Store
+from modelmount.errors import IntegrityError, Unavailable
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
+from modelmount.pull import fetch
+from modelmount.pull.fetch import Cancel
+from modelmount.pull.plan import Part
+from modelmount.pull.progress import Progress
+from modelmount.sources.base import BlobSource
+from modelmount.system.lock import Held, LockTimeout
+from modelmount.transport.retry import Policy
+
+SMALL_FILE_BYTES = 256 << 10
+"""Raw blobs up to this size are fetched in groups."""
+GROUP_BYTES = 1 << 20
+"""What one connection may lose to a crash."""
+GROUP_FILES = 256
+
+
+def fits(part: Part) -> bool:
+    """Whether the part is fetched this way."""
+    return part.form == ingests.RAW and part.descriptor.size <= SMALL_FILE_BYTES
+
+
+class Group:
+    """Some small parts of one model, fetched by one thread over one connection after the other."""
+
+    def __init__(self, store: Store, scope: str, source: BlobSource, progress: Progress, cancel: Cancel) -> None:
+        self._store, self._scope, self._source = store, scope, source
+        self._progress, self._cancel = progress, cancel
+        self._policy = Policy()
+
+    def fetch(self, parts: Sequence[Part]) -> list[Part]:
+        """Fetch and commit `parts`; those that somebody else is at come back. Raises as `fetch.Download` does; what was
+        fetched before is committed all the same.
+        """
+        busy: list[Part] = []
+        held: list[Held] = []
+        blobs: dict[Digest, bytes] = {}
+        try:
+            try:
+                for part in parts:
+                    lock = self._store.lock("ingest-" + ingests.name(part.descriptor.digest, self._scope, part.form))
+                    try:
+                        held.append(lock.acquire(timeout=0))
+                    except LockTimeout:
+                        busy.append(part)
+                        continue
+                    if part.present(self._store, self._scope):
+                        self._progress.have(part.descriptor.size)
+                        self._progress.ready()
+                        telemetry.blobs_total.labels("shared").inc()
+                    else:
+                        blobs[part.descriptor.digest] = self._blob(part.descriptor)
+            finally:
+                self._store.put_group(blobs, self._scope)
+            for _ in blobs:
+                self._progress.ready()
+                telemetry.blobs_total.labels("fetched").inc()
+        finally:
+            for lock_held in held:
+                lock_held.release(unlink=True)
+        return busy
+
+    def _blob(self, descriptor: Descriptor) -> bytes:
+        backoff = Backoff(self._store, descriptor.digest, self._scope, self._source.name)
+        backoff.check()
+        try:
+            data = self._received(descriptor) if descriptor.size else b""
+            hasher = descriptor.digest.hasher()
+            hasher.update(data)
+            if hasher.hexdigest() != descriptor.digest.hex:
+                raise fetch.wrong_bytes(self._source, descriptor, hasher.hexdigest())
+        except IntegrityError as e:
+            backoff.punish(e.message)
+            telemetry.blobs_total.labels("refused").inc()
+            raise
+        backoff.forgive()
+        return data
+
+    def _received(self, descriptor: Descriptor) -> bytes:
+        failures = 0
+        while True:
+            data = bytearray(descriptor.size + 1)
+            try:
+                filled = self._receive(descriptor, memoryview(data))
+            except Unavailable as e:
+                failures += 1
+                if failures >= fetch.ATTEMPTS:
+                    raise
+                self._cancel.sleep(self._policy.delay(failures, e.retry_after))
+                if self._cancel():
+                    raise fetch.stopped(descriptor.digest) from e
+                continue
+            self._progress.fetched(filled)
+            telemetry.fetched_bytes_total.inc(filled)
+            return bytes(data[:filled])
+
+    def _receive(self, descriptor: Descriptor, view: memoryview) -> int:
+        filled = 0
+        with self._source.open(descriptor, 0) as opened:
+            while filled < len(view) and (count := opened.readinto(view[filled:])):
+                filled += count
+                if self._cancel():
+                    raise fetch.stopped(descriptor.digest)
+        if filled > descriptor.size:
+            raise fetch.too_many_bytes(self._source, descriptor)
+        if filled < descriptor.size:
+            raise Unavailable(
+                f"{self._source.name} ended {descriptor.digest} after {filled} of {descriptor.size} bytes"
+            )
+        return filled

@@ -1,0 +1,113 @@
+"""Small blobs in groups: one commit for many, and every fault of one of them is its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelmount.content import ingest as ingests
+from modelmount.content.store import Store
+from modelmount.errors import Cancelled, IntegrityError, Unavailable
+from modelmount.formats.base import Encoding
+from modelmount.pull import fetch, smalls
+from modelmount.pull.fetch import Cancel
+from modelmount.pull.plan import Part
+from modelmount.pull.progress import Progress
+from modelmount.pull.smalls import Group
+from modelmount.transport.retry import Policy
+from tests.fakes.source import Fault, MemorySource
+
+SCOPE = "0" * 32
+
+
+class Bench:
+    """A store, and a source with ten small blobs."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(directory / "store")
+        self.source = MemorySource()
+        self.parts = [Part(self.source.put(b"small %d" % n * 100), Encoding.RAW) for n in range(10)]
+        self.progress = Progress()
+        self.cancel = Cancel()
+
+    def fetch(self) -> list[Part]:
+        return Group(self.store, SCOPE, self.source, self.progress, self.cancel).fetch(self.parts)
+
+    def stored(self) -> int:
+        return sum(self.store.has_blob(part.descriptor.digest, SCOPE) for part in self.parts)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(Policy, "delay", lambda self, failures, retry_after=None: 0.0)
+    return Bench(tmp_path)
+
+
+def test_a_group_is_fetched_with_one_request_each_and_leaves_no_locks(bench: Bench) -> None:
+    assert bench.fetch() == []
+    assert bench.stored() == 10
+    assert len(bench.source.opens) == 10
+    assert bench.progress.snapshot().files_ready == 10
+    assert list((bench.store.root / "locks").glob("ingest-*")) == []
+    assert list((bench.store.root / "ingest").iterdir()) == []
+
+
+def test_what_is_here_already_is_not_asked_for(bench: Bench) -> None:
+    bench.fetch()
+    bench.source.opens.clear()
+    assert bench.fetch() == []
+    assert bench.source.opens == []
+
+
+def test_what_somebody_else_is_at_comes_back(bench: Bench) -> None:
+    name = ingests.name(bench.parts[3].descriptor.digest, SCOPE, ingests.RAW)
+    with bench.store.lock(f"ingest-{name}").acquire():
+        assert bench.fetch() == [bench.parts[3]]
+    assert bench.stored() == 9
+
+
+def test_cut_answers_are_asked_for_again(bench: Bench) -> None:
+    bench.source.faults.extend([Fault(cut=3), Fault(cut=0), Fault(error=Unavailable("busy"))])
+    bench.fetch()
+    assert bench.stored() == 10
+    assert len(bench.source.opens) == 13
+
+
+def test_wrong_bytes_bar_that_blob_and_the_others_before_it_stay(bench: Bench) -> None:
+    bench.source.faults.extend([Fault(), Fault(), Fault(flip=1)])
+    with pytest.raises(IntegrityError, match="wrong bytes"):
+        bench.fetch()
+    assert bench.stored() == 2
+    with pytest.raises(IntegrityError, match="not asked again for"):
+        bench.fetch()
+
+
+def test_too_many_bytes_are_refused(bench: Bench) -> None:
+    bench.source.faults.append(Fault(extra=b"x"))
+    with pytest.raises(IntegrityError, match="more than"):
+        bench.fetch()
+
+
+def test_a_source_that_stays_down_ends_the_group(bench: Bench) -> None:
+    bench.source.faults.append(Fault())
+    bench.source.faults.extend([Fault(error=Unavailable("down"))] * fetch.ATTEMPTS)
+    with pytest.raises(Unavailable):
+        bench.fetch()
+    assert bench.stored() == 1
+
+
+def test_a_cancelled_group_stops_and_keeps_what_is_whole(bench: Bench) -> None:
+    bench.source.gate = lambda digest, position: (
+        bench.cancel.set() if digest == bench.parts[4].descriptor.digest else None
+    )
+    with pytest.raises(Cancelled):
+        bench.fetch()
+    assert bench.stored() == 4
+
+
+def test_archives_and_large_files_are_not_fetched_this_way(bench: Bench) -> None:
+    descriptor = bench.source.put(b"x" * (smalls.SMALL_FILE_BYTES + 1))
+    assert not smalls.fits(Part(descriptor, Encoding.RAW))
+    assert not smalls.fits(Part(bench.parts[0].descriptor, Encoding.TAR))
+    assert smalls.fits(bench.parts[0])
