@@ -43,6 +43,10 @@ CHECKPOINT_BYTES = 32 << 20
 meanwhile.
 """
 CHECKPOINT_SECONDS = 2.0
+KEEPER_BYTES = 128 << 20
+"""From this much on a download has a thread for its checkpoints: a connection that waits for the disk four times a
+second brings a third less (measured).
+"""
 GROUP_FILES = 16
 """Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""
 
@@ -92,6 +96,8 @@ class Ingest:
         self._writing: list[Range] = []
         self._unsynced = 0
         self._writers: set[Writer] = set()
+        self._due = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     @classmethod
     def open(
@@ -120,6 +126,9 @@ class Ingest:
         except BaseException:
             ingest.close()
             raise
+        if sum(last - first for first, last in ingest._missing) > KEEPER_BYTES:
+            ingest._keeper = threading.Thread(target=ingest._keep, name=f"sync-{digest.hex[:12]}", daemon=True)
+            ingest._keeper.start()
         return ingest
 
     @property
@@ -216,6 +225,9 @@ class Ingest:
             for writer in writers:
                 writer.close()
             self._close_files()
+        if self._keeper is not None:
+            self._due.set()
+            self._keeper.join()
         return True
 
     def _let_go(self, *, keep: bool) -> None:
@@ -284,13 +296,31 @@ class Ingest:
         log.debug("checkpoint of %s: %d bytes", self.digest, covered)
 
     def _checkpoint_if_due(self) -> None:
-        """One writer makes it while the others go on."""
-        if self._is_due and self._checkpoint.acquire(blocking=False):
+        """Large downloads have a thread that makes checkpoints while the writers go on; else one of them does."""
+        if not self._is_due:
+            return
+        if self._keeper is not None:
+            self._due.set()
+        elif self._checkpoint.acquire(blocking=False):
             try:
                 if self._is_due:
                     self._sync()
             finally:
                 self._checkpoint.release()
+
+    def _keep(self) -> None:
+        """The thread's life: a checkpoint whenever one is due, until the end or a failure, which writers are told."""
+        while True:
+            self._due.wait()
+            self._due.clear()
+            try:
+                with self._checkpoint:
+                    if self._is_due or self._ended:
+                        self._sync()
+            except ModelMountError as e:
+                if not self._ended:
+                    log.warning("no more checkpoints: %s", e)
+                return
 
     @property
     def _is_due(self) -> bool:

@@ -14,7 +14,7 @@ from modelmount.content.backoff import Backoff
 from modelmount.content.ingest import Ingest
 from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
-from modelmount.pull.hashing import Follower
+from modelmount.pull.hashing import Behind, Follower
 from modelmount.pull.progress import Progress
 from modelmount.pull.segments import Segment, Segments
 from modelmount.sources.base import BlobSource, Opened
@@ -129,6 +129,10 @@ class Download:
             except IntegrityError as e:
                 self._error = e
                 raise
+
+    def stream(self, cancel: Cancel) -> Behind:
+        """The blob from its beginning, for one reader, as far as it is hashed."""
+        return Behind(self.ingest.fd, self.descriptor.size, self._follower, cancel)
 
     def finish(self, segment: Segment) -> None:
         """The thread that took `segment` is done with it, however far it came."""

@@ -1,4 +1,4 @@
-"""A hash thread close behind the writer: it reads what was just appended back out of the page cache, so that hashing
+"""A hash thread close behind the writers: it reads what was just written back out of the page cache, so that hashing
 and receiving overlap.
 
 sha256 costs more than the transport does; in one thread the two would add up. A blob that fits into a few pieces is
@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
+from modelmount.errors import Cancelled
 from modelmount.oci.digest import Digest
 
 READ_BYTES = 1 << 20
+"""What is hashed in one go: waking for less costs more than it brings."""
 INLINE_BYTES = 4 << 20
+_LOOK_SECONDS = 0.25
 
 
 class Follower:
-    """Hashes `fd` from 0 up to where `advance` has allowed. One writer thread calls `advance`, then `finish` or `stop`
-    exactly once.
+    """Hashes `fd` from 0 up to where `advance` has allowed. Any thread calls `advance` and `wait_beyond`; one, at the
+    end, `finish` or `stop`.
     """
 
     def __init__(self, fd: int, digest: Digest, size: int) -> None:
         """Small blobs get no thread: `finish` hashes them."""
-        self._fd, self._hasher = fd, digest.hasher()
+        self._fd, self._size, self._hasher = fd, size, digest.hasher()
         self._limit = self._position = 0
         self._end = self._stopped = False
         self._error: OSError | None = None
@@ -39,20 +43,29 @@ class Follower:
         return self._limit if self._thread is None else self._position
 
     def advance(self, limit: int) -> None:
-        """Bytes below `limit` are in the file. Any thread may say so; the farthest word counts."""
+        """Bytes below `limit` are in the file. The farthest word counts."""
+        if limit <= self._limit:
+            return
         with self._changed:
-            if limit > self._limit:
-                self._limit = limit
-                self._changed.notify()
+            self._limit = max(self._limit, limit)
+            if self._thread is None or self._limit - self._position >= READ_BYTES or self._limit == self._size:
+                self._changed.notify_all()
+
+    def wait_beyond(self, position: int, seconds: float) -> int:
+        """How far the file may be read: beyond `position`, or not yet after so many seconds, or never when stopped."""
+        with self._changed:
+            if self.position <= position and not self._stopped:
+                self._changed.wait(seconds)
+            return self.position
 
     def finish(self) -> str:
         """All is written: the hex digest of everything below the last limit. Raises the OSError of a failed read."""
         if self._thread is None:
-            self._consume(self._limit)
+            self._consume(self._limit, memoryview(bytearray(max(1, min(READ_BYTES, self._limit)))))
         else:
             with self._changed:
                 self._end = True
-                self._changed.notify()
+                self._changed.notify_all()
             self._thread.join()
         if self._error is not None:
             raise self._error
@@ -60,31 +73,61 @@ class Follower:
 
     def stop(self) -> None:
         """Give up; nothing of the file is touched afterwards."""
-        if self._thread is not None and self._thread.is_alive():
-            with self._changed:
-                self._stopped = True
-                self._changed.notify()
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
+        buffer = memoryview(bytearray(READ_BYTES))
         while True:
             with self._changed:
-                while self._limit <= self._position and not self._end and not self._stopped:
+                while not self._end and not self._stopped and not self._is_worth_it():
                     self._changed.wait()
                 limit = self._limit
                 if self._stopped or (self._end and limit <= self._position):
                     return
             try:
-                self._consume(limit)
+                self._consume(limit, buffer)
             except OSError as e:
                 self._error = e
                 return
 
-    def _consume(self, limit: int) -> None:
-        buffer = memoryview(bytearray(min(READ_BYTES, max(1, limit - self._position))))
+    def _is_worth_it(self) -> bool:
+        waiting = self._limit - self._position
+        return waiting >= READ_BYTES or (waiting > 0 and self._limit == self._size)
+
+    def _consume(self, limit: int, buffer: memoryview) -> None:
         while self._position < limit and not self._stopped:
             count = os.preadv(self._fd, [buffer[: limit - self._position]], self._position)
             if not count:
                 raise OSError(5, "the download shrank while it was hashed")
             self._hasher.update(buffer[:count])
-            self._position += count
+            with self._changed:
+                self._position += count
+                self._changed.notify_all()
+
+
+class Behind:
+    """The blob as a stream that never runs ahead of its hasher; for one reader."""
+
+    def __init__(self, fd: int, size: int, follower: Follower, cancelled: Callable[[], bool]) -> None:
+        """Reads `fd` from the beginning; it stays the caller's."""
+        self._fd, self._size, self._follower, self._cancelled = fd, size, follower, cancelled
+        self._position = 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the head of `buffer`, waiting for at least one byte; 0 at the blob's end. Raises Cancelled."""
+        while self._position < self._size:
+            limit = self._follower.wait_beyond(self._position, _LOOK_SECONDS)
+            if self._cancelled():
+                raise Cancelled("the pull was stopped; its bytes are kept")
+            if limit > self._position:
+                count = os.preadv(self._fd, [buffer[: limit - self._position]], self._position)
+                self._position += count
+                return count
+        return 0
+
+    def close(self) -> None:
+        """Nothing to let go of."""

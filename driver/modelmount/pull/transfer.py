@@ -12,7 +12,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +32,8 @@ from modelmount.pull.governor import Governor
 from modelmount.pull.job import Job
 from modelmount.pull.plan import SMALL_BYTES, Part
 from modelmount.pull.segments import Segment
-from modelmount.snapshots import layers, unpack
+from modelmount.pull.unpacking import Stream, Unpacking
+from modelmount.snapshots import unpack
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockCancelled, LockTimeout
 
@@ -58,6 +59,7 @@ class _Active:
 
     part: Part
     download: Download
+    unpacking: Unpacking | None = None
     owners: int = 0
     ending: bool = False
 
@@ -289,9 +291,8 @@ class Transfer:
         try:
             if part.form == ingests.UNPACKED and self.store.has_blob(descriptor.digest, self.scope):
                 self._job.progress.have(descriptor.size)
-                self._unpack(ingest, part)
-                self._job.progress.ready()
-                ingest.close()
+                raw = self.store.blob_path(descriptor.digest)
+                self._commit_layer(ingest, part, self._unpack(ingest, part, lambda cancel: raw.open("rb", buffering=0)))
                 return None
             backoff = Backoff(self.store, descriptor.digest, self.scope, self._source.name)
             download = Download(
@@ -307,6 +308,8 @@ class Transfer:
             ingest.close()
             raise
         active = _Active(part, download, owners=1)
+        if part.form == ingests.UNPACKED:
+            active.unpacking = self._unpack(ingest, part, download.stream)
         with self._changed:
             self._active.append(active)
             self._changed.notify_all()
@@ -337,13 +340,14 @@ class Transfer:
         try:
             if complete and not download.is_broken:
                 download.verify()
-                download.close()
-                if active.part.form == ingests.RAW:
-                    download.ingest.commit_blob()
+                if active.unpacking is not None:
+                    self._commit_layer(download.ingest, active.part, active.unpacking)
                 else:
-                    self._unpack(download.ingest, active.part)
-                self._job.progress.ready()
+                    download.ingest.commit_blob()
+                    self._job.progress.ready()
         finally:
+            if active.unpacking is not None:
+                active.unpacking.stop()
             download.close()
             download.ingest.close()
 
@@ -368,22 +372,19 @@ class Transfer:
         except LockCancelled as e:
             raise fetch.stopped(self._job.model) from e
 
-    def _unpack(self, ingest: Ingest, part: Part) -> None:
-        """Unpack the verified archive, from the ingest or from the store, and commit the layer."""
-        digest = part.descriptor.digest
-        source = ingest.path if ingest.offset == ingest.size else self.store.blob_path(digest)
-        half_made = ingest.directory / "layer"
-        layers.clear(half_made)
-        bounds = self._settings.limits
-        limits = unpack.Limits(bytes=bounds.model_bytes, entries=bounds.archive_entries, free_bytes=bounds.free_bytes)
+    def _unpack(self, ingest: Ingest, part: Part, source: Callable[[Cancel], Stream]) -> Unpacking:
+        return Unpacking(ingest, part, source, self._settings.limits, self._cancel)
+
+    def _commit_layer(self, ingest: Ingest, part: Part, unpacking: Unpacking) -> None:
+        """The archive is verified: wait for its layer and commit that; the archive goes."""
         try:
-            layers.build(source, part.encoding, half_made, limits, self._cancel, uncompressed=part.uncompressed)
-        except BadArtifact as e:
+            ingest.commit_unpacked(unpacking.finish(), unpack.rules(part.encoding))
+        except BadArtifact:
             ingest.discard()
-            raise BadArtifact(f"archive {digest}: {e}") from e
-        except OSError as e:
-            raise ingests.disk_error(e, f"unpack {digest}") from e
-        ingest.commit_unpacked(half_made, unpack.rules(part.encoding))
+            raise
+        finally:
+            ingest.close()
+        self._job.progress.ready()
 
     def _read_document(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_DOCUMENT_BYTES:

@@ -18,6 +18,7 @@ from modelmount.errors import Internal
 from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import unpack
+from modelmount.snapshots.decompress import RawReader
 
 
 class IndexEntry(msgspec.Struct, frozen=True):
@@ -30,7 +31,7 @@ class IndexEntry(msgspec.Struct, frozen=True):
 
 
 def build(
-    source: Path,
+    source: RawReader,
     encoding: Encoding,
     destination: Path,
     limits: unpack.Limits,
@@ -38,7 +39,8 @@ def build(
     *,
     uncompressed: Digest | None = None,
 ) -> None:
-    """Unpack the *verified* archive `source` into the new directory `destination`. Nothing is synced yet.
+    """Unpack the archive `source` into the new directory `destination`. Nothing is synced yet, and nothing may be shown
+    to anybody before the archive's digest was checked.
 
     Raises like `unpack.unpack`, and leaves no `destination` then: what is unpacked in part can't be gone on with, and
     after a full disk its space is needed.
@@ -46,8 +48,7 @@ def build(
     files = destination / "files"
     files.mkdir(mode=0o700, parents=True)
     try:
-        with source.open("rb", buffering=0) as stream:
-            found = unpack.unpack(stream, encoding, files, limits, cancelled, uncompressed=uncompressed)
+        found = unpack.unpack(source, encoding, files, limits, cancelled, uncompressed=uncompressed)
         entries = [IndexEntry(m.path, "directory" if m.is_directory else "file", m.size, m.sha256) for m in found]
         (destination / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
     except BaseException:

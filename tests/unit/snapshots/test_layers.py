@@ -28,7 +28,8 @@ def blob(tmp_path: Path) -> Path:
 
 
 def build(blob: Path, destination: Path, encoding: Encoding = Encoding.TAR_GZIP) -> None:
-    layers.build(blob, encoding, destination, LIMITS, lambda: False)
+    with blob.open("rb", buffering=0) as stream:
+        layers.build(stream, encoding, destination, LIMITS, lambda: False)
 
 
 def test_a_committed_layer_is_read_back_as_it_was_unpacked(store: Store, blob: Path, tmp_path: Path) -> None:
@@ -49,8 +50,8 @@ def test_a_committed_layer_is_read_back_as_it_was_unpacked(store: Store, blob: P
 def test_what_fails_leaves_nothing_on_the_disk(
     blob: Path, tmp_path: Path, encoding: Encoding, cancelled: bool, error: type[Exception]
 ) -> None:
-    with pytest.raises(error):
-        layers.build(blob, encoding, tmp_path / "layer", LIMITS, lambda: cancelled)
+    with blob.open("rb", buffering=0) as stream, pytest.raises(error):
+        layers.build(stream, encoding, tmp_path / "layer", LIMITS, lambda: cancelled)
     assert not (tmp_path / "layer").exists()
     assert blob.read_bytes() == ARCHIVE
 
@@ -69,9 +70,9 @@ def test_a_half_made_layer_is_cleared_before_the_next_attempt(blob: Path, tmp_pa
 
 
 def test_the_digest_of_the_decompressed_archive_is_passed_on(blob: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadArtifact, match="where its manifest says"):
+    with blob.open("rb", buffering=0) as stream, pytest.raises(BadArtifact, match="where its manifest says"):
         layers.build(
-            blob, Encoding.TAR_GZIP, tmp_path / "layer", LIMITS, lambda: False, uncompressed=Digest.of(b"else")
+            stream, Encoding.TAR_GZIP, tmp_path / "layer", LIMITS, lambda: False, uncompressed=Digest.of(b"else")
         )
 
 

@@ -30,7 +30,8 @@ def unpacked(store: Store) -> Ingest:
     """The archive downloaded and unpacked, not committed."""
     ingest = open_ingest(store, ARCHIVE, form=ingests.UNPACKED)
     feed(ingest, ARCHIVE)
-    layers.build(ingest.path, Encoding.TAR_GZIP, ingest.directory / "layer", LIMITS, lambda: False)
+    with ingest.path.open("rb", buffering=0) as archive:
+        layers.build(archive, Encoding.TAR_GZIP, ingest.directory / "layer", LIMITS, lambda: False)
     return ingest
 
 
