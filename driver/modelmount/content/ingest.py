@@ -123,12 +123,10 @@ class Ingest:
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                 ingest._journal = os.open(ingest.directory / "journal", flags, 0o600)
                 ingest._recover(cancelled)
+            ingest._start_keeper()
         except BaseException:
             ingest.close()
             raise
-        if sum(last - first for first, last in ingest._missing) > KEEPER_BYTES:
-            ingest._keeper = threading.Thread(target=ingest._keep, name=f"sync-{digest.hex[:12]}", daemon=True)
-            ingest._keeper.start()
         return ingest
 
     @property
@@ -308,8 +306,16 @@ class Ingest:
             finally:
                 self._checkpoint.release()
 
+    def _start_keeper(self) -> None:
+        if sum(last - first for first, last in self._missing) > KEEPER_BYTES:
+            keeper = threading.Thread(target=self._keep, name=f"sync-{self.digest.hex[:12]}", daemon=True)
+            keeper.start()
+            self._keeper = keeper
+
     def _keep(self) -> None:
-        """The thread's life: a checkpoint whenever one is due, until the end or a failure, which writers are told."""
+        """The thread's life: a checkpoint whenever one is due, until the end or a failed sync, which writers are told
+        when they go on. Where a line finds no room on the disk, the writer will see that itself.
+        """
         while True:
             self._due.wait()
             self._due.clear()
@@ -318,9 +324,11 @@ class Ingest:
                     if self._is_due or self._ended:
                         self._sync()
             except ModelMountError as e:
-                if not self._ended:
-                    log.warning("no more checkpoints: %s", e)
-                return
+                if self._ended:
+                    return
+                log.warning("no checkpoint: %s", e)
+                if self._condemned is not None:
+                    return
 
     @property
     def _is_due(self) -> bool:

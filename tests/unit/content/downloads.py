@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,9 +66,25 @@ def download(store: Store, data: bytes, scope: str = SCOPE) -> None:
         ingest.close()
 
 
+def written(ingest: Ingest) -> int:
+    """How many bytes it has."""
+    return ingest.size - sum(last - first for first, last in ingest.missing)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once it is true; fails the test after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def died(ingest: Ingest) -> None:
     """What is left when the process is killed: descriptors and the lock go, nothing else happens."""
     ingest._ended = True
+    if ingest._keeper is not None:
+        ingest._due.set()
+        ingest._keeper.join()
     ingest._close_files()
     ingest._held.release()
 

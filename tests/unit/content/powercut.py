@@ -24,11 +24,11 @@ JOURNAL_ONLY, NOTHING = 1, 2
 class Disk:
     """The mounted file system."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, size: int) -> None:
         self.image, self.path = directory / "image", directory / "disk"
         self.path.mkdir()
         with self.image.open("wb") as file:
-            file.truncate(64 << 20)
+            file.truncate(size)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(self.image)], check=True)
         self.attach()
 
@@ -53,11 +53,11 @@ class Disk:
 
 
 @contextmanager
-def powered(directory: Path) -> Iterator[Disk]:
-    """A fresh disk in a directory; the test is skipped where there can be none."""
+def powered(directory: Path, size: int = 64 << 20) -> Iterator[Disk]:
+    """A fresh disk of so many bytes in a directory; the test is skipped where there can be none."""
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("mkfs.ext4 is not installed (e2fsprogs)")
-    disk = Disk(directory)
+    disk = Disk(directory, size)
     try:
         yield disk
     finally:

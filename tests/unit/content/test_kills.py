@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelmount import content
-from modelmount.content import debris
+from modelmount.content import debris, ranges
 from modelmount.content import ingest as ingests
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
@@ -131,3 +131,54 @@ def test_killed_while_receiving_only_the_piece_in_hand_is_lost(store: Store) -> 
     feed(ingest, DATA)
     ingest.commit_blob()
     assert committed_bytes(store, ingests.RAW) == DATA
+
+
+SHARE = 8 * PIECE
+SHARED = downloads.content(4 * SHARE, "shared")
+
+PARALLEL_PULL = """
+import mmap, os, sys, threading
+from pathlib import Path
+from modelmount.content.store import Store
+from tests.unit.content import downloads
+from tests.unit.content.test_kills import SHARE, SHARED
+ingest = downloads.open_ingest(Store(Path(sys.argv[1])), SHARED)
+progress = mmap.mmap(os.open(sys.argv[2], os.O_RDWR), 0)
+def work(n):
+    writer = ingest.writer(n * SHARE)
+    while writer.offset < (n + 1) * SHARE:
+        end = min(writer.offset + 130_000 - n, (n + 1) * SHARE)
+        writer.append(memoryview(SHARED)[writer.offset:end])
+        progress[8 * n:8 * n + 8] = writer.offset.to_bytes(8, "little")
+threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("after", [1, 2 * SHARE, 4 * SHARE])
+def test_killed_with_several_writers_each_loses_the_piece_in_hand_only(
+    store: Store, tmp_path: Path, after: int
+) -> None:
+    shared = tmp_path / "progress"
+    shared.write_bytes(b"".join((n * SHARE).to_bytes(8, "little") for n in range(4)))
+
+    def progress() -> list[int]:
+        data = shared.read_bytes()
+        return [int.from_bytes(data[8 * n : 8 * n + 8], "little") for n in range(4)]
+
+    process = start(PARALLEL_PULL, str(store.root), str(shared))
+    try:
+        downloads.wait_for(lambda: sum(progress()) - sum(n * SHARE for n in range(4)) >= after)
+    finally:
+        stop(process)
+    ingest = open_ingest(store, SHARED)
+    downloads.assert_right(ingest, SHARED)
+    for n, reached in enumerate(progress()):
+        missing = ranges.within(ingest.missing, n * SHARE, (n + 1) * SHARE)
+        assert len(missing) <= 1
+        assert not missing or reached - missing[0][0] < PIECE
+    feed(ingest, SHARED)
+    ingest.commit_blob()
+    assert store.blob_path(Digest.of(SHARED)).read_bytes() == SHARED

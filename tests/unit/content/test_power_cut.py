@@ -4,18 +4,32 @@ is believed.
 
 from __future__ import annotations
 
-import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from modelmount.content import debris
+from modelmount.content import debris, ranges
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
+from modelmount.errors import Internal
 from modelmount.oci.digest import Digest
 
-from .downloads import PIECE, SCOPE, content, download, feed, open_ingest
+from .downloads import (
+    PIECE,
+    SCOPE,
+    assert_right,
+    content,
+    descriptors,
+    directory,
+    download,
+    feed,
+    open_ingest,
+    wait_for,
+    write,
+    written,
+)
 from .powercut import JOURNAL_ONLY, NOTHING, Disk, powered
 
 PARTIAL = content(12 * PIECE, "partial")
@@ -53,6 +67,11 @@ def assert_whole(store: Store, document: bytes, blob: bytes, archive: bytes) -> 
 def cut(disk: Disk, flag: int, ingest: Ingest) -> Store:
     """Cut the power under an open download; the store that the next start finds."""
     disk.cut(flag)
+    return restarted(disk, ingest)
+
+
+def restarted(disk: Disk, ingest: Ingest) -> Store:
+    """The store that the next start finds after a cut."""
     ingest.close()
     disk.return_power()
     store = Store(disk.path / "store")
@@ -70,9 +89,9 @@ def test_the_acknowledged_is_whole_and_the_checkpointed_resumed(tmp_path: Path, 
             before.append(acknowledged(store, seed))
             ingest = open_ingest(store, PARTIAL)
             checkpoint = ingest.offset + 2 * PIECE + 333
-            feed(ingest, PARTIAL, checkpoint)
+            feed(ingest, PARTIAL, checkpoint, killed=True)
             ingest.flush()
-            feed(ingest, PARTIAL, checkpoint + 3 * PIECE)
+            feed(ingest, PARTIAL, checkpoint + 3 * PIECE, killed=True)
 
             store = cut(disk, flag, ingest)
 
@@ -80,7 +99,7 @@ def test_the_acknowledged_is_whole_and_the_checkpointed_resumed(tmp_path: Path, 
                 assert_whole(store, *made)
             ingest = open_ingest(store, PARTIAL)
             assert ingest.offset >= checkpoint
-            assert os.pread(ingest.fd, len(PARTIAL), 0) == PARTIAL[: ingest.offset]
+            assert_right(ingest, PARTIAL)
             ingest.close()
         download(store, PARTIAL)
         assert store.blob_path(Digest.of(PARTIAL)).read_bytes() == PARTIAL
@@ -99,3 +118,52 @@ def test_a_commit_that_was_never_acknowledged_is_whole_or_absent(tmp_path: Path)
         assert list((store.root / "blobs/sha256").iterdir()) == []
         download(store, data)
         assert store.blob_path(Digest.of(data)).read_bytes() == data
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("flag", [JOURNAL_ONLY, NOTHING], ids=["journal without data", "nothing flushed"])
+def test_a_cut_under_several_writers_takes_two_checkpoints_at_most(tmp_path: Path, flag: int) -> None:
+    assert 2 * ingests.CHECKPOINT_BYTES == 64 << 20
+    data, share = content(192 << 20), 48 << 20
+    with powered(tmp_path, 400 << 20) as disk:
+        ingest = open_ingest(Store(disk.path / "store"), data)
+
+        def fill(first: int) -> None:
+            try:
+                write(ingest.writer(first), memoryview(data)[: first + share])
+            except Internal:  # the disk has gone
+                return
+
+        threads = [threading.Thread(target=fill, args=(first,)) for first in range(0, len(data), share)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: written(ingest) > 128 << 20)
+        before = ingest.missing
+        disk.cut(flag)
+        for thread in threads:
+            thread.join()
+        ingest = open_ingest(restarted(disk, ingest), data)
+        assert_right(ingest, data)
+        lost = sum(
+            last - first
+            for gap in ranges.between(before, len(data))
+            for first, last in ranges.within(ingest.missing, *gap)
+        )
+        assert lost <= 64 << 20
+        ingest.discard()
+
+
+@pytest.mark.mount
+def test_a_disk_that_dies_takes_nothing_else_with_it(tmp_path: Path) -> None:
+    with powered(tmp_path) as disk:
+        store, before = Store(disk.path / "store"), descriptors()
+        ingest = open_ingest(store, PARTIAL)
+        feed(ingest, PARTIAL, PIECE)
+        disk.cut(NOTHING)
+        with pytest.raises(Internal, match="look at the node's disk"):
+            ingest.flush()
+        ingest.close()
+        assert descriptors() == before
+        disk.return_power()
+        download(Store(disk.path / "store"), PARTIAL)
+        assert not directory(store, PARTIAL).exists()

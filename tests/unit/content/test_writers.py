@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,7 +33,9 @@ from .downloads import (
     open_ingest,
     recorded,
     resumed,
+    wait_for,
     write,
+    written,
 )
 
 DATA = content(6 * PIECE + 12_345)
@@ -53,10 +54,6 @@ def together(*calls: Callable[[], None]) -> None:
     with ThreadPoolExecutor(len(calls)) as pool:
         for done in [pool.submit(begin, call) for call in calls]:
             done.result()
-
-
-def written(ingest: Ingest) -> int:
-    return ingest.size - sum(last - first for first, last in ingest.missing)
 
 
 class Gate:
@@ -106,13 +103,6 @@ def watch(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> WatchedLock:
     lock = WatchedLock()
     monkeypatch.setattr(ingest, "_checkpoint", lock)
     return lock
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @contextmanager
@@ -452,9 +442,11 @@ def test_a_checkpoint_that_finds_no_room_condemns_nothing(store: Store, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        for call in (lambda: write(writer, DATA[:9]), lambda: write(writer, DATA[:12]), ingest.flush):
+        for end in (9, 12):
             with pytest.raises(NoSpace, match="write the journal"):
-                call()
+                write(writer, DATA[:end])
+        with pytest.raises(NoSpace, match="write the journal"):
+            ingest.flush()
     assert writer.offset == 9
     write(writer, DATA[:12])
     died(ingest)
@@ -587,3 +579,101 @@ def test_what_comes_during_a_checkpoint_counts_for_the_next(store: Store, monkey
     writer.append(memoryview(DATA)[2 * PIECE : 2 * PIECE + 1])
     assert gate.calls == before + 2
     ingest.close()
+
+
+# -- the thread that makes the checkpoints of large downloads
+
+
+@pytest.fixture
+def keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every download has one, and much to do for it."""
+    monkeypatch.setattr(ingests, "KEEPER_BYTES", 0)
+    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", PIECE)
+    monkeypatch.setattr(ingests, "CHECKPOINT_SECONDS", 1e9)
+
+
+@pytest.mark.usefixtures("keeper")
+def test_a_large_download_ends_with_all_its_threads(store: Store) -> None:
+    before = threading.active_count()
+    for end in (Ingest.discard, Ingest.commit_blob, Ingest.close):
+        ingest = open_ingest(store, DATA)
+        assert threading.active_count() == before + 1
+        feed(ingest, DATA)
+        end(ingest)
+        assert threading.active_count() == before
+    assert store.blob_path(DIGEST).read_bytes() == DATA
+
+
+def test_a_small_one_and_the_small_rest_of_a_large_one_need_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingests, "KEEPER_BYTES", PIECE)
+    before = threading.active_count()
+    ingest = open_ingest(store, DATA)
+    feed(ingest, DATA, 6 * PIECE)
+    ingest.close()
+    ingest = open_ingest(store, DATA)
+    assert threading.active_count() == before
+    ingest.discard()
+
+
+@pytest.mark.usefixtures("keeper")
+def test_writers_go_on_while_a_checkpoint_is_made_until_too_much_would_be_lost(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = open_ingest(store, DATA)
+    lock = watch(ingest, monkeypatch)
+    gate = Gate(monkeypatch, "fdatasync")
+    write(ingest.writer(0), DATA[:PIECE])
+    with in_background(gate, lambda: write(ingest.writer(PIECE), DATA)) as rest:
+        assert gate.reached.wait(60)
+        assert lock.waited_for.wait(60)
+        assert written(ingest) == 2 * PIECE
+        gate.open.set()
+        rest.result()
+    ingest.commit_blob()
+    assert store.blob_path(DIGEST).read_bytes() == DATA
+
+
+@pytest.mark.usefixtures("keeper")
+def test_writers_are_told_of_a_sync_that_failed_beside_them(store: Store) -> None:
+    ingest = open_ingest(store, DATA)
+    writer = ingest.writer(0)
+    with atomic.armed("content.ingest.checkpoint=error(EIO)"):
+        write(writer, DATA[:PIECE])
+        wait_for(lambda: ingest._condemned is not None)
+    with pytest.raises(Internal, match="make the download of"):
+        write(writer, DATA[: PIECE + 1])
+    with pytest.raises(Internal, match="make the download of"):
+        ingest.commit_blob()
+    ingest.close()
+    assert not directory(store, DATA).exists()
+
+
+@pytest.mark.usefixtures("keeper")
+def test_checkpoints_are_made_again_when_a_full_disk_has_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", BUFFER)
+    ingest = open_ingest(store, DATA)
+    writer, syncs, tried = ingest.writer(0), Gate(monkeypatch, "fdatasync"), threading.Event()
+    syncs.open.set()
+
+    def full(*_: object) -> int:
+        tried.set()
+        raise ENOSPC
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        write(writer, DATA[:BUFFER])
+        assert tried.wait(60)
+    assert syncs.calls == 0
+    write(writer, DATA[: BUFFER + 1])
+    wait_for(lambda: syncs.calls >= 2)
+    died(ingest)
+    assert resumed(store, DATA)[0][0] >= BUFFER
+
+
+@pytest.mark.usefixtures("keeper")
+def test_a_large_download_of_several_writers_makes_the_blob(store: Store) -> None:
+    ingest = open_ingest(store, DATA)
+    ends = [*range(0, len(DATA), PIECE + 5), len(DATA)]
+    together(*(lambda n=n: write(ingest.writer(ends[n]), DATA[: ends[n + 1]], 9999) for n in range(len(ends) - 1)))
+    ingest.commit_blob()
+    assert store.blob_path(DIGEST).read_bytes() == DATA
