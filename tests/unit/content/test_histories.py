@@ -54,6 +54,7 @@ class Histories(RuleBasedStateMachine):
         self.store = Store(self.root / "store")
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(ingests, "PIECE_BYTES", PIECE)
+        self.patch.setattr(ingests, "CHECKPOINT_BYTES", 3 * PIECE)
         self.writers: list[Writer] = []
         self.started: dict[Writer, int] = {}
         self.written, self.lost = set[int](), set[int]()
