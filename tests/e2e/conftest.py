@@ -47,7 +47,7 @@ class Node:
 
     def leases(self) -> list[Path]:
         """The lease files."""
-        return sorted((self.driver.store / "volumes").glob("*/*.json"))
+        return sorted((self.driver.store / "volumes").glob("*.json"))
 
 
 @pytest.fixture

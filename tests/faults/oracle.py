@@ -17,9 +17,9 @@ def faults(store: Path) -> list[str]:
 
 def half_made(store: Path) -> list[Path]:
     """What an end left half-made; the next start must have removed it."""
-    rooms = ("blobs/sha256", "blobs/sha512", "trees", "refs", "pulls", "backoff")
+    rooms = ("blobs/sha256", "blobs/sha512", "trees", "refs", "volumes", "pulls", "backoff")
     found = [path for room in rooms for path in (store / room).glob(".*")]
-    found += [path for room in ("views", "models", "volumes") for path in (store / room).glob("*/.*")]
+    found += [path for room in ("views", "models") for path in (store / room).glob("*/.*")]
     return [*found, *(store / "trash").iterdir()]
 
 
@@ -83,7 +83,7 @@ def _views(store: Path) -> list[str]:
 def _documents(store: Path) -> list[str]:
     """Small records are whole: they parse."""
     found = []
-    for pattern in ("refs/*", "volumes/*/*.json", "models/*/facts.json", "backoff/*.json"):
+    for pattern in ("refs/*", "volumes/*.json", "models/*/facts.json", "backoff/*.json"):
         for path in store.glob(pattern):
             if path.name.startswith("."):
                 continue

@@ -21,8 +21,8 @@ from modelmount.system.lock import Held, LockTimeout
 log = logging.getLogger(__name__)
 
 _PATTERNS = (
-    *(f"{room}/.*" for room in ("blobs/sha256", "blobs/sha512", "trees", "refs", "pulls", "backoff")),
-    *(f"{room}/*/.*" for room in ("views", "models", "volumes")),
+    *(f"{room}/.*" for room in ("blobs/sha256", "blobs/sha512", "trees", "refs", "volumes", "pulls", "backoff")),
+    *(f"{room}/*/.*" for room in ("views", "models")),
     "models/*/*/.*",
 )
 _COMING_AND_GOING = ("pull-", "ingest-", "target-")
@@ -37,7 +37,6 @@ def clear(store: Store) -> int:
     with store.locks.exclusive():
         # Only renames in here: everybody waits for this lock.
         removed = sum(_discard(store, path) for path in _half_made(store))
-        removed += sum(_remove_empty(path) for path in (store.root / "volumes").iterdir())
         removed += sum(pulls.forget_if_dead(store, record) for record in (store.root / "pulls").glob("*.json"))
     removed += sum(_remove_finished(store, path) for path in (store.root / "ingest").iterdir())
     removed += sum(_remove_lock(store, path) for path in (store.root / "locks").iterdir())
@@ -53,13 +52,6 @@ def _half_made(store: Store) -> Iterator[Path]:
 
 def _discard(store: Store, path: Path) -> int:
     atomic.rename_noreplace(path, store.root / "trash" / f"{path.name.lstrip('.')}.{secrets.token_hex(8)}")
-    return 1
-
-
-def _remove_empty(directory: Path) -> int:
-    if not directory.is_dir() or any(directory.iterdir()):
-        return 0
-    directory.rmdir()
     return 1
 
 

@@ -8,6 +8,7 @@ recursively here: one `rmdir` of an empty directory is all.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from modelmount.system import beneath, mount
 DIRECTORY_MODE: Final = 0o750
 _PATH_BYTES: Final = 4096  # PATH_MAX counts the NUL (linux/limits.h)
 _NAME_BYTES: Final = 255
+_REMEMBERED: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class TargetRoots:
         self._openat2 = (capabilities or mount.probe()).openat2
         for root in self._roots:
             _ = root.resolved
+        self._judged = functools.lru_cache(_REMEMBERED)(self._judge)  # one publish asks for its target many times
 
     def locate(self, path: str) -> Location:
         """Judge the text of a target path. Raises InvalidRequest: relative, `..`, `.`, NUL, too long, or not below one
@@ -127,6 +130,12 @@ class TargetRoots:
 
         The root is accepted as configured and as resolved. Repeated and trailing slashes are dropped.
         """
+        location = self._judged(path)
+        if location.root is None:  # it may exist by the next time
+            self._judged.cache_clear()
+        return location
+
+    def _judge(self, path: str) -> Location:
         parts = _check(path)
         for root in self._roots:
             resolved = root.resolved

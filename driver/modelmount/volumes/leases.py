@@ -1,4 +1,4 @@
-"""Leases: `volumes/<sha256(volume id)>/<sha256(target)>.json`, one per publication, written before its mount and
+"""Leases: `volumes/<sha256(volume id)>-<sha256(target)>.json`, one per publication, written before its mount and
 removed after it.
 
 A lease says what a volume shows and holds its tree; it answers a kubelet that publishes everything again after a
@@ -93,35 +93,26 @@ class Leases:
         path = self._path(lease.volume_id, lease.target)
         data = msgspec.json.encode(msgspec.structs.replace(lease, written_at=time.time()))
         atomic.failpoint("volumes.lease.before_write")
-        path.parent.mkdir(mode=0o700, exist_ok=True)
         atomic.write_file(path, data)
-        # Also for a directory that existed: whoever made it may not have got so far. Last, because by now the journal
-        # of ext4 or XFS has its name, and this costs next to nothing.
-        atomic.fsync_directory(path.parent.parent)
         atomic.failpoint("volumes.lease.after_write")
 
     def remove(self, volume_id: str, target: str) -> None:
-        """Forget the publication. Its directory stays; empty ones go at start, under the exclusive store lock."""
+        """Forget the publication, durably."""
         path = self._path(volume_id, target)
         atomic.failpoint("volumes.lease.before_remove")
         try:
             path.unlink()
             atomic.fsync_directory(path.parent)
         except FileNotFoundError:
-            return  # never there, or cleared away with its directory at a start in between
+            return
 
     def of_volume(self, volume_id: str) -> list[Lease]:
         """All publications of one volume on this node."""
-        directory = self._store.root / "volumes" / _hash(volume_id)
-        return [lease for path in directory.glob("[0-9a-f]*.json") if (lease := _read(path)) is not None]
+        return self._matching(f"{_hash(volume_id)}-*.json")
 
     def of_target(self, target: str) -> list[Lease]:
         """Whatever volume is recorded at `target`; a scan, for rare paths only."""
-        return [
-            lease
-            for path in (self._store.root / "volumes").glob(f"*/{_hash(target)}.json")
-            if (lease := _read(path)) is not None
-        ]
+        return self._matching(f"*-{_hash(target)}.json")
 
     def tree_root(self, lease: Lease) -> Path:
         """Where the lease's tree lies, unless it was moved to quarantine."""
@@ -129,13 +120,14 @@ class Leases:
 
     def walk(self) -> Iterator[Lease]:
         """Every readable lease."""
-        for path in sorted((self._store.root / "volumes").glob("*/[0-9a-f]*.json")):
-            lease = _read(path)
-            if lease is not None:
-                yield lease
+        yield from self._matching("[0-9a-f]*.json")
+
+    def _matching(self, pattern: str) -> list[Lease]:
+        paths = sorted((self._store.root / "volumes").glob(pattern))
+        return [lease for path in paths if (lease := _read(path)) is not None]
 
     def _path(self, volume_id: str, target: str) -> Path:
-        return Path(f"{self._volumes}/{_hash(volume_id)}/{_hash(target)}.json")
+        return Path(f"{self._volumes}/{_hash(volume_id)}-{_hash(target)}.json")
 
 
 def target_lock_name(target: str) -> str:

@@ -25,7 +25,7 @@ HALF_MADE = [
     "views/scope/.key.1234",
     "models/ab/.facts.json.1234",
     "models/ab/verdicts/.1.1234",
-    "volumes/ab/.target.json.1234",
+    "volumes/.lease.json.1234",
 ]
 
 
@@ -64,7 +64,7 @@ def test_a_link_among_the_debris_is_not_followed(store: Store, tmp_path: Path) -
 def test_what_is_complete_stays(store: Store) -> None:
     data = content(3 << 20)
     download(store, data)
-    for name in ("trees/ab/tree.json", "refs/ab", "views/s/k", "models/ab/facts.json", "volumes/ab/cd.json"):
+    for name in ("trees/ab/tree.json", "refs/ab", "views/s/k", "models/ab/facts.json", "volumes/ab-cd.json"):
         write(store.root / name)
     for name in ("unpacked/ab/1/index.json", "quarantine/x/file"):
         write(store.root / name)
@@ -99,14 +99,6 @@ def test_locks_go_when_nobody_holds_them(store: Store) -> None:
     names = {path.name for path in (store.root / "locks").iterdir()}
     assert names == {"driver", "space", "store", "store.turnstile", "target-held"}
     held.release()
-
-
-def test_empty_directories_of_volumes_go(store: Store) -> None:
-    (store.root / "volumes/empty").mkdir()
-    write(store.root / "volumes/kept/lease.json")
-    write(store.root / "volumes/stray")
-    assert debris.clear(store) == 1
-    assert {path.name for path in (store.root / "volumes").iterdir()} == {"kept", "stray"}
 
 
 def test_partial_downloads_stay(store: Store) -> None:

@@ -160,7 +160,7 @@ class Node:
         return lease
 
     def lease_files(self) -> list[Path]:
-        return sorted((self.store.root / "volumes").glob("*/*.json"))
+        return sorted((self.store.root / "volumes").glob("*.json"))
 
     def assert_nothing_left(self) -> None:
         assert mounts.below(self.directory) == []
