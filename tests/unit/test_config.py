@@ -92,7 +92,7 @@ root = "relative"
 mode = "nodes"
 rooot = "/x"
 [pull]
-connections = 100
+connections = 1000
 connect_timeout_seconds = "soon"
 [registries."https://harbor.example.com"]
 plain_htp = true
@@ -145,9 +145,9 @@ def test_variables_of_other_tools_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[pull]\nconnections = 0", "pull.connections must be a whole number from 1 to 64, not 0"),
-        ('[pull]\nconnections = "8"', "pull.connections must be a whole number from 1 to 64, not '8'"),
-        ("[pull]\nconnections = true", "pull.connections must be a whole number from 1 to 64, not True"),
+        ("[pull]\nconnections = 0", "pull.connections must be a whole number from 1 to 256, not 0"),
+        ('[pull]\nconnections = "8"', "pull.connections must be a whole number from 1 to 256, not '8'"),
+        ("[pull]\nconnections = true", "pull.connections must be a whole number from 1 to 256, not True"),
         ("[pull]\nread_timeout_seconds = nan", "must be a number above 0 and up to 86400, not nan"),
         ("[pull]\nidle_seconds = inf", "must be a number above 0 and up to 86400, not inf"),
         ("[publish]\nwait_fraction = 1.0", "publish.wait_fraction must be a number from 0.1 to 0.99, not 1.0"),
@@ -300,6 +300,6 @@ def test_the_allow_list_is_of_globs(patterns: list[str], host: str, permitted: b
 def test_plain_values_are_those_of_a_file(tmp_path: Path) -> None:
     settings = load(tmp_path, '[registries."h:5000"]\nplain_http = true\n[publish]\nmount_flags = []\n')
     assert config.as_dict(settings)["registries"] == {
-        "h:5000": {"plain_http": True, "ca_file": None, "trusted_realms": []}
+        "h:5000": {"plain_http": True, "ca_file": None, "trusted_realms": [], "connections": 16}
     }
     assert config.as_dict(settings)["publish"]["wait_seconds"] == 105.0

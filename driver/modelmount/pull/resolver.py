@@ -155,7 +155,7 @@ class Resolver:
 
     def _known(self, reference: Reference) -> _Ref | None:
         try:
-            known = msgspec.json.decode(self._ref_path(reference).read_bytes(), type=_Ref)
+            known = msgspec.json.decode(atomic.read_file(self._ref_path(reference)), type=_Ref)
             manifest = Digest.parse(known.manifest)
         except (FileNotFoundError, msgspec.DecodeError, InvalidRequest):
             return None  # what can't be read is resolved again

@@ -31,7 +31,7 @@ class Node:
     def table(self) -> Iterable[methods.Method]:
         """Its methods; all others answer UNIMPLEMENTED."""
         return (
-            methods.method(csi_pb2.NodePublishVolumeRequest, self._publish, level=logging.INFO),
+            methods.method(csi_pb2.NodePublishVolumeRequest, self._publish),
             methods.method(csi_pb2.NodeUnpublishVolumeRequest, self._unpublish, level=logging.INFO),
             methods.method(csi_pb2.NodeGetVolumeStatsRequest, self._stats),
             methods.method(csi_pb2.NodeGetCapabilitiesRequest, self._capabilities, instant=True),

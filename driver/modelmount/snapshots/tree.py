@@ -67,7 +67,7 @@ def find(store: Store, scope: str, manifest: Digest, selection: str) -> Tree | N
     stands.
     """
     try:
-        data = (store.root / "views" / scope / view_key(manifest, selection)).read_bytes()
+        data = atomic.read_file(store.root / "views" / scope / view_key(manifest, selection))
         view = msgspec.json.decode(data, type=_View)
     except (OSError, msgspec.DecodeError):
         return None  # views are derived: an unreadable one is made again

@@ -23,6 +23,7 @@ __all__ = [
     "failpoint",
     "fsync_directory",
     "fsync_file",
+    "read_file",
     "rename_noreplace",
     "sync_tree",
     "syncs_groups",
@@ -32,6 +33,7 @@ __all__ = [
 
 _RENAME_NOREPLACE: Final = 1
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_SMALL_BYTES: Final = 64 << 10
 _SYNCFS_REPORTS_ERRORS: Final = (5, 8)
 
 
@@ -60,6 +62,21 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise
     failpoint("atomic.write_file.before_directory_fsync")
     fsync_directory(path.parent)
+
+
+def read_file(path: str | Path) -> bytes:
+    """The whole content of a small file. Raises OSError. A third of the system calls of `Path.read_bytes`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(fd, _SMALL_BYTES)
+        if len(data) < _SMALL_BYTES:
+            return data
+        pieces = [data]
+        while piece := os.read(fd, _SMALL_BYTES):
+            pieces.append(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(fd)
 
 
 def temporary_beside(path: Path) -> Path:

@@ -145,7 +145,7 @@ def _hash(text: str) -> str:
 
 def _read(path: Path) -> Lease | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Lease)
+        return msgspec.json.decode(atomic.read_file(path), type=Lease)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as e:

@@ -174,3 +174,11 @@ def test_an_old_kernel_syncs_each_file_of_a_group(tmp_path: Path, monkeypatch: p
             file.write_bytes(b"x")
         group.sync(files)
     assert synced == ["a", "b", tmp_path.name]
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 << 10, (64 << 10) + 1, 300_000])
+def test_a_file_is_read_whole_whatever_its_size(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+    assert atomic.read_file(tmp_path / "file") == b"x" * size
+    with pytest.raises(FileNotFoundError):
+        atomic.read_file(tmp_path / "missing")
