@@ -18,13 +18,18 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench import machine, report
-from bench.cases import pull, read, warm
+from bench.cases import capped, pull, read, warm
 from bench.processes import FailedError
 from bench.report import Figure, Result
 from bench.setting import Setting
 from tests.fakes import mounts
 
-CASES: dict[str, Callable[[Setting], Result]] = {"warm": warm.run, "read": read.run, "pull": pull.run}
+CASES: dict[str, Callable[[Setting], Result]] = {
+    "warm": warm.run,
+    "read": read.run,
+    "pull": pull.run,
+    "capped": capped.run,
+}
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 PLACE = Path("/var/tmp")
 """A disk on most machines, where /tmp may be memory. The name is short: there are sockets below it."""

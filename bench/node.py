@@ -13,9 +13,8 @@ import grpc
 from bench.processes import FailedError
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from tests.fakes import mounts, pods
-from tests.fakes.driver import Driver
+from tests.fakes.driver import Driver, Host
 from tests.fakes.plugins import connect, outcome
-from tests.fakes.registry import Registry
 
 CALL_SECONDS = 120.0
 """The kubelet's deadline."""
@@ -26,7 +25,7 @@ class Node:
     thread at a time.
     """
 
-    def __init__(self, directory: Path, registry: Registry, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, directory: Path, registry: Host, settings: Mapping[str, Any] | None = None) -> None:
         self.directory = directory
         self.driver = Driver(directory, [registry], settings={"log_level": "warning", **(settings or {})})
         self._channel: grpc.Channel | None = None

@@ -10,21 +10,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bench import processes
 from bench.processes import FailedError
 from bench.rounds import Sample
+from tests.fakes.driver import Host
 from tests.fakes.push import Pushed
-from tests.fakes.registry import Registry
 
 CONTAINERD_SECONDS = 30.0
+
+
+class Server(Host, Protocol):
+    """Where it is pulled from: a registry, or something that serves a registry's blobs."""
+
+    @property
+    def url(self) -> str:
+        """Scheme and host."""
+
+    @property
+    def pid(self) -> int:
+        """The process whose CPU is the server's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """What everybody pulls, and from where. `files` has digest and size of each layer, as their sum is checked."""
 
-    registry: Registry
+    registry: Server
     pushed: Pushed
 
     @property

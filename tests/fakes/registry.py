@@ -193,6 +193,9 @@ class Registry:
         if process is None:
             raise RuntimeError("the registry does not run")
         process.send_signal(signal.SIGSTOP)
+        stopped = re.compile(r"^State:\tT", re.MULTILINE)
+        while not stopped.search(Path(f"/proc/{process.pid}/status").read_text()):
+            time.sleep(0.001)
         try:
             yield
         finally:

@@ -21,16 +21,19 @@ HOLD_SECONDS: Final = 10.0
 
 
 class Governor:
-    """Told what happens, answers how many connections are wanted; from one thread, but for `complain`."""
+    """Told what happens, answers how many connections are wanted; from one thread, but for `complain`. `rate` is what it
+    was told last.
+    """
 
     def __init__(self, first: int, limit: int, clock: Callable[[], float] = monotonic) -> None:
         """Begin with `first` connections, never go over `limit`."""
         self.limit = max(1, limit)
         self.wanted = min(max(1, first), self.limit)
         self._clock = clock
+        self.rate = 0.0
         self._rate_before = 0.0
         self._held_until = 0.0
-        self._slow = False
+        self._slow = self._settling = False
 
     @property
     def may_split(self) -> bool:
@@ -41,11 +44,16 @@ class Governor:
         """`rate` bytes a second came over `busy` connections of late; the number that is wanted now."""
         if not busy:
             return self.wanted
+        self.rate = rate
+        if self._settling:  # the last change was in the middle of what this rate is about
+            self._settling = False
+            return self.wanted
         self._slow = rate / busy < FAST_BYTES_PER_SECOND
         if not self._slow or busy < self.wanted or self._clock() < self._held_until:
             return self.wanted
         if rate > self._rate_before * GAIN:
             self._rate_before = rate
+            self._settling = self.wanted < self.limit
             self.wanted = min(self.wanted * 2, self.limit)
         else:
             self._rate_before = 0.0

@@ -39,10 +39,10 @@ from modelmount.system.lock import Held, LockCancelled, LockTimeout
 
 FIRST_CONNECTIONS: Final = 4
 """Connections that a job with that many parts begins with."""
-TICK_SECONDS: Final = 0.25
+TICK_SECONDS: Final = 0.15
 """How often the number of connections is thought over."""
-WORTH_SECONDS: Final = 2.0
-"""A blob is divided only while the job will take longer than this."""
+WORTH_SECONDS: Final = 1.0
+"""A connection's work is divided only while the job will take longer than this."""
 SEGMENT_SECONDS: Final = 1.0
 SEGMENT_BYTES: Final = (8 << 20, 64 << 20)
 """A divided blob's segments take about this long, within these bounds: few requests, and little lost with one."""
@@ -235,16 +235,19 @@ class Transfer:
         return sum(active.part.descriptor.size > SMALL_BYTES for active in self._active) < LARGE_BLOBS
 
     def _segment_length(self) -> int | None:
-        """All that is left goes to one connection, unless connections are slow and it would take them long."""
-        snapshot = self._job.snapshot()
-        if not self._governor.may_split or (snapshot.eta_seconds or 0) < WORTH_SECONDS:
+        """All that is left goes to one connection, unless connections are slow."""
+        if not self._governor.may_split:
             return None
-        length = int(snapshot.rate / max(1, self._threads) * SEGMENT_SECONDS)
+        length = int(self._governor.rate / max(1, self._threads) * SEGMENT_SECONDS)
         return max(SEGMENT_BYTES[0], min(length, SEGMENT_BYTES[1]))
 
     def _divide(self) -> bool:
+        """Take from somebody who has much left, if connections are slow and the job would take long as it is."""
         length = self._segment_length()
-        return length is not None and any(active.download.share(length) for active in self._active if not active.ending)
+        snapshot = self._job.snapshot()
+        if length is None or snapshot.bytes_total - snapshot.bytes_done < self._governor.rate * WORTH_SECONDS:
+            return False
+        return any(active.download.share(length) for active in self._active if not active.ending)
 
     def _do(self, work: _Work, view: memoryview) -> None:
         if isinstance(work, _Share):
