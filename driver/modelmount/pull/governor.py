@@ -21,8 +21,8 @@ HOLD_SECONDS: Final = 10.0
 
 
 class Governor:
-    """Told what happens, answers how many connections are wanted; from one thread, but for `complain`. `rate` is what it
-    was told last.
+    """Told what happens, answers how many connections are wanted; from one thread, but for `complain`. `rate` is the
+    latest it was told.
     """
 
     def __init__(self, first: int, limit: int, clock: Callable[[], float] = monotonic) -> None:
