@@ -248,13 +248,9 @@ class TargetRoots:
             raise Precondition(f"the root above target {_show(location.path)} does not exist on this node") from missing
         slash = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            root_fd = self._open(slash, root.parts[1:], os.O_PATH, location)
+            return self._open(slash, (*root.parts[1:], *location.parts[:-1]), os.O_PATH, location)
         finally:
             os.close(slash)
-        try:
-            return self._open(root_fd, location.parts[:-1], os.O_PATH, location)
-        finally:
-            os.close(root_fd)
 
     def _open(self, dir_fd: int, parts: tuple[str, ...], flags: int, location: Location) -> int:
         try:
