@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelmount.config import Settings
-from modelmount.content.store import ROOMS, Store
-from modelmount.errors import Precondition
+from modelmount.content.store import Store
 from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
@@ -63,42 +62,11 @@ class Node:
         self.client.close()
 
 
-def open_store(settings: Settings) -> Store:
-    """Open the store, or create it in a directory that is empty or not there. Raises Precondition."""
-    root = Path(settings.root)
-    try:
-        foreign = foreign_entry(root)
-    except OSError as e:
-        raise Precondition(f"the store {root} cannot be read: {e.strerror}; run as root or choose another") from e
-    if foreign is not None:
-        raise Precondition(
-            f"{root} isn't a store, and isn't empty ({foreign!r} is in it); choose a directory of the store's own"
-        )
-    return Store(root)
-
-
-def foreign_entry(root: Path) -> str | None:
-    """Something in `root` that no store of ours put there, None when there is no such thing.
-
-    A store deletes what looks half-made in its rooms, so it must never be made among somebody's files. A half-made
-    store has no version yet, and nothing but empty directories.
-    """
-    if not root.is_dir() or (root / "version").exists():
-        return None
-    rooms = {room.partition("/")[0] for room in ROOMS}
-    for entry in root.iterdir():
-        if entry.name == "lost+found" or entry.name.startswith(".version."):
-            continue
-        if entry.name not in rooms or any(not below.is_dir() for below in entry.rglob("*")):
-            return entry.name
-    return None
-
-
 def existing(settings: Settings) -> Shelf | None:
     """The store for reading, None where there is none. Raises Precondition when it can't be used."""
     if not Path(settings.root).exists():
         return None
-    store = open_store(settings)
+    store = Store(Path(settings.root))
     return Shelf(store, Leases(store))
 
 
@@ -109,7 +77,7 @@ def connect(settings: Settings) -> Remote:
 
 def build(settings: Settings) -> Node:
     """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used."""
-    store, remote = open_store(settings), connect(settings)
+    store, remote = Store(Path(settings.root)), connect(settings)
     client, credentials = remote.client, remote.credentials
 
     def source(model: Model, credential: Callable[[], Credential]) -> BlobSource:

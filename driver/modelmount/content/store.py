@@ -46,24 +46,23 @@ class Store:
     """One root directory. Cheap to construct; holds no state that isn't on disk."""
 
     def __init__(self, root: Path) -> None:
-        """Open or create the store at `root` (0700). Raises Precondition for a layout version that isn't ours."""
+        """Open the store at `root`, or make one (0700) where there is nothing or an empty directory.
+
+        Raises Precondition for a layout version that isn't ours, for a directory with somebody's files in it, and where
+        it can't be used; of the first two nothing has changed.
+        """
         self.root = root
         try:
+            _check(root)
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
             self._make_rooms()
             if not (root / "version").exists():
                 atomic.write_file(root / "version", VERSION.encode())
-            found = (root / "version").read_bytes()
         except OSError as e:
             raise Precondition(
                 f"the store {root} cannot be used: {e.strerror}; run as root or choose another directory with --root"
             ) from e
-        if found != VERSION.encode():
-            raise Precondition(
-                f"the store {root} has layout version {found[:20].decode(errors='replace').strip()!r}, this program "
-                f"knows {VERSION.strip()!r}; upgrade modelmount"
-            )
         self.locks = StoreLock(root / "locks")
 
     def _make_rooms(self) -> None:
@@ -247,6 +246,42 @@ class Store:
         atomic.fsync_directory(target.parent)
         atomic.fsync_directory(target.parent.parent)
         atomic.fsync_directory(verified.parent)
+
+
+def foreign_entry(root: Path) -> str | None:
+    """Something in `root` that no store of ours put there, None when there is no such thing.
+
+    A store deletes what looks half-made in its rooms, so it must never be made among somebody's files. A half-made
+    store has no version yet, and nothing but empty directories.
+    """
+    if not root.is_dir() or (root / "version").exists():
+        return None
+    rooms = {room.partition("/")[0] for room in ROOMS}
+    for entry in root.iterdir():
+        if entry.name == "lost+found" or entry.name.startswith(".version."):
+            continue
+        if entry.name not in rooms or any(not below.is_dir() for below in entry.rglob("*")):
+            # Another process may have finished the store since we looked, and be at work in it.
+            return None if (root / "version").exists() else entry.name
+    return None
+
+
+def _check(root: Path) -> None:
+    """Whether `root` is a store of ours, or may become one."""
+    foreign = foreign_entry(root)
+    if foreign is not None:
+        raise Precondition(
+            f"{root} isn't a store, and isn't empty ({foreign!r} is in it); choose a directory of the store's own"
+        )
+    try:
+        found = (root / "version").read_bytes()
+    except FileNotFoundError:
+        return
+    if found != VERSION.encode():
+        raise Precondition(
+            f"the store {root} has layout version {found[:20].decode(errors='replace').strip()!r}, this program "
+            f"knows {VERSION.strip()!r}; upgrade modelmount"
+        )
 
 
 def _is(data: bytes, digest: Digest) -> bool:

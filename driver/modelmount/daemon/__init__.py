@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import modelmount
 from modelmount import config, telemetry, wiring
@@ -79,7 +80,7 @@ def _controller(settings: config.Settings, stack: contextlib.ExitStack) -> serve
 
 def _node(settings: config.Settings, ending: Ending, stack: contextlib.ExitStack) -> server.Rooms:
     _demand_rights()
-    store = wiring.open_store(settings)
+    store = Store(Path(settings.root))
     stack.enter_context(_only_driver(store, ending))
     node = stack.enter_context(contextlib.closing(wiring.build(settings)))
     readiness = Readiness(store)

@@ -61,11 +61,40 @@ def test_rooms_are_durable_before_they_are_used(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("found", [b"2\n", b"", b"\xff\xfe" * 1000])
 def test_a_layout_of_another_version_is_left_alone(tmp_path: Path, found: bytes) -> None:
-    Store(tmp_path / "store")
-    (tmp_path / "store/version").write_bytes(found)
+    root = tmp_path / "store"
+    root.mkdir(mode=0o750)
+    (root / "version").write_bytes(found)
     with pytest.raises(Precondition, match="upgrade modelmount"):
-        Store(tmp_path / "store")
-    assert (tmp_path / "store/version").read_bytes() == found
+        Store(root)
+    assert (root / "version").read_bytes() == found
+    assert os.listdir(root) == ["version"]
+    assert mode(root) == 0o750
+
+
+def test_a_store_is_made_in_an_empty_file_system(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "lost+found/#12").write_text("")
+    assert Store(tmp_path).root == tmp_path
+
+
+def test_a_store_that_a_crash_left_half_made_is_finished(tmp_path: Path) -> None:
+    for room in ROOMS[:5]:
+        (tmp_path / room).mkdir(parents=True)
+    (tmp_path / ".version.0123456789abcdef").write_text("1\n")
+    Store(tmp_path)
+    assert (tmp_path / "version").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "models/llama/.git/config", "blobs/sha256/abc"])
+def test_a_directory_with_somebody_s_files_is_left_alone(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "mine"
+    (root / name).parent.mkdir(parents=True)
+    (root / name).write_text("precious")
+    root.chmod(0o755)
+    with pytest.raises(Precondition, match="isn't a store, and isn't empty"):
+        Store(root)
+    assert mode(root) == 0o755
+    assert [p for p in root.rglob("*") if p.is_file()] == [root / name]
 
 
 def test_a_root_that_cannot_be_says_what_to_do(tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from modelmount import wiring
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
-from modelmount.content.store import VERSION
+from modelmount.content.store import VERSION, foreign_entry
 from modelmount.pull.progress import human_bytes
 from modelmount.system import disk, mount
 
@@ -90,7 +89,7 @@ def _existing(root: Path) -> Iterator[Finding]:
         yield warn("store", text, f"chmod 0700 {root} (the driver does so when it starts)")
     version = root / "version"
     if not version.exists():
-        foreign = wiring.foreign_entry(root)
+        foreign = foreign_entry(root)
         if foreign is not None:
             text = f"{root} isn't a store, and isn't empty ({foreign!r} is in it)"
             yield fail("store", text, "choose a directory of the store's own as root")
