@@ -109,7 +109,7 @@ def tree(artifact: Artifact, directory: Path) -> dict[str, bytes | None]:
             files = directory / digest.hex
             files.mkdir()
             (directory / f"{digest.hex}.blob").write_bytes(blobs[digest.hex])
-            limits = unpack.Limits(1 << 30, 1000)
+            limits = unpack.Limits(1 << 30, 20_000)
             with (directory / f"{digest.hex}.blob").open("rb", buffering=0) as stream:
                 members[digest] = unpack.unpack(
                     stream, layer.encoding, files, limits, lambda: False, uncompressed=layer.uncompressed
@@ -140,9 +140,51 @@ def tar(*entries: tuple[str, bytes | None], kind: Literal[0, 1, 2] = tarfile.UST
     return out.getvalue() + bytes(1024)
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An entry that leads elsewhere."""
+
+    target: str
+    hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """An entry that is neither file, directory nor link, by its type in the header."""
+
+    kind: bytes
+
+
+def rootfs(*entries: tuple[str, bytes | Link | Special | None], kind: Literal[0, 1, 2] = tarfile.PAX_FORMAT) -> bytes:
+    """A layer of a container image: a `tar` that may also have links and special files."""
+    out = io.BytesIO()
+    for name, content in entries:
+        if not isinstance(content, Link | Special):
+            out.write(tar((name, content), kind=kind)[:-1024])
+            continue
+        info = tarfile.TarInfo(name)
+        if isinstance(content, Link):
+            info.type, info.linkname = tarfile.LNKTYPE if content.hard else tarfile.SYMTYPE, content.target
+        else:
+            info.type = content.kind
+        out.write(info.tobuf(kind))
+    return out.getvalue() + bytes(1024)
+
+
 def gz(data: bytes) -> bytes:
     """Reproducible."""
     return gzip.compress(data, mtime=0)
+
+
+def gz_members(data: bytes, size: int) -> bytes:
+    """Many members of `size` bytes each, as eStargz and pigz write them."""
+    return b"".join(gz(data[at : at + size]) for at in range(0, len(data), size))
+
+
+def zst_frames(data: bytes, size: int) -> bytes:
+    """Many frames of `size` bytes each between skippable ones, as zstd:chunked has them."""
+    skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"table"
+    return skippable + b"".join(zst(data[at : at + size]) + skippable for at in range(0, len(data), size))
 
 
 def zst(data: bytes) -> bytes:

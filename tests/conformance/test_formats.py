@@ -443,7 +443,6 @@ DOCKER = "application/vnd.docker.ai"
 OLLAMA = "application/vnd.ollama.image"
 DOCKER_IMAGE = Blob("application/vnd.docker.container.image.v1+json", b"{}")
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-GZIPPED_ROOTFS = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 
 
 @pytest.mark.parametrize(
@@ -490,27 +489,6 @@ GZIPPED_ROOTFS = "application/vnd.docker.image.rootfs.diff.tar.gzip"
             ),
             "Helm charts",
             id="helm",
-        ),
-        pytest.param(
-            Artifact((Blob(IMAGE_LAYER, single("models/a")),), Blob(IMAGE_CONFIG, b"{}")),
-            "container images",
-            id="modelcar",
-        ),
-        pytest.param(
-            Artifact((Blob(GZIPPED_ROOTFS, gz(single("models/a"))),), DOCKER_IMAGE, media_type=DOCKER_MANIFEST),
-            "container images",
-            id="docker-image",
-        ),
-        pytest.param(
-            Artifact(
-                (
-                    Blob(f"{IMAGE_LAYER}+zstd", zst(single("etc/os-release"))),
-                    Blob(IMAGE_LAYER, single("models/a"), {TITLE: "a", "olot.layer.content.type": "file"}),
-                ),
-                Blob(IMAGE_CONFIG, b"{}"),
-            ),
-            "container images",
-            id="olot-modelcar",
         ),
         pytest.param(
             Artifact((Blob("application/vnd.oci.image.layer.nydus.blob.v1", WEIGHTS),), Blob(IMAGE_CONFIG, b"{}")),

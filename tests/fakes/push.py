@@ -30,6 +30,8 @@ else:
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 ORAS_FILE = "application/vnd.oci.image.layer.v1.tar"
 ORAS_DIRECTORY = "application/vnd.oci.image.layer.v1.tar+gzip"
 MODELPACK_CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -61,6 +63,7 @@ class Artifact:
     layers: tuple[Layer, ...]
     artifact_type: str | None = None
     annotations: Mapping[str, str] = field(default_factory=dict)
+    media_type: str = "application/vnd.oci.image.manifest.v1+json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +137,14 @@ class Pusher:
         """Upload all blobs of `artifact`, then its manifest under `tag`."""
         config = self._descriptor(repository, artifact.config)
         layers = [self._descriptor(repository, layer) for layer in artifact.layers]
-        document: dict[str, Any] = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
+        document: dict[str, Any] = {"schemaVersion": 2, "mediaType": artifact.media_type}
+        document |= {"config": config, "layers": layers}
         if artifact.artifact_type is not None:
             document["artifactType"] = artifact.artifact_type
         if artifact.annotations:
             document["annotations"] = dict(artifact.annotations)
         data = json.dumps(document, separators=(",", ":")).encode()
-        digest = self.manifest(repository, tag, data)
+        digest = self.manifest(repository, tag, data, artifact.media_type)
         digests = tuple(layer["digest"] for layer in layers)
         return Pushed(self.host, repository, tag, digest, data, digests, sum(layer["size"] for layer in layers))
 
@@ -255,6 +259,54 @@ def modelpack_archive(directory: Path, *, packing: Packing, name: str = "model")
         "config": {"format": "safetensors"},
     }
     return Artifact(Layer(MODELPACK_CONFIG, json.dumps(config).encode()), (layer,), MODELPACK_ARTIFACT)
+
+
+def modelcar(directory: Path, *, packing: Packing = "tar+gzip") -> Artifact:
+    """As `docker build` makes it of a Dockerfile that copies `directory` to /models, thinks better of some of it, and
+    links to the rest: an operating system's layer, the files with more than there should be, a layer of whiteouts.
+    """
+    system = [("etc/", None), ("etc/os-release", b"ID=test\n"), ("dev/console", tarfile.CHRTYPE), ("bin", "usr/bin")]
+    files: list[tuple[str, bytes | Path | str | None]] = [("models/", None)]
+    for path in sorted(p for p in directory.rglob("*") if p.is_dir() or p.is_file()):
+        name = path.relative_to(directory).as_posix()
+        files.append((f"models/{name}/", None) if path.is_dir() else (f"models/{name}", path))
+    extra = [("models/mistake.bin", b"not wanted"), ("models/mistakes/", None), ("models/mistakes/one", b"nor this")]
+    whiteouts = [("models/.wh.mistake.bin", b""), ("models/mistakes/.wh..wh..opq", b""), ("models/.wh.mistakes", b"")]
+    archives = [rootfs(entries) for entries in (system, [*files, *extra], whiteouts)]
+    media_type = "application/vnd.docker.image.rootfs.diff.tar" + packing.removeprefix("tar").replace("+", ".")
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [measure(archive)[0] for archive in archives]},
+    }
+    return Artifact(
+        Layer(DOCKER_CONFIG, json.dumps(config).encode()),
+        tuple(Layer(media_type, compress(archive, packing)) for archive in archives),
+        media_type=DOCKER_MANIFEST,
+    )
+
+
+def rootfs(entries: Iterable[tuple[str, bytes | Path | str | None]]) -> bytes:
+    """A layer of a container image: bytes and paths are files, text is where a symbolic link leads, None a directory,
+    one of tarfile's types an entry of that type.
+    """
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in entries:
+            info = tarfile.TarInfo(name)
+            if content == tarfile.CHRTYPE:
+                info.type = tarfile.CHRTYPE
+            elif content is None:
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+            elif isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+            if isinstance(content, str) or info.type != tarfile.REGTYPE:
+                archive.addfile(info)
+                continue
+            data = content.read_bytes() if isinstance(content, Path) else content or b""
+            info.size, info.mode = len(data), 0o644
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
 
 
 def tar_of(members: Iterable[tuple[str, Path]]) -> bytes:

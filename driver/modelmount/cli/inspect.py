@@ -22,7 +22,7 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Index, Manifest
 from modelmount.oci.reference import Reference, Repository
 from modelmount.registry.credentials import Credential
-from modelmount.snapshots import layers
+from modelmount.snapshots import layers, unpack
 
 INDEX_DEPTH = 3
 """How many indexes deep a manifest may lie; as for pods."""
@@ -143,10 +143,10 @@ def _part(layer: Layer, store: Store | None, scope: str) -> _Part:
     digest = layer.descriptor.digest
     if layer.encoding is Encoding.RAW:
         return _Part(layer.descriptor, layer.path, False, store is not None and store.has_blob(digest, scope), None)
-    rules = None if store is None else store.unpacked_rules(digest, scope)
+    rules = None if store is None else store.unpacked_rules(digest, scope, unpack.versions(layer.encoding))
     if store is None or rules is None:
         return _Part(layer.descriptor, layer.path, True, False, None)
-    files = tuple(member for member in layers.members(store, digest, rules) if not member.is_directory)
+    files = tuple(member for member in layers.members(store, digest, rules) if member.is_file)
     return _Part(layer.descriptor, layer.path, True, True, files)
 
 

@@ -12,6 +12,7 @@ from modelmount.formats import layers, paths, placement, unsupported
 from modelmount.formats.base import Encoding, Format, Layout
 from modelmount.formats.choice import choose
 from modelmount.formats.files import Files
+from modelmount.formats.image import ContainerImage
 from modelmount.formats.modelpack import ModelPack
 from modelmount.formats.placement import place
 from modelmount.oci.digest import Digest
@@ -19,8 +20,11 @@ from modelmount.oci.manifest import Manifest
 
 __all__ = ["FORMATS", "choose", "decide", "place", "reads_config"]
 
-FORMATS: tuple[Format, ...] = (ModelPack(), Files())
+FORMATS: tuple[Format, ...] = (ContainerImage(), ModelPack(), Files())
 """The most specific first: the first that matches decides."""
+
+
+_SUPPORTED = "ModelPack, container images and ORAS files"
 
 
 def decide(manifest: Manifest, config: bytes | None) -> Layout:
@@ -35,7 +39,7 @@ def decide(manifest: Manifest, config: bytes | None) -> Layout:
     if not layout.layers:
         raise BadArtifact(
             f"an artifact of type {paths.show(layers.kind(manifest) or 'unknown')} is no model that can be mounted: "
-            f"none of its layers ({len(manifest.layers)}) is a file with a name; supported are ModelPack and ORAS"
+            f"none of its layers ({len(manifest.layers)}) is a file with a name; supported are {_SUPPORTED}"
         )
     _refuse_two_readings(layout)
     placement.refuse_collisions(layout)

@@ -22,11 +22,24 @@ class Encoding(enum.Enum):
     RAW_GZIP = "raw+gzip"
     """One compressed file; unpacks to a single member."""
     RAW_ZSTD = "raw+zstd"
+    ROOTFS_TAR = "rootfs tar"
+    """A tar read as a layer of a container image: with links, whiteouts and names from the image's root."""
+    ROOTFS_TAR_GZIP = "rootfs tar+gzip"
+    ROOTFS_TAR_ZSTD = "rootfs tar+zstd"
 
     @property
     def is_archive(self) -> bool:
         """Whether the blob holds named entries."""
-        return self in {Encoding.TAR, Encoding.TAR_GZIP, Encoding.TAR_ZSTD}
+        return self in {Encoding.TAR, Encoding.TAR_GZIP, Encoding.TAR_ZSTD} or self.is_rootfs
+
+    @property
+    def is_rootfs(self) -> bool:
+        """Whether the entries are those of a container image's layer."""
+        return self in {Encoding.ROOTFS_TAR, Encoding.ROOTFS_TAR_GZIP, Encoding.ROOTFS_TAR_ZSTD}
+
+
+SYMLINK, HARDLINK = "symlink", "hardlink"
+"""What `Member.special` says of links."""
 
 
 class Naming(enum.Enum):
@@ -58,21 +71,25 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a manifest means: which blobs are needed and what they are. `warnings` are sentences for the pod's owner."""
+    """What a manifest means: which blobs are needed and what they are. `warnings` are sentences for the pod's owner.
+
+    `is_image` says that each layer changes what the ones before it made, as those of container images do.
+    """
 
     format: str
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...] = ()
     lift: str | None = None
     """A directory that becomes the volume's root when every file of the artifact lies below it."""
+    is_image: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """One entry of an unpacked archive. `path` is the checked name; a compressed single file has the path `""`, its
-    layer names it.
+    layer names it. In layers of container images it is the name below the image's root, unchecked.
 
-    Directories have size 0 and no digest. The bytes of a file lie in a file named by `ordinal`.
+    Only files have a size and a digest, and their bytes lie in a file named by `ordinal`.
     """
 
     ordinal: int
@@ -80,6 +97,15 @@ class Member:
     is_directory: bool
     size: int
     sha256: str
+    special: str = ""
+    """SYMLINK, HARDLINK or the name of a kind that isn't read; for layers of container images only."""
+    target: str = ""
+    """Where a link leads: of a hard link a name below the image's root, of a symbolic link whatever it says."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it has bytes."""
+        return not (self.is_directory or self.special)
 
 
 @dataclass(frozen=True, slots=True)

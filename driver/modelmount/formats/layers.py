@@ -118,14 +118,14 @@ def hint(descriptor: Descriptor) -> str | None:
         return None
 
 
-def left_out(unnamed: Sequence[Descriptor]) -> tuple[str, ...]:
-    """The warning about layers that are no files because nothing names them; none where there are none."""
-    if not unnamed:
+def left_out(found: Sequence[Descriptor], what: str = "layers without a file name") -> tuple[str, ...]:
+    """The warning about layers that give no files, `what` they are; none where there are none."""
+    if not found:
         return ()
-    types = sorted({media(descriptor.media_type) for descriptor in unnamed})
+    types = sorted({media(descriptor.media_type) for descriptor in found})
     shown = ", ".join(paths.show(media_type) for media_type in types[:_SHOWN_TYPES])
     more = ", …" if len(types) > _SHOWN_TYPES else ""
-    return (f"layers without a file name were left out: {len(unnamed)}, of type {shown}{more}",)
+    return (f"{what} were left out: {len(found)}, of type {shown}{more}",)
 
 
 def _metadata_name(annotations: Mapping[str, str]) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from modelmount.errors import BadArtifact
 from modelmount.formats import paths
 from modelmount.formats.base import Encoding, File, Layer, Layout, Member, Naming, Placement
+from modelmount.formats.stack import Stack
 from modelmount.oci.digest import Digest
 
 
@@ -38,19 +39,13 @@ def place(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Map
     layer was made under: one model may mix versions. Raises BadArtifact when names collide, an entry lies outside its
     layer's directory, or there is no file at all; KeyError when a layer's members or rules are missing.
     """
-    tree = _Tree()
-    for layer in layout.layers:
-        if layer.encoding is Encoding.RAW:
-            _place_raw(tree, layer)
-        else:
-            digest = layer.descriptor.digest
-            _place_members(tree, layer, members[digest], rules[digest])
-    if not tree.files:
+    gather = _stacked if layout.is_image else _side_by_side
+    files, directories, warnings = gather(layout, members, rules)
+    if not files:
         raise BadArtifact(
             f"the {layout.format} artifact has no files, only directories; ask its publisher what it should contain"
         )
-    files, directories = _lifted(tree, layout.lift)
-    warnings = paths.collisions((file.path for file in files), directories)
+    warnings += paths.collisions((file.path for file in files), directories)
     for file in files:
         directories.update(paths.parents(file.path))
     for directory in list(directories):
@@ -65,6 +60,29 @@ def refuse_collisions(layout: Layout) -> None:
         if layer.encoding is Encoding.RAW:
             _place_raw(tree, layer)
     paths.collisions(tree.files)
+
+
+_Gathered = tuple[list[File], set[str], tuple[str, ...]]
+"""Files, directories without all of their parents, warnings."""
+
+
+def _side_by_side(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int]) -> _Gathered:
+    tree = _Tree()
+    for layer in layout.layers:
+        if layer.encoding is Encoding.RAW:
+            _place_raw(tree, layer)
+        else:
+            digest = layer.descriptor.digest
+            _place_members(tree, layer, members[digest], rules[digest])
+    return *_lifted(tree, layout.lift), ()
+
+
+def _stacked(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int]) -> _Gathered:
+    stack = Stack()
+    for layer in layout.layers:
+        digest = layer.descriptor.digest
+        stack.apply(members[digest], f"{digest.hex}/{rules[digest]}")
+    return stack.shows()
 
 
 def _place_raw(tree: _Tree, layer: Layer) -> None:

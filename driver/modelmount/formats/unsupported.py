@@ -1,6 +1,6 @@
 """Kinds of artifacts that this version knows and doesn't read, each refused by its name with what to do instead.
 
-Asked before the formats: a container image would otherwise be taken for ORAS files, and nobody would understand why it
+Asked before the formats: any of them would otherwise be taken for something else, and nobody would understand why it
 fails.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers
-from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Index, Manifest
 
 _KITOPS = "application/vnd.kitops.modelkit."
@@ -20,8 +19,6 @@ _OLLAMA = "application/vnd.ollama.image."
 _HELM = "application/vnd.cncf.helm."
 _NYDUS_BLOB = "application/vnd.oci.image.layer.nydus.blob.v1"
 _NYDUS_BOOTSTRAP = "containerd.io/snapshot/nydus-bootstrap"
-_OLOT = "olot."
-"""Prefix of annotations that olot puts on the layers of its container images, along with a title."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +69,6 @@ def _is_nydus(manifest: Manifest) -> bool:
     )
 
 
-def _is_container_image(manifest: Manifest) -> bool:
-    """The config's type alone decides nothing: early ORAS and CRI-O examples push artifacts with an image config."""
-    return (
-        layers.config_type(manifest) in layers.IMAGE_CONFIGS
-        and not manifest.artifact_type
-        and any(layers.is_rootfs(layer.media_type) for layer in manifest.layers)
-        and not any(_is_named_file(layer) for layer in manifest.layers)
-    )
-
-
-def _is_named_file(layer: Descriptor) -> bool:
-    return bool(layers.filepath(layer) or layers.title(layer)) and not any(
-        key.startswith(_OLOT) for key in layer.annotations
-    )
-
-
 _KIT = Kind("KitOps ModelKits", "pack the model with `kit pack --use-model-pack`", _declares(_KITOPS))
 KINDS = (
     Kind("encrypted layers", "push the model without encryption", _is_encrypted),
@@ -96,6 +77,5 @@ KINDS = (
     Kind("Ollama models", "push the model's files with `oras push`", _declares(_OLLAMA)),
     Kind("Docker Model Runner models", "package the model with `--format cncf`", _declares(_DOCKER_MODEL)),
     Kind("Helm charts", "name a model", _declares(_HELM)),
-    Kind("container images", "push the model's files with `oras push` or `modctl build`", _is_container_image),
 )
 """In the order in which they are asked: the first that matches names the artifact best."""

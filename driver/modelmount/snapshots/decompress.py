@@ -65,12 +65,12 @@ def opened(stream: RawReader, encoding: Encoding, cancelled: Callable[[], bool])
     Cancelled; OSError of the stream passes. When the block ends nothing reads the stream any more.
     """
     match encoding:
-        case Encoding.TAR:
+        case Encoding.TAR | Encoding.ROOTFS_TAR:
             yield _until(_read(stream), cancelled)
             return
-        case Encoding.TAR_GZIP | Encoding.RAW_GZIP:
+        case Encoding.TAR_GZIP | Encoding.RAW_GZIP | Encoding.ROOTFS_TAR_GZIP:
             codec: _Gzip | _Zstd = _Gzip()
-        case Encoding.TAR_ZSTD | Encoding.RAW_ZSTD:
+        case Encoding.TAR_ZSTD | Encoding.RAW_ZSTD | Encoding.ROOTFS_TAR_ZSTD:
             codec = _Zstd()
         case Encoding.RAW:
             raise ValueError("a raw blob is the file itself; there is nothing to unpack")

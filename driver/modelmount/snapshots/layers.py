@@ -21,13 +21,27 @@ from modelmount.snapshots import unpack
 from modelmount.snapshots.decompress import RawReader
 
 
-class IndexEntry(msgspec.Struct, frozen=True):
-    """One member as `index.json` tells it. `type` is `file` or `directory`; `sha256` is empty for directories."""
+class IndexEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One member as `index.json` tells it. `type` is `file`, `directory`, or what `Member.special` says; `sha256` is
+    empty for all but files.
+    """
 
     path: str
     type: str
     size: int
     sha256: str
+    target: str = ""
+
+    @classmethod
+    def of(cls, member: Member) -> IndexEntry:
+        """The entry of one member."""
+        kind = member.special or ("directory" if member.is_directory else "file")
+        return cls(member.path, kind, member.size, member.sha256, member.target)
+
+    def member(self, ordinal: int) -> Member:
+        """And back."""
+        special = "" if self.type in {"file", "directory"} else self.type
+        return Member(ordinal, self.path, self.type == "directory", self.size, self.sha256, special, self.target)
 
 
 def build(
@@ -49,7 +63,7 @@ def build(
     files.mkdir(mode=0o700, parents=True)
     try:
         found = unpack.unpack(source, encoding, files, limits, cancelled, uncompressed=uncompressed)
-        entries = [IndexEntry(m.path, "directory" if m.is_directory else "file", m.size, m.sha256) for m in found]
+        entries = [IndexEntry.of(member) for member in found]
         (destination / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)
@@ -63,7 +77,7 @@ def members(store: Store, digest: Digest, rules: int) -> tuple[Member, ...]:
         entries = msgspec.json.decode(path.read_bytes(), type=list[IndexEntry])
     except (OSError, msgspec.DecodeError) as e:
         raise Internal(f"cannot read {path}: {e}; run `modelmount doctor`") from e
-    return tuple(Member(n, e.path, e.type == "directory", e.size, e.sha256) for n, e in enumerate(entries))
+    return tuple(entry.member(ordinal) for ordinal, entry in enumerate(entries))
 
 
 def source_path(store: Store, source: str) -> Path:

@@ -3,28 +3,33 @@
 Sources: POSIX.1-2017 pax(1) "ustar Interchange Format" and "pax Interchange Format"; the GNU tar manual, "Basic Tar
 Format". Regular files and directories are read, with long names of GNU (`L`) and POSIX (`x`). Everything else that an
 archive can hold has been a way out of a directory, a bomb, or a difference between readers, and is refused with its
-name. Mode, owner and times are not even parsed.
+name. Layers of container images (`rootfs_entries`) may have links, devices and names that come again; all of that stays
+text here, and what it means is worked out on names alone. Mode, owner and times are not even parsed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from modelmount.errors import BadArtifact
-from modelmount.formats import paths
+from modelmount.formats import base, paths
 
 BLOCK_BYTES: Final = 512
 MAX_EXTENSION_BYTES: Final = 64 << 10
 """Most that a long name or a set of extended records may have."""
+MAX_ROOTFS_DEPTH: Final = 128
+MAX_ROOTFS_NAMES: Final = 64 << 20
+"""Characters of all names and link targets of one layer of a container image; the largest have a tenth of it."""
 MAX_END_BYTES: Final = 1 << 20
 """Most zeros after the last entry. Writers fill up to a record: 10 KiB by default, a megabyte on large tapes."""
 
 _ZEROS: Final = bytes(BLOCK_BYTES)
 _REGULAR: Final = (b"0", b"\0")
 _DIRECTORY: Final = b"5"
-_LONG_NAME, _RECORDS, _GLOBAL_RECORDS = b"L", b"x", b"g"
+_LONG_NAME, _LONG_LINK, _RECORDS, _GLOBAL_RECORDS = b"L", b"K", b"x", b"g"
+_EXTENSIONS: Final = (_LONG_NAME, _RECORDS, _GLOBAL_RECORDS)
 _MAGICS: Final = (b"ustar\0", b"ustar ", b"\0" * 6)
 """POSIX, GNU, and the time before magics."""
 _SIZE_DIGITS: Final = 20
@@ -44,13 +49,29 @@ _REFUSED_KINDS: Final = {
 }
 
 
+_SPECIALS: Final = {
+    b"1": base.HARDLINK,
+    b"2": base.SYMLINK,
+    b"3": "character device",
+    b"4": "block device",
+    b"6": "named pipe",
+}
+"""What layers of container images may hold besides files and directories."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file or directory. `path` is checked (`formats.paths.check`); `size` is 0 for directories."""
+    """One file or directory. `path` is checked (`formats.paths.check`); `size` is 0 for directories.
+
+    In layers of container images `path` is only relative and without `..`, and `special` and `target` are as in
+    `formats.base.Member`.
+    """
 
     path: str
     is_directory: bool
     size: int
+    special: str = ""
+    target: str = ""
 
 
 class Source:
@@ -91,12 +112,18 @@ class _Extensions:
 
     kinds: set[bytes] = field(default_factory=set)
     path: bytes | None = None
+    link: bytes | None = None
     size: int | None = None
 
     def add_name(self, name: bytes) -> None:
         if self.path is not None:
             _refuse("it names one entry twice, in two extended headers")
         self.path = name
+
+    def add_link(self, target: bytes) -> None:
+        if self.link is not None:
+            _refuse("it names the target of one link twice, in two extended headers")
+        self.link = target
 
 
 def entries(source: Source, limit: int) -> Iterator[Entry]:
@@ -106,12 +133,38 @@ def entries(source: Source, limit: int) -> Iterator[Entry]:
     end. More than `limit` headers, a name that occurs twice, or anything that isn't plain raises BadArtifact.
     """
     seen: set[str] = set()
+    for entry in _read(source, limit, _EXTENSIONS, _entry):
+        if entry.path in seen:
+            _refuse(f"it has {paths.show(entry.path)} twice")
+        seen.add(entry.path)
+        yield entry
+
+
+def rootfs_entries(source: Source, limit: int) -> Iterator[Entry]:
+    """The same for a layer of a container image (OCI image-spec, layer.md): names may be absolute and come again, and
+    besides files and directories there are links, devices and named pipes. `..` in a name is refused.
+    """
+    names = 0
+    for entry in _read(source, limit, (*_EXTENSIONS, _LONG_LINK), _rootfs_entry):
+        names += len(entry.path) + len(entry.target)
+        if names > MAX_ROOTFS_NAMES:
+            _refuse(f"its names take more than {MAX_ROOTFS_NAMES} characters")
+        yield entry
+
+
+def _read(
+    source: Source,
+    limit: int,
+    extending: tuple[bytes, ...],
+    read: Callable[[bytes, bytes, int, _Extensions], Entry | None],
+) -> Iterator[Entry]:
+    """What `read` makes of each header that isn't `extending` the next one."""
     extensions = _Extensions()
     count = 0
     while (header := source.block()) is not None and header != _ZEROS:
         _check_header(header)
         kind, size = header[156:157], _number(header[124:136], "size")
-        if kind in (_LONG_NAME, _RECORDS, _GLOBAL_RECORDS):
+        if kind in extending:
             _extend(extensions, kind, _extension(source, size))
             if kind != _GLOBAL_RECORDS:
                 continue
@@ -120,13 +173,10 @@ def entries(source: Source, limit: int) -> Iterator[Entry]:
             _refuse(f"it has more than the {limit} entries an admin allows (limits.archive_entries)")
         if kind == _GLOBAL_RECORDS:
             continue
-        entry = _entry(header, kind, size, extensions)
+        entry = read(header, kind, size, extensions)
         extensions = _Extensions()
         if entry is None:
             continue
-        if entry.path in seen:
-            _refuse(f"it has {paths.show(entry.path)} twice")
-        seen.add(entry.path)
         yield entry
         for _ in source.take(-entry.size % BLOCK_BYTES):
             pass
@@ -165,6 +215,44 @@ def _entry(header: bytes, kind: bytes, size: int, extensions: _Extensions) -> En
     return None if path == "." else Entry(paths.check(path), True, 0)
 
 
+def _rootfs_entry(header: bytes, kind: bytes, size: int, extensions: _Extensions) -> Entry | None:
+    """The entry, or None for the image's own root."""
+    name = extensions.path if extensions.path is not None else _name(header)
+    path = _beneath(name)
+    if kind in _REGULAR:
+        if not path or name.endswith(b"/"):
+            _refuse(f"the file {_show(name)} is named like a directory")
+        return Entry(path, False, size if extensions.size is None else extensions.size)
+    if kind != _DIRECTORY and kind not in _SPECIALS:
+        _refuse(f"{_show(name)} is {_REFUSED_KINDS.get(kind, 'of an unknown type')}, which no container image needs")
+    if size or extensions.size:
+        _refuse(f"{_show(name)} is no file and has data")
+    if kind == _DIRECTORY or not path:
+        return Entry(path, True, 0) if path else None
+    link = extensions.link if extensions.link is not None else header[157:257].partition(b"\0")[0]
+    special = _SPECIALS[kind]
+    if special == base.HARDLINK:
+        return Entry(path, False, 0, special, _beneath(link))
+    return Entry(path, False, 0, special, _text(link) if special == base.SYMLINK else "")
+
+
+def _beneath(name: bytes) -> str:
+    """A name below the image's root, the only one that tools may mean by it; empty for the root itself."""
+    components = [component for component in _text(name).split("/") if component not in {"", "."}]
+    if ".." in components:
+        _refuse(f"the name {_show(name)} has the component '..'")
+    if len(components) > MAX_ROOTFS_DEPTH:
+        _refuse(f"{_show(name)} is more than {MAX_ROOTFS_DEPTH} levels deep")
+    return "/".join(components)
+
+
+def _text(name: bytes) -> str:
+    """What isn't UTF-8 becomes text that no name may have, so that it can lie in an image but never be shown."""
+    if len(name) > paths.MAX_PATH_BYTES:
+        _refuse(f"the name {_show(name)} is longer than {paths.MAX_PATH_BYTES} bytes")
+    return name.decode(errors="backslashreplace")
+
+
 def _name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0]
@@ -190,12 +278,17 @@ def _extend(extensions: _Extensions, kind: bytes, data: bytes) -> None:
     if kind == _LONG_NAME:
         extensions.add_name(data.rstrip(b"\0"))
         return
+    if kind == _LONG_LINK:
+        extensions.add_link(data.rstrip(b"\0"))
+        return
     records = _records(data)
     for key in records:
         if key.startswith(_SPARSE):
             _refuse("it has a sparse file; write it without --sparse")
     if b"path" in records:
         extensions.add_name(records[b"path"])
+    if b"linkpath" in records:
+        extensions.add_link(records[b"linkpath"])
     if b"size" in records:
         extensions.size = _decimal(records[b"size"])
 

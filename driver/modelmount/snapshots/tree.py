@@ -24,7 +24,7 @@ from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers
 from modelmount.system import atomic
 
-LAYOUT_RULES = 1
+LAYOUT_RULES = 2
 """Rises when the same manifest and selection would be linked differently; a change relinks locally."""
 
 

@@ -32,6 +32,9 @@ _FIRST_VERSION: Final = {
     Encoding.TAR_ZSTD: 2000,
     Encoding.RAW_GZIP: 3000,
     Encoding.RAW_ZSTD: 4000,
+    Encoding.ROOTFS_TAR: 5000,
+    Encoding.ROOTFS_TAR_GZIP: 6000,
+    Encoding.ROOTFS_TAR_ZSTD: 7000,
 }
 """Every encoding has numbers of its own: one manifest may call a blob an archive that another calls a compressed file,
 and a blob can be made that is two kinds of archive at once. Neither may find what the other made of it.
@@ -75,7 +78,8 @@ def unpack(
     uncompressed: Digest | None = None,
 ) -> list[Member]:
     """Write every regular file of the archive into the existing empty directory `files`, named by its index in the
-    list that is returned; directories have an index and no file. RAW_GZIP and RAW_ZSTD give one member with path "".
+    list that is returned; directories and links have an index and no file. RAW_GZIP and RAW_ZSTD give one member with
+    path "".
 
     One pass, memory constant but for the names. `uncompressed` is the digest that the archive must have after
     decompression. Raises BadArtifact for whatever is malformed, hostile, larger than `limits` or not `uncompressed`;
@@ -85,7 +89,11 @@ def unpack(
     with decompress.opened(stream, encoding, cancelled) as pieces, _Directory.opened(files, limits) as directory:
         hasher = uncompressed.hasher() if uncompressed is not None else None
         source = tarstream.Source(_hashed(pieces, hasher) if hasher is not None else pieces)
-        found = _members(source, directory, limits) if encoding.is_archive else [_single(source, directory, limits)]
+        if encoding.is_archive:
+            read = tarstream.rootfs_entries if encoding.is_rootfs else tarstream.entries
+            found = _members(source, read(source, limits.entries), directory, limits)
+        else:
+            found = [_single(source, directory, limits)]
         if uncompressed is not None and hasher is not None and hasher.hexdigest() != uncompressed.hex:
             raise BadArtifact(
                 f"it decompresses to {uncompressed.algorithm}:{hasher.hexdigest()}, where its manifest says "
@@ -94,13 +102,15 @@ def unpack(
         return found
 
 
-def _members(source: tarstream.Source, directory: _Directory, limits: Limits) -> list[Member]:
+def _members(
+    source: tarstream.Source, entries: Iterator[tarstream.Entry], directory: _Directory, limits: Limits
+) -> list[Member]:
     members: list[Member] = []
     total = 0
-    for entry in tarstream.entries(source, limits.entries):
+    for entry in entries:
         ordinal = len(members)
-        if entry.is_directory:
-            members.append(Member(ordinal, entry.path, True, 0, ""))
+        if entry.is_directory or entry.special:
+            members.append(Member(ordinal, entry.path, entry.is_directory, 0, "", entry.special, entry.target))
             continue
         total += entry.size
         if total > limits.bytes:

@@ -29,6 +29,9 @@ COMPRESS: Mapping[Encoding, Callable[[bytes], bytes]] = {
     Encoding.TAR_ZSTD: zstd.compress,
     Encoding.RAW_GZIP: gzip.compress,
     Encoding.RAW_ZSTD: zstd.compress,
+    Encoding.ROOTFS_TAR: lambda data: data,
+    Encoding.ROOTFS_TAR_GZIP: gzip.compress,
+    Encoding.ROOTFS_TAR_ZSTD: zstd.compress,
 }
 
 
