@@ -50,9 +50,9 @@ class Waiter:
 class Job:
     """One pull of one model with one selection. Made and run by the Puller."""
 
-    def __init__(self, model: Model, selection: str, credential: Credential) -> None:
-        """RUNNING from the start."""
-        self.model, self.selection = model, selection
+    def __init__(self, model: Model, selection: str, credential: Credential, *, fetches: bool = True) -> None:
+        """RUNNING from the start. One that doesn't fetch makes do with the blobs that are here, or fails."""
+        self.model, self.selection, self.fetches = model, selection, fetches
         self.progress = Progress()
         self.cancel = Cancel()
         self.ended = threading.Event()

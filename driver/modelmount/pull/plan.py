@@ -44,6 +44,10 @@ class Part:
             return store.has_blob(self.descriptor.digest, scope)
         return self.unpacked_rules(store, scope) is not None
 
+    def needs_bytes(self, store: Store, scope: str) -> bool:
+        """Whether it is not even here in raw form, from which it could be unpacked."""
+        return not self.present(store, scope) and not store.has_blob(self.descriptor.digest, scope)
+
     def unpacked_rules(self, store: Store, scope: str) -> int | None:
         """The newest rules under which it lies unpacked for this scope."""
         return store.unpacked_rules(self.descriptor.digest, scope, unpack.versions(self.encoding))

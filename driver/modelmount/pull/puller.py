@@ -21,7 +21,7 @@ from modelmount.pull import verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
 from modelmount.pull.plan import Plan, make_plan
-from modelmount.pull.resolver import Model, Resolver
+from modelmount.pull.resolver import Model, Resolver, not_here
 from modelmount.pull.transfer import Transfer
 from modelmount.registry.credentials import Credential
 from modelmount.snapshots import tree as trees
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 SourceFactory = Callable[[Model, Callable[[], Credential]], BlobSource]
 """Makes the source of a model's blobs; the callable yields the newest proved credential at each open."""
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str, bool]
 
 
 class Puller:
@@ -52,11 +52,13 @@ class Puller:
         self._janitor: threading.Thread | None = None
         self._stopping = threading.Event()
 
-    def ensure(self, model: Model, selection: str, credential: Credential) -> Job:
+    def ensure(self, model: Model, selection: str, credential: Credential, *, fetch: bool = True) -> Job:
         """The job for `model`: the one that runs or just ended well, or a new one. The caller has proved its own
-        access.
+        access. Without `fetch` it links what is here and asks no source for anything; something missing is a
+        Precondition then.
         """
-        key = (model.repository.scope, str(model.manifest), selection)
+        job = Job(model, selection, credential, fetches=fetch)
+        key = _key(job)
         with self._lock:
             if self._stopping.is_set():
                 raise Cancelled("the driver is stopping; the next one goes on from here")
@@ -64,7 +66,6 @@ class Puller:
             if existing is not None and existing[0].state is not State.FAILED:
                 existing[0].join(credential)
                 return existing[0]
-            job = Job(model, selection, credential)
             record = PullRecord.open(self._store)
             self._jobs[key] = (job, record)
             if self._janitor is None:
@@ -77,7 +78,7 @@ class Puller:
 
     def release(self, job: Job) -> None:
         """A lease on the finished job's tree stands: the job need not hold it any longer."""
-        key = (job.model.repository.scope, str(job.model.manifest), job.selection)
+        key = _key(job)
         with self._lock:
             current = self._jobs.get(key)
             if current is None or current[0] is not job or job.state is State.RUNNING:
@@ -162,6 +163,8 @@ class Puller:
 
     def _fetch_missing(self, transfer: Transfer, plan: Plan, record: PullRecord, job: Job) -> None:
         missing = plan.missing(self._store, transfer.scope)
+        if not job.fetches and any(part.needs_bytes(self._store, transfer.scope) for part in missing):
+            raise not_here(job.model)
         job.progress.expect(plan.total_bytes, len(plan.parts))
         for part in plan.parts:
             if part not in missing:
@@ -193,6 +196,10 @@ class Puller:
                     job.cancel.set()
                 else:
                     record.close()
+
+
+def _key(job: Job) -> _Key:
+    return job.model.repository.scope, str(job.model.manifest), job.selection, job.fetches
 
 
 def _warn(warnings: Iterable[str]) -> None:

@@ -65,6 +65,14 @@ def references(store: Store) -> Iterator[tuple[str, str]]:
         yield known.reference, known.manifest
 
 
+def not_here(what: Reference | Model) -> Precondition:
+    """What `Never` gets when something would have to be fetched."""
+    return Precondition(
+        f"{what} is not complete on this node and pullPolicy is Never; pull it first with `modelmount pull`, or use "
+        "IfNotPresent"
+    )
+
+
 class Resolver:
     """Resolves and proves. Thread-safe; blocks on the network for at most the client's document timeouts."""
 
@@ -81,10 +89,9 @@ class Resolver:
         repository = reference.repository
         known = self._known(reference)
         if known is None and policy == "Never":
-            raise Precondition(
-                f"{reference} is not on this node and pullPolicy is Never; pull it first with `modelmount pull` or "
-                "use IfNotPresent"
-            )
+            known = self._here(reference)
+            if known is None:
+                raise not_here(reference)
         if known is not None and (policy != "Always" or reference.digest is not None):
             model = Model(repository, Digest.parse(known.manifest))
             if self._prove:
@@ -160,6 +167,15 @@ class Resolver:
         except (FileNotFoundError, msgspec.DecodeError, InvalidRequest):
             return None  # what can't be read is resolved again
         return known if self._store.has_blob(manifest, reference.repository.scope) else None
+
+    def _here(self, reference: Reference) -> _Ref | None:
+        """What a digest of which nobody remembers a resolution means: itself, if it is a manifest that is here."""
+        digest = reference.digest
+        if digest is None or not self._store.has_blob(digest, reference.repository.scope):
+            return None
+        if isinstance(manifests.parse(self._store.read_document(digest)), Index):
+            return None
+        return _Ref(str(reference), str(digest), str(digest), time.time())
 
     def _remember(self, reference: Reference, digest: Digest, manifest: Digest) -> None:
         record = _Ref(str(reference), str(digest), str(manifest), time.time())

@@ -31,6 +31,7 @@ from modelmount.pull.fetch import Cancel, Download
 from modelmount.pull.governor import Governor
 from modelmount.pull.job import Job
 from modelmount.pull.plan import SMALL_BYTES, Part
+from modelmount.pull.resolver import not_here
 from modelmount.pull.segments import Segment
 from modelmount.pull.unpacking import Stream, Unpacking
 from modelmount.snapshots import unpack
@@ -106,6 +107,8 @@ class Transfer:
             return descriptor.data
         if self.store.has_blob(descriptor.digest, self.scope):
             return self.store.read_document(descriptor.digest)
+        if not self._job.fetches:
+            raise not_here(self._job.model)
         data = self._read_document(descriptor)
         self.store.put_document(data, descriptor.digest, self.scope)
         return data

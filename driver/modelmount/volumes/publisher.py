@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from modelmount import telemetry
 from modelmount.config import Settings
 from modelmount.content.store import Store
-from modelmount.errors import Cancelled, InvalidRequest, ModelMountError, NotFound, Pending, Precondition, Unavailable
+from modelmount.errors import Cancelled, InvalidRequest, ModelMountError, NotFound, Pending, Unavailable
 from modelmount.oci.reference import Reference, Repository
 from modelmount.pull import progress
 from modelmount.pull.job import Job
@@ -76,8 +76,10 @@ class Resolves(Protocol):
 class Pulls(Protocol):
     """Runs pulls: `pull.puller.Puller`."""
 
-    def ensure(self, model: Model, selection: str, credential: Credential) -> Job:
-        """Join or start the model's job; the caller has proved its access."""
+    def ensure(self, model: Model, selection: str, credential: Credential, *, fetch: bool) -> Job:
+        """Join or start the model's job, which does without any source unless it may `fetch`; the caller has proved its
+        access.
+        """
 
     def release(self, job: Job) -> None:
         """A lease on the job's tree stands, or the job's result is of no use."""
@@ -214,21 +216,19 @@ class Publisher:
         reference, policy = wanted.spec.reference, wanted.spec.pull_policy
         if lease is not None and not lease.adopted:
             reference = replace(reference, tag=None, digest=lease.model.manifest)
-            if policy == "Never":
-                raise _absent(reference)
         credential = self._credentials.find(reference.repository, secrets)
         model = self._resolver.resolve(reference, policy, credential)
         made = self._publications.make(wanted, model, attempt)
         if made is not None:
             return "cached", made
-        if policy == "Never":
-            raise _absent(reference)
-        return "pulled", self._pull_and_make(wanted, model, credential, attempt)
+        made = self._pull_and_make(wanted, model, credential, attempt)
+        return "cached" if policy == "Never" else "pulled", made
 
     def _pull_and_make(self, wanted: Wanted, model: Model, credential: Credential, attempt: Attempt) -> Lease:
         self._publications.require_parent(wanted.path)
         for _ in range(_PULL_ROUNDS):
-            job = self._puller.ensure(model, wanted.spec.selection, credential)
+            fetch = wanted.spec.pull_policy != "Never"
+            job = self._puller.ensure(model, wanted.spec.selection, credential, fetch=fetch)
             self._await(job, wanted, attempt)
             made = self._publications.make(wanted, model, attempt)
             # With a lease the job need not hold the tree. Without one its tree went, by quarantine: the next round
@@ -282,10 +282,3 @@ class Publisher:
                 "recreate the pod to get good ones"
             )
         return ""
-
-
-def _absent(reference: Reference) -> Precondition:
-    return Precondition(
-        f"{reference} is not complete on this node and pullPolicy is Never; pull it first with `modelmount pull`, or "
-        "use IfNotPresent"
-    )

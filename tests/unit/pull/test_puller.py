@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from modelmount.config import Settings
 from modelmount.content import pulls
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, Cancelled, IntegrityError, NotFound, Unavailable
+from modelmount.errors import BadArtifact, Cancelled, IntegrityError, NotFound, Precondition, Unavailable
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
@@ -233,6 +234,43 @@ def test_another_selection_is_another_job(bench: Bench) -> None:
     model = bench.model(("a", b"a"))
     puller = bench.puller()
     assert puller.ensure(model, "", ANONYMOUS) is not puller.ensure(model, "other", ANONYMOUS)
+
+
+def test_a_job_that_may_not_fetch_links_what_is_here_and_opens_nothing(bench: Bench) -> None:
+    model = bench.model(("config.json", b"{}\n"), ("model.bin", os.urandom(100_000)))
+    puller = bench.puller()
+    with pytest.raises(Precondition, match="not complete on this node"):
+        puller.ensure(model, "", ANONYMOUS, fetch=False).wait(Waiter(), SECONDS)
+    assert bench.source.opens == []
+    root = tree_of(puller.ensure(model, "", ANONYMOUS))
+    shutil.rmtree(root.parent)
+    bench.source.opens.clear()
+    assert tree_of(puller.ensure(model, "", ANONYMOUS, fetch=False)) == root
+    assert (root / "config.json").read_bytes() == b"{}\n"
+    assert bench.source.opens == []
+
+
+def test_a_job_that_may_not_fetch_unpacks_an_archive_that_is_here(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"a" * 5000)
+    archive = push.compress(push.tar_of([("a.bin", tmp_path / "a.bin")]), "tar+gzip")
+    model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar+gzip")
+    bench.store.put_document(archive, Digest.of(archive), REPOSITORY.scope)
+    root = tree_of(bench.puller().ensure(model, "", ANONYMOUS, fetch=False))
+    assert (root / "a.bin").read_bytes() == b"a" * 5000
+    assert bench.source.opens == []
+
+
+def test_who_may_not_fetch_does_not_wait_for_who_does(bench: Bench) -> None:
+    model = bench.model(("model.bin", os.urandom(6 << 20)))
+    arrived, go_on = threading.Event(), threading.Event()
+    bench.source.gate = hold_at(0, arrived, go_on)
+    puller = bench.puller()
+    job = puller.ensure(model, "", ANONYMOUS)
+    assert arrived.wait(SECONDS)
+    with pytest.raises(Precondition):
+        puller.ensure(model, "", ANONYMOUS, fetch=False).wait(Waiter(), SECONDS)
+    go_on.set()
+    tree_of(job)
 
 
 def test_a_registry_in_trouble_ends_the_job_with_its_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,16 @@ def test_never_refuses_what_is_not_here_and_says_what_to_do(bench: Bench) -> Non
     assert bench.resolve(policy="Never") == bench.pushed.digest
 
 
+def test_never_takes_a_digest_whose_manifest_is_here(bench: Bench) -> None:
+    bench.resolve()
+    bench.registry.forget()
+    assert bench.resolve(bench.pushed.pinned, policy="Never") == bench.pushed.digest
+    assert bench.requests() == [f"HEAD {bench.pushed.digest}"]
+    other = f"{bench.registry.host}/other/tiny@{bench.pushed.digest}"
+    with pytest.raises(Precondition, match="modelmount pull"):
+        bench.resolve(other, policy="Never")
+
+
 def test_a_digest_needs_no_tag_and_is_checked(bench: Bench) -> None:
     assert bench.resolve(bench.pushed.pinned) == bench.pushed.digest
     assert bench.requests() == [f"GET {bench.pushed.digest}"]

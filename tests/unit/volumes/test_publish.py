@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import time
@@ -27,6 +28,7 @@ from modelmount.errors import (
     Precondition,
     Unavailable,
 )
+from modelmount.oci.digest import Digest
 from modelmount.system import atomic, host, syscalls
 from tests.fakes import mounts
 from tests.fakes.registry import Registry
@@ -276,16 +278,52 @@ def test_never_mounts_what_is_here_and_fetches_no_blob(node: Node) -> None:
     assert contents(node.target()) == FILES
 
 
-def test_never_with_its_tree_gone_says_what_to_do(node: Node) -> None:
+def forget_trees(node: Node) -> None:
+    """As if they had been evicted: what they were linked from is here still."""
+    for view in (node.store.root / "views").glob("*/*"):
+        view.unlink()
+    for tree in (node.store.root / "trees").iterdir():
+        shutil.rmtree(tree)
+
+
+@pytest.mark.parametrize("by", ["reference", "pinned"])
+def test_never_links_its_tree_again_from_what_is_here(node: Node, by: str) -> None:
     pushed = node.push(FILES)
     node.publish(node.target("first"), pushed.reference)
     node.unpublish(node.target("first"))
-    for view in (node.store.root / "views").glob("*/*"):
-        view.unlink()
+    forget_trees(node)
+    node.registry.forget()
+    node.publish(node.target(), getattr(pushed, by), pullPolicy="Never")
+    assert contents(node.target()) == FILES
+    assert node.registry.blob_gets() == {}
+    assert {r.method for r in node.registry.requests()} == {"HEAD"}
+
+
+def test_never_links_again_what_a_lease_names_though_its_tag_moved(node: Node) -> None:
+    pushed = node.push(FILES)
+    node.publish(node.target("first"), pushed.reference)
+    node.publish(node.target(), pushed.reference, pullPolicy="Never", volume="own")
+    node.push({"config.json": b"new"})
+    node.publish(node.target("always"), pushed.reference, pullPolicy="Always", volume="always")
+    node.reboot()
+    forget_trees(node)
+    node.registry.forget()
+    node.publish(node.target(), pushed.reference, pullPolicy="Never", volume="own")
+    assert contents(node.target()) == FILES
+    assert node.registry.blob_gets() == {}
+
+
+def test_never_with_a_blob_gone_says_what_to_do_and_fetches_nothing(node: Node) -> None:
+    pushed = node.push(FILES)
+    node.publish(node.target("first"), pushed.reference)
+    node.unpublish(node.target("first"))
+    forget_trees(node)
+    node.store.blob_path(Digest.parse(pushed.layers[0])).unlink()
     node.registry.forget()
     with pytest.raises(Precondition, match="modelmount pull"):
         node.publish(node.target(), pushed.reference, pullPolicy="Never")
-    assert not any(r.digest for r in node.registry.requests())
+    assert node.registry.blob_gets() == {}
+    node.assert_nothing_left()
 
 
 def test_always_asks_the_registry_what_the_tag_means_now(node: Node) -> None:
