@@ -32,7 +32,7 @@ class Remote:
     credentials: Credentials
 
     def close(self) -> None:
-        """Close connections; twice is harmless."""
+        """End all connections; twice is harmless."""
         self.client.close()
 
 
@@ -56,10 +56,15 @@ class Node:
     publisher: Publisher
     local: LocalMounts
 
-    def close(self) -> None:
-        """Stop pulls, whose bytes stay, then close connections; twice is harmless. Publishes must have ended."""
-        self.puller.stop(STOP_SECONDS)
+    def interrupt(self) -> None:
+        """Tell pulls to stop and wake whatever waits for a registry, publishes too; waits for nothing."""
+        self.puller.stop(0)
         self.client.close()
+
+    def close(self) -> None:
+        """Stop pulls, whose bytes stay, and end all connections; twice is harmless."""
+        self.interrupt()
+        self.puller.stop(STOP_SECONDS)
 
 
 def existing(settings: Settings) -> Shelf | None:

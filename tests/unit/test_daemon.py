@@ -369,28 +369,57 @@ def test_a_stop_tells_calls_that_wait_for_a_pull_to_come_again(directory: Path) 
             driver.publish("volume-1", driver.target("pod-1"), {"model": f"{slow.host}/llm/tiny:v1"})
 
 
+PATIENT = {"connect_timeout_seconds": 600, "read_timeout_seconds": 600, "document_timeout_seconds": 600}
+"""With these a silent registry would be waited for longer than any test does."""
+
+
 @pytest.mark.registry
-@pytest.mark.slow
 def test_a_registry_that_does_not_answer_cannot_keep_the_driver_from_ending(directory: Path) -> None:
+    with (
+        Registry(directory / "registry") as registry,
+        Driver(directory / "node", [registry], settings={"pull": PATIENT}) as driver,
+        registry.frozen(),
+    ):
+        call = Call.begin(driver, f"{registry.host}/llm/tiny:v1")
+        assert driver.stop() == 0
+        assert call.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        assert not any("do not end" in message for message in messages(driver))
+
+
+@pytest.mark.registry
+def test_a_registry_that_falls_silent_in_a_blob_cannot_either_and_its_bytes_are_kept(directory: Path) -> None:
+    (directory / "model").mkdir()
+    (directory / "model/weights.bin").write_bytes(os.urandom(2_000_000))
+    with Registry(directory / "registry") as registry, Proxy(registry.port, rate=500_000) as slow:
+        pusher = push.Pusher(registry.host, registry.connection)
+        pusher.artifact("llm/tiny", "v1", push.oras(directory / "model"))
+        with Driver(directory / "node", [slow], settings={"pull": PATIENT}) as driver:
+            call = Call.begin(driver, f"{slow.host}/llm/tiny:v1")
+            wait_until(lambda: slow.passed > 500_000)
+            slow.rate = 0
+            assert driver.stop() == 0
+            assert call.code() is grpc.StatusCode.ABORTED
+            slow.rate = None
+            before = slow.passed
+            driver.start()
+            driver.publish("volume-1", driver.target("pod-1"), {"model": f"{slow.host}/llm/tiny:v1"})
+            assert slow.passed - before < 1_700_000
+
+
+@pytest.mark.registry
+def test_a_second_signal_ends_it_at_once(directory: Path) -> None:
     (directory / "model").mkdir()
     (directory / "model/config.json").write_text("{}")
     with Registry(directory / "registry") as registry, Driver(directory / "node", [registry]) as driver:
         pusher = push.Pusher(registry.host, registry.connection)
         pushed = pusher.artifact("llm/tiny", "v1", push.oras(directory / "model"))
-        with registry.frozen():
-            call = Call.begin(driver, pushed.reference)
-            assert driver.stop() == 0
-            assert call.code() in {grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-
-
-@pytest.mark.registry
-def test_a_second_signal_ends_it_at_once(directory: Path) -> None:
-    with Registry(directory / "registry") as registry, Driver(directory / "node", [registry]) as driver:
-        with registry.frozen():
-            call = Call.begin(driver, f"{registry.host}/llm/tiny:v1")
-            os.kill(driver.pid, signal.SIGTERM)
-            wait_until(lambda: "stopping: got SIGTERM" in messages(driver))
-            os.kill(driver.pid, signal.SIGTERM)
-            assert driver.wait_exit() == -signal.SIGTERM
-            call.code()
+        driver.stop()
+        driver.start(failpoints="volumes.publish.after_mount=delay(600000)")
+        call = Call.begin(driver, pushed.reference)
+        wait_until((driver.target("pod-1") / "config.json").exists)
+        os.kill(driver.pid, signal.SIGTERM)
+        wait_until(lambda: messages(driver).count("stopping: got SIGTERM") == 2)
+        os.kill(driver.pid, signal.SIGTERM)
+        assert driver.wait_exit() == -signal.SIGTERM
+        call.code()
         driver.start()

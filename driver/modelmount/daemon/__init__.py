@@ -2,7 +2,8 @@
 
 Order is this room's rule. Going up: signals, the rights it needs, the store, the lock on its root, metrics and health,
 recovery, and only then sockets; whoever is served is served from a store that is in order, and by nobody else. Going
-down: no new publishes, waiting ones are told to come again, sockets, pulls, the lock last.
+down: no new publishes, waiting ones are told to come again and woken from waiting for a registry, sockets, pulls, the lock
+last.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _node(settings: config.Settings, ending: Ending, stack: contextlib.ExitStack
     recovered = recovery.recover(store, settings)
     log.info("recovered", extra={"fields": dataclasses.asdict(recovered)})
     readiness.recovered = True
-    return server.Rooms(node.publisher, promise, readiness)
+    return server.Rooms(node.publisher, promise, readiness, node.interrupt)
 
 
 def _demand_rights() -> None:

@@ -101,7 +101,7 @@ class Client:
         return self._whole(self._blob_answer(repository, digest, 0, credential, None), repository, digest, credential)
 
     def close(self) -> None:
-        """Close kept connections; open bodies can be read to their end. Twice is harmless."""
+        """End all connections: whoever waits for a registry gets Unavailable at once. Twice is harmless."""
         self._pool.close()
 
     # -- inside

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,13 +53,14 @@ class Gate:
                 self._inside = [other for other in self._inside if other is not call]
                 self._condition.notify_all()
 
-    def close(self, patience_seconds: float) -> bool:
-        """Refuse whoever comes, cancel who is inside, wait until all are out; False when some are still inside after
-        that time.
-        """
-        end = time.monotonic() + patience_seconds
+    def close(self) -> None:
+        """Refuse whoever comes, cancel who is inside."""
         with self._condition:
             self._closed = True
             for call in self._inside:
                 call.cancelled.set()
-            return self._condition.wait_for(lambda: not self._inside, max(0.0, end - time.monotonic()))
+
+    def wait_empty(self, patience_seconds: float) -> bool:
+        """Whether all are out within that time."""
+        with self._condition:
+            return self._condition.wait_for(lambda: not self._inside, max(0.0, patience_seconds))

@@ -5,7 +5,7 @@ publisher's business.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from csi.v1 import csi_pb2
 from modelmount import errors
@@ -21,12 +21,21 @@ class Node:
     (ABORTED).
     """
 
-    def __init__(self, publisher: ports.Publisher, *, node_id: str, waiters: int) -> None:
+    def __init__(
+        self,
+        publisher: ports.Publisher,
+        *,
+        node_id: str,
+        waiters: int,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`interrupt` wakes publishes from whatever they wait for, once they have been told to end."""
         if not 0 < len(node_id.encode()) <= NODE_ID_BYTES:
             raise errors.InvalidRequest(f"node_id must have 1 to {NODE_ID_BYTES} bytes")
         self._publisher = publisher
         self._node_id = node_id
         self._gate = gate.Gate(waiters)
+        self._interrupt = interrupt
 
     def table(self) -> Iterable[methods.Method]:
         """Its methods; all others answer UNIMPLEMENTED."""
@@ -42,7 +51,9 @@ class Node:
         """Take no more publishes, end the waiting ones, unpublish as ever; False when a publish is still inside after
         that time.
         """
-        return self._gate.close(patience_seconds)
+        self._gate.close()
+        self._interrupt()
+        return self._gate.wait_empty(patience_seconds)
 
     def _publish(
         self, request: csi_pb2.NodePublishVolumeRequest, call: ports.Call

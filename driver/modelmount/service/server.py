@@ -45,6 +45,8 @@ class Rooms:
     publisher: ports.Publisher
     promises: ports.Promises
     readiness: ports.Readiness
+    interrupt: Callable[[], None] = lambda: None
+    """Wakes publishes from whatever they wait for; called once, when they have been told to end."""
 
 
 class Server:
@@ -79,7 +81,9 @@ class Server:
         }
         if settings.mode != "controller":
             node_id = settings.node_id or socket.gethostname()
-            self._node = node.Node(rooms.publisher, node_id=node_id, waiters=settings.publish.waiters)
+            self._node = node.Node(
+                rooms.publisher, node_id=node_id, waiters=settings.publish.waiters, interrupt=rooms.interrupt
+            )
             tables["Node"] = self._node.table()
         if settings.mode != "node":
             tables["Controller"] = controller.Controller(rooms.promises, settings).table()

@@ -10,6 +10,7 @@ from typing import Final
 import urllib3.exceptions as libs
 
 from modelmount.errors import Unavailable
+from modelmount.transport.dial import STOPPING, Interrupted
 
 TROUBLE: Final = (libs.HTTPError, http.client.HTTPException, OSError)
 """Everything that urllib3, http.client, ssl and sockets raise when a connection fails or an answer is none."""
@@ -29,6 +30,8 @@ def was_gone(error: Exception) -> bool:
 
 def _happened(error: Exception) -> str:
     chain = list(_chain(error))
+    if any(isinstance(each, Interrupted) for each in chain):
+        return STOPPING
     for each in chain:
         if isinstance(each, ssl.SSLCertVerificationError):
             reason = (each.verify_message or "it can't be verified").rstrip(".")

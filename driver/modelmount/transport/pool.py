@@ -25,7 +25,7 @@ from modelmount.config import Settings
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.transport.addresses import Reach
 from modelmount.transport.body import Body, Pace
-from modelmount.transport.dial import Dialer, Lookup, Timed
+from modelmount.transport.dial import Dialer, Lookup, Sockets, Timed
 from modelmount.transport.failures import TROUBLE, translated, was_gone
 from modelmount.transport.tls import Contexts
 from modelmount.transport.trust import Trust, judge
@@ -85,8 +85,9 @@ class Pool:
         """Connects to nothing yet. `pace` and `lookup` replace the slowest pace and the resolver."""
         self._settings = settings
         self._pace = pace or Pace()
-        self._dialer = Dialer(lookup)
-        self._contexts = Contexts()
+        self._sockets = Sockets()
+        self._dialer = Dialer(lookup, self._sockets)
+        self._contexts = Contexts(self._sockets)
         self._lock = threading.Lock()
         self._origins: OrderedDict[tuple[Any, ...], HTTPConnectionPool] = OrderedDict()
         self._closed = False
@@ -111,10 +112,14 @@ class Pool:
         return Answer(response.status, request.url, body, response.headers)
 
     def close(self) -> None:
-        """Close idle connections; those in use close when their bodies do. Nothing can be sent afterwards."""
+        """End all connections: whoever waits for something on one gets Unavailable at once, and nothing can be sent
+        afterwards. Twice is harmless.
+        """
         with self._lock:
             self._closed = True
             origins, self._origins = list(self._origins.values()), OrderedDict()
+        self._dialer.interrupt()
+        self._sockets.interrupt()
         for origin in origins:
             origin.close()
 
