@@ -13,8 +13,8 @@ import pytest
 
 from modelmount import formats
 from modelmount.errors import BadArtifact
-from modelmount.formats import paths
-from modelmount.formats.base import Encoding, Format
+from modelmount.formats import layers, paths
+from modelmount.formats.base import Encoding, Format, Layer
 
 from .artifact import FILEPATH, METADATA, TITLE, Artifact, decide, read, tree
 
@@ -109,26 +109,28 @@ class FormatConformance:
 
     @pytest.mark.parametrize("path", HOSTILE_PATHS)
     def test_no_hostile_name_gets_through(self, sample: Sample, path: str) -> None:
-        raw = [
-            str(layer.descriptor.digest) for layer in decide(sample.artifact).layers if layer.encoding is Encoding.RAW
-        ]
-        for descriptor, document in _each_layer(sample.artifact):
-            if _rename(descriptor, path) and descriptor["digest"] in raw:
+        for number, layer in enumerate(sample.artifact.layers):
+            named = _renamed(sample.artifact, number, "named/here")
+            document = _renamed(sample.artifact, number, path)
+            if any(str(one.descriptor.digest) == layer.digest and one.path == "named/here" for one in _raw(named)):
                 with pytest.raises(BadArtifact, match="file name"):
-                    formats.decide(read(document), None)
+                    formats.decide(read(document), _config(sample.artifact))
             else:
                 _require_verdict(document)
 
     def test_two_files_at_one_path_are_refused(self, sample: Sample) -> None:
-        raw = [layer for layer in decide(sample.artifact).layers if layer.encoding is Encoding.RAW]
-        for layer in raw[:1]:
+        for layer in _raw(sample.artifact.document(), _config(sample.artifact))[:1]:
             other = {"digest": f"sha256:{'0' * 64}", "size": 1}
             document = sample.artifact.document()
             key = "layers" if "layers" in document else "blobs"
             twin = next(one for one in document[key] if one["digest"] == str(layer.descriptor.digest))
             document[key].append(copy.deepcopy(twin) | other)
-            with pytest.raises(BadArtifact, match="different bytes"):
-                formats.decide(read(document), None)
+            if layers.claimed_path(layer.descriptor) == layer.path and not layer.descriptor.name:
+                with pytest.raises(BadArtifact, match="different bytes"):
+                    formats.decide(read(document), _config(sample.artifact))
+            else:  # names are given by position
+                found = _raw(document, _config(sample.artifact))
+                assert len({one.path for one in found}) == len({(one.path, one.descriptor.digest) for one in found})
 
     @pytest.mark.parametrize(
         "spoil",
@@ -166,13 +168,29 @@ def _each_layer(artifact: Artifact) -> Iterator[tuple[dict[str, Any], dict[str, 
         yield document["layers" if "layers" in document else "blobs"][number], document
 
 
-def _rename(descriptor: dict[str, Any], path: str) -> bool:
-    """Put `path` wherever the descriptor names its file; whether it does anywhere."""
+def _renamed(artifact: Artifact, number: int, path: str) -> dict[str, Any]:
+    """The document with `path` wherever layer `number` names its file."""
+    document = artifact.document()
+    descriptor = document["layers" if "layers" in document else "blobs"][number]
     annotations = descriptor.get("annotations", {})
-    names = {key: path for key in PATH_ANNOTATIONS if key in annotations}
-    names |= {key: json.dumps({"name": path}) for key in METADATA_ANNOTATIONS if key in annotations}
-    annotations.update(names)
-    return bool(names)
+    annotations.update({key: path for key in PATH_ANNOTATIONS if key in annotations})
+    annotations.update({key: json.dumps({"name": path}) for key in METADATA_ANNOTATIONS if key in annotations})
+    if "name" in descriptor:
+        descriptor["name"] = path
+    return document
+
+
+def _config(artifact: Artifact) -> bytes | None:
+    return artifact.config.content if artifact.config else None
+
+
+def _raw(document: Mapping[str, Any], config: bytes | None = None) -> list[Layer]:
+    """The layers that are files; none where the artifact is refused."""
+    try:
+        found = formats.decide(read(document), config).layers
+    except BadArtifact:
+        return []
+    return [layer for layer in found if layer.encoding is Encoding.RAW]
 
 
 def _require_verdict(document: Mapping[str, Any]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import test_container_images, test_formats
+from . import test_container_images, test_formats, test_packagers
 from .format import FormatConformance
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "formats.md"
 SUITES: tuple[type[FormatConformance], ...] = (
     test_container_images.TestContainerImage,
+    test_packagers.TestModelKit,
+    test_packagers.TestOllama,
+    test_packagers.TestDockerModel,
     test_formats.TestModelPack,
     test_formats.TestFiles,
 )

@@ -438,50 +438,9 @@ class TestFiles(FormatConformance):
     )
 
 
-KITOPS = "application/vnd.kitops.modelkit"
-DOCKER = "application/vnd.docker.ai"
-OLLAMA = "application/vnd.ollama.image"
-DOCKER_IMAGE = Blob("application/vnd.docker.container.image.v1+json", b"{}")
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-
-
 @pytest.mark.parametrize(
     ("artifact", "name"),
     [
-        pytest.param(
-            Artifact(
-                (Blob(f"{KITOPS}.model.v1.tar", single("a"), {FILEPATH: "a"}),), Blob(f"{KITOPS}.config.v1+json", b"{}")
-            ),
-            "KitOps ModelKits",
-            id="kitops",
-        ),
-        pytest.param(
-            Artifact((Blob(f"{KITOPS}.model.v1.raw+zstd", zst(WEIGHTS)),), artifact_type=f"{KITOPS}.manifest.v1+json"),
-            "KitOps ModelKits",
-            id="kitops-raw",
-        ),
-        pytest.param(
-            Artifact((Blob(f"{DOCKER}.gguf.v3", WEIGHTS),), Blob(f"{DOCKER}.model.config.v0.1+json", b"{}")),
-            "Docker Model Runner models",
-            id="docker-0.1",
-        ),
-        pytest.param(
-            Artifact(
-                (Blob("application/vnd.cncf.model.weight.v1.gguf", WEIGHTS, {FILEPATH: "model.gguf"}),),
-                Blob(f"{DOCKER}.model.config.v0.2+json", b"{}"),
-            ),
-            "Docker Model Runner models",
-            id="docker-0.2-with-layers-of-modelpack",
-        ),
-        pytest.param(
-            Artifact(
-                (Blob(f"{OLLAMA}.model", WEIGHTS), Blob(f"{OLLAMA}.license", DOCS)),
-                DOCKER_IMAGE,
-                media_type=DOCKER_MANIFEST,
-            ),
-            "Ollama models",
-            id="ollama",
-        ),
         pytest.param(
             Artifact(
                 (Blob("application/vnd.cncf.helm.chart.content.v1.tar+gzip", gz(single("x/Chart.yaml"))),),

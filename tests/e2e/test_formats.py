@@ -25,6 +25,10 @@ def files(tmp_path: Path) -> Path:
         pytest.param(push.modelcar, id="container image gzip"),
         pytest.param(lambda d: push.modelcar(d, packing="tar"), id="container image tar"),
         pytest.param(lambda d: push.modelcar(d, packing="tar+zstd"), id="container image zstd"),
+        pytest.param(push.modelkit, id="ModelKit tar"),
+        pytest.param(lambda d: push.modelkit(d, packing="tar+gzip"), id="ModelKit tar+gzip"),
+        pytest.param(lambda d: push.modelkit(d, packing="raw"), id="ModelKit raw"),
+        pytest.param(push.docker_model, id="Docker Model Runner"),
     ],
 )
 def test_a_model_of_each_family_becomes_its_files(
@@ -38,3 +42,13 @@ def test_a_model_of_each_family_becomes_its_files(
     assert set(node.registry.blob_gets().values()) == {1}
     assert not any(path.is_symlink() for path in node.mount(pod).rglob("*"))
     assert {path.stat().st_uid for path in node.mount(pod).rglob("*")} == {os.geteuid()}
+
+
+def test_an_ollama_model_has_the_names_that_engines_expect(node: Node) -> None:
+    parts = [("model", b"GGUF" * 1000), ("template", b"{{ .Prompt }}"), ("license", b"MIT"), ("license", b"more")]
+    pod = node.pod("reader", node.pusher.artifact("library/tiny", "latest", push.ollama(parts)).reference)
+    node.kubelet.wait_running(pod)
+    names = ("model.gguf", "template", "LICENSE", "LICENSE.1")
+    found = {name: (node.mount(pod) / name).read_bytes() for name in names}
+    assert found == dict(zip(names, (content for _, content in parts), strict=True))
+    assert {path.name for path in node.mount(pod).iterdir()} == set(names)

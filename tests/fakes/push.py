@@ -261,6 +261,47 @@ def modelpack_archive(directory: Path, *, packing: Packing, name: str = "model")
     return Artifact(Layer(MODELPACK_CONFIG, json.dumps(config).encode()), (layer,), MODELPACK_ARTIFACT)
 
 
+def modelkit(directory: Path, *, packing: Packing = "tar") -> Artifact:
+    """As `kit pack` makes it: a Kitfile with one model and the other files as parts of it; entries named from the root,
+    with their directories before them.
+    """
+    names = sorted(files_below(directory), key=lambda name: (not name.endswith(".safetensors"), name))
+    found, parts = [], []
+    for number, name in enumerate(names):
+        above = [parent.as_posix() for parent in reversed(Path(name).parents) if parent != Path()]
+        archive = tar_of([(parent, directory / parent) for parent in above] + [(name, directory / name)])
+        content = directory / name if packing == "raw" else compress(archive, packing)
+        kind = "modelpart" if number else "model"
+        found.append(Layer(f"application/vnd.kitops.modelkit.{kind}.v1.{packing}", content))
+        parts.append({"path": name, "digest": measure(content)[0], "diffId": measure(archive)[0]})
+    kitfile = {"manifestVersion": "1.0.0", "package": {"name": "model"}, "model": {**parts[0], "parts": parts[1:]}}
+    config = Layer("application/vnd.kitops.modelkit.config.v1+json", json.dumps(kitfile).encode())
+    annotations = {"ml.kitops.modelkit.cli-version": "1.15.0"}
+    return Artifact(config, tuple(found), "application/vnd.kitops.modelkit.manifest.v1+json", annotations)
+
+
+def docker_model(directory: Path) -> Artifact:
+    """As `docker model package` makes it of a directory: a typed layer with its path for each file."""
+    found = []
+    for name in files_below(directory):
+        kind = {".safetensors": "safetensors", ".gguf": "gguf.v3"}.get(Path(name).suffix, "model.file")
+        metadata = {"name": Path(name).name, "mode": 0o644, "size": (directory / name).stat().st_size, "typeflag": 0}
+        annotations = {FILEPATH: name, METADATA: json.dumps(metadata)}
+        found.append(Layer(f"application/vnd.docker.ai.{kind}", directory / name, annotations))
+    config = {"config": {"format": "safetensors"}, "rootfs": {"type": "rootfs", "diff_ids": []}}
+    media_type = "application/vnd.docker.ai.model.config.v0.2+json"
+    return Artifact(Layer(media_type, json.dumps(config).encode()), tuple(found))
+
+
+def ollama(layers: Sequence[tuple[str, Content]]) -> Artifact:
+    """As `ollama push` makes it of (kind, content): Docker's manifest with the config of a container image."""
+    config = {"model_format": "gguf", "model_family": "llama", "architecture": "amd64", "os": "linux"}
+    digests = [measure(content)[0] for _, content in layers]
+    found = tuple(Layer(f"application/vnd.ollama.image.{kind}", content) for kind, content in layers)
+    data = json.dumps({**config, "rootfs": {"type": "layers", "diff_ids": digests}}).encode()
+    return Artifact(Layer(DOCKER_CONFIG, data), found, media_type=DOCKER_MANIFEST)
+
+
 def modelcar(directory: Path, *, packing: Packing = "tar+gzip") -> Artifact:
     """As `docker build` makes it of a Dockerfile that copies `directory` to /models, thinks better of some of it, and
     links to the rest: an operating system's layer, the files with more than there should be, a layer of whiteouts.

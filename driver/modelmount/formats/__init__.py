@@ -11,20 +11,23 @@ from modelmount.errors import BadArtifact
 from modelmount.formats import layers, paths, placement, unsupported
 from modelmount.formats.base import Encoding, Format, Layout
 from modelmount.formats.choice import choose
+from modelmount.formats.dockermodel import DockerModel
 from modelmount.formats.files import Files
 from modelmount.formats.image import ContainerImage
+from modelmount.formats.modelkit import ModelKit
 from modelmount.formats.modelpack import ModelPack
+from modelmount.formats.ollama import Ollama
 from modelmount.formats.placement import place
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 
 __all__ = ["FORMATS", "choose", "decide", "place", "reads_config"]
 
-FORMATS: tuple[Format, ...] = (ContainerImage(), ModelPack(), Files())
+FORMATS: tuple[Format, ...] = (ContainerImage(), ModelKit(), Ollama(), DockerModel(), ModelPack(), Files())
 """The most specific first: the first that matches decides."""
 
 
-_SUPPORTED = "ModelPack, container images and ORAS files"
+_SUPPORTED = "ModelPack, KitOps ModelKits, Docker Model Runner, Ollama, container images and ORAS files"
 
 
 def decide(manifest: Manifest, config: bytes | None) -> Layout:

@@ -53,6 +53,8 @@ class Naming(enum.Enum):
     """
     WITHIN = "within"
     """As ROOT, and every entry must be the layer's path or lie below it (oras-go refuses others)."""
+    BELOW = "below"
+    """An entry's path is its name below the layer's path."""
 
 
 @dataclass(frozen=True, slots=True)

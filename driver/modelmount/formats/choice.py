@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modelmount.errors import BadArtifact
-from modelmount.formats import layers, modelpack, paths, unsupported
+from modelmount.formats import layers, modelpack, paths
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import INDEXES, MANIFESTS, Index
 
@@ -30,7 +30,6 @@ def choose(index: Index, architecture: str | None = None) -> Descriptor:
     ModelPack manifests push aside all others; attestations and types that no reader knows don't count. Raises
     BadArtifact listing the choices where none of that decides.
     """
-    unsupported.refuse_index(index)
     entries = _candidates(index)
     if not entries:
         raise BadArtifact("the index names no manifest that could be a model; push the model again")

@@ -104,12 +104,21 @@ def claimed_path(descriptor: Descriptor) -> str | None:
     )
 
 
+def shard(suffix: str, number: int, count: int) -> str:
+    """A name for part `number` of `count` of a model without names. llama.cpp finds the parts by it, and only by it."""
+    return f"model.{suffix}" if count == 1 else f"model-{number:05}-of-{count:05}.{suffix}"
+
+
 def hint(descriptor: Descriptor) -> str | None:
-    """The path an archive claims, where only its entries' names count: checked, and None for what is no usable path.
+    """The path an archive claims, where only its entries' names count; as `usable`."""
+    return usable(claimed_path(descriptor))
+
+
+def usable(claimed: str | None) -> str | None:
+    """A path that decides nothing: checked, and None for what is no path at all.
 
     Such an annotation (`.`, `config/`, `../x`) is no reason to refuse the layer.
     """
-    claimed = claimed_path(descriptor)
     if claimed is None:
         return None
     try:

@@ -115,7 +115,7 @@ def _named(layer: Layer, members: Sequence[Member]) -> Iterator[tuple[Member, st
         yield alone, path
         return
     for member in members:
-        name = paths.check(member.path)
+        name = paths.check(f"{path}/{member.path}" if layer.naming is Naming.BELOW and path else member.path)
         if layer.naming is Naming.WITHIN and path and name != path and not name.startswith(path + "/"):
             raise BadArtifact(
                 f"the archive of directory {paths.show(path)} has the entry {paths.show(name)}, which lies outside of "

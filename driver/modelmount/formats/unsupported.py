@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers
-from modelmount.oci.manifest import Index, Manifest
+from modelmount.oci.manifest import Manifest
 
-_KITOPS = "application/vnd.kitops.modelkit."
-_DOCKER_MODEL = "application/vnd.docker.ai."
-_OLLAMA = "application/vnd.ollama.image."
 _HELM = "application/vnd.cncf.helm."
 _NYDUS_BLOB = "application/vnd.oci.image.layer.nydus.blob.v1"
 _NYDUS_BOOTSTRAP = "containerd.io/snapshot/nydus-bootstrap"
@@ -41,12 +38,6 @@ def refuse(manifest: Manifest) -> None:
             raise kind.refusal()
 
 
-def refuse_index(index: Index) -> None:
-    """The same for an index, whose own type says that all its entries are of one kind."""
-    if layers.media(index.artifact_type or "").startswith(_KITOPS):
-        raise _KIT.refusal()
-
-
 def _declares(prefix: str) -> Callable[[Manifest], bool]:
     """Whether artifact type, config or any layer is of a type with this prefix."""
 
@@ -69,13 +60,9 @@ def _is_nydus(manifest: Manifest) -> bool:
     )
 
 
-_KIT = Kind("KitOps ModelKits", "pack the model with `kit pack --use-model-pack`", _declares(_KITOPS))
 KINDS = (
     Kind("encrypted layers", "push the model without encryption", _is_encrypted),
     Kind("Nydus images", "name the tag that the Nydus image was made from", _is_nydus),
-    _KIT,
-    Kind("Ollama models", "push the model's files with `oras push`", _declares(_OLLAMA)),
-    Kind("Docker Model Runner models", "package the model with `--format cncf`", _declares(_DOCKER_MODEL)),
     Kind("Helm charts", "name a model", _declares(_HELM)),
 )
 """In the order in which they are asked: the first that matches names the artifact best."""

@@ -119,8 +119,3 @@ def test_the_list_shows_platforms_and_types_and_ends() -> None:
 def test_an_index_of_attestations_only_is_refused() -> None:
     with pytest.raises(BadArtifact, match="no manifest that could be a model"):
         formats.choose(index(ATTESTATION, ATTESTATION), "amd64")
-
-
-def test_an_index_of_modelkits_is_refused_by_its_name() -> None:
-    with pytest.raises(BadArtifact, match="KitOps ModelKits are not supported"):
-        formats.choose(index({}, artifact_type="application/vnd.kitops.modelkit.index.v1+json"))
