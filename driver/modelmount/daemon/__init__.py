@@ -2,7 +2,7 @@
 
 Order is this room's rule. Going up: signals, the rights it needs, the store, the lock on its root, metrics and health,
 recovery, and only then sockets; whoever is served is served from a store that is in order, and by nobody else. Going
-down: no new publishes, waiting ones are told to come again and woken from waiting for a registry, sockets, pulls, the lock
+down: no new publishes, waiting ones are told to come again and woken from what they wait for, sockets, pulls, the lock
 last.
 """
 
