@@ -1,9 +1,9 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test check bench protos tools requirements clean
+.PHONY: help setup demo test check bench bench-quick protos tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  \1	/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup:  ## install system packages and the virtual environment
 	@scripts/setup
@@ -17,8 +17,13 @@ test:  ## all checks and all tests (root)
 check: setup  ## format, lint, types, layers, generated files
 	@scripts/check
 
-bench: setup  ## measure against the file itself, curl, skopeo and ctr (root)
+bench: setup  ## measure against the other clients (root, an hour, 40 GB): bench/results/full.json
+	@scripts/peers
 	@.venv/bin/python -m bench
+
+bench-quick: setup  ## the same on small sizes, in minutes: bench/results/quick.json
+	@scripts/peers
+	@.venv/bin/python -m bench --quick
 
 protos: setup  ## generate csi/ from protos/
 	@scripts/protos

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,27 +17,37 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench import machine, report
-from bench.cases import capped, pull, read, warm
+from bench.cases import archives, capped, files, footprint, latency, read, resume, warm, whole
 from bench.processes import FailedError
-from bench.report import Figure, Result
+from bench.report import Figure, Outcome
 from bench.setting import Setting
 from tests.fakes import mounts
 
-CASES: dict[str, Callable[[Setting], Result]] = {
+CASES: dict[str, Callable[[Setting], Outcome]] = {
+    "a": whole.one,
+    "a-registry": whole.one_from_registry,
+    "b": whole.several,
+    "c": files.run,
+    "d-gzip": archives.gzip,
+    "d-zstd": archives.zstd,
+    "e-a": whole.one_over_tls,
+    "e-b": whole.several_over_tls,
+    "f": capped.run,
+    "g": latency.run,
+    "h": resume.run,
+    "memory": footprint.run,
     "warm": warm.run,
     "read": read.run,
-    "pull": pull.run,
-    "capped": capped.run,
 }
-RESULTS = Path(__file__).parent / "results" / "latest.json"
+RESULTS = Path(__file__).parent / "results"
 PLACE = Path("/var/tmp")
 """A disk on most machines, where /tmp may be memory. The name is short: there are sockets below it."""
-QUICK = {"rounds": 2, "size": 256 << 20, "publishes": 100}
+ROUNDS = 5
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BUSY_LOAD = 0.25
 """Load per processor, before anything began, above which figures say more about others than about us."""
-SPACE_FACTOR = 4
-"""The artifact is there as a source, in the registry, and at most twice with a client."""
+FREE_BYTES = {False: 40 << 30, True: 4 << 30}
+"""What the largest case needs: 8 GiB at the server and in a store, and room for what is written late."""
 
 
 def main() -> int:
@@ -47,13 +56,10 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: mounts file systems, so run it as root: sudo make bench", file=sys.stderr)
         return 2
-    needed = SPACE_FACTOR * options.size
+    needed = FREE_BYTES[options.quick]
     if shutil.disk_usage(options.directory).free < needed:
-        print(
-            f"bench: {options.directory} needs {needed >> 20} MiB free; name another with --directory, or a smaller "
-            "--size",
-            file=sys.stderr,
-        )
+        where = f"{options.directory} needs {needed >> 30} GiB free"
+        print(f"bench: {where}; name another with --directory, or --quick", file=sys.stderr)
         return 2
     for number in SIGNALS:
         signal.signal(number, _interrupt)
@@ -71,57 +77,41 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure modelmount on this machine.")
-    parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 5)")
-    parser.add_argument("--size", type=int, help="bytes of a cold pull (default: 2 GiB)")
-    parser.add_argument("--publishes", type=int, help="warm publishes of each kind (default: 500)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"interleaved rounds (default: {ROUNDS})")
     parser.add_argument("--only", choices=CASES, action="append", help="only this case; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="smaller defaults: to see that it works, not for figures")
+    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works and to compare changes")
     parser.add_argument("--directory", type=Path, default=PLACE, help=f"on the disk to measure (default: {PLACE})")
     options = parser.parse_args()
-    defaults = QUICK if options.quick else {"rounds": 5, "size": 2 << 30, "publishes": 500}
-    for name, value in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     return options
 
 
 def _measure(options: argparse.Namespace, console: Console) -> None:
+    """Every case is written down as soon as it is measured; --only leaves the others in the file as they are."""
     described = machine.describe(options.directory.resolve())
-    versions = machine.programs()
-    _show_machine(console, described, versions)
-    document: dict[str, Any] = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "options": {name: getattr(options, name) for name in ("rounds", "size", "publishes", "quick")},
-        "machine": described,
-        "programs": versions,
-        "cases": {},
-    }
+    _show_machine(console, described)
+    results = RESULTS / ("quick.json" if options.quick else "full.json")
+    if not options.only:
+        results.unlink(missing_ok=True)
     figures: list[Figure] = []
-    with _short_directory(options.directory) as directory:
-        for name in options.only or CASES:
-            say = _sayer(console, name)
-            result = CASES[name](Setting(directory, options.rounds, options.size, options.publishes, say))
-            document["cases"][name] = result.document
-            figures += result.figures
-            for table in result.tables:
-                report.show(console, table)
-    described["load_after"] = os.getloadavg()[0]
+    for name in options.only or CASES:
+        with _short_directory(options.directory) as directory:
+            outcome = CASES[name](Setting(directory, options.rounds, options.quick, _sayer(console, name)))
+        report.write(results, described, [outcome])
+        report.show(console, outcome)
+        figures += outcome.figures
     report.show_figures(console, figures)
-    report.write(RESULTS, document, figures)
-    console.print(f"\nwritten to {RESULTS}")
+    console.print(f"\nwritten to {results}")
 
 
-def _show_machine(console: Console, described: dict[str, Any], versions: dict[str, str]) -> None:
+def _show_machine(console: Console, described: dict[str, Any]) -> None:
     virtual = "virtual machine" if described["virtual_machine"] else "no virtual machine seen"
     sha = "SHA instructions" if described["sha_instructions"] else "no SHA instructions"
     console.print(
         f"{described['cpus']} CPUs {described['processor']} ({sha}, {virtual}), {described['memory_bytes'] >> 30} GiB, "
         f"Linux {described['kernel']}, {described['file_system']}, load {described['load']:.2f}"
     )
-    for name, version in versions.items():
-        console.print(f"  {name}: {version}", style="dim")
     if described["load"] > BUSY_LOAD * described["cpus"]:
         console.print("others are using this machine: the figures will be theirs too", style="bold red")
 

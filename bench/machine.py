@@ -1,29 +1,14 @@
-"""The machine and the programs, as far as they decide a figure."""
+"""The machine, as far as it decides a figure."""
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
-import ssl
-import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bench import memory
-from modelmount import __version__
 from modelmount.system.mountinfo import mountinfo
-
-_GO_MAGIC = b"\xff Go buildinf:"
-_PROGRAMS = {
-    "curl": ("curl", "--version"),
-    "openssl": ("openssl", "version"),
-    "skopeo": ("skopeo", "--version"),
-    "containerd": ("containerd", "--version"),
-    "ctr": ("ctr", "--version"),
-    "docker-registry": ("docker-registry", "--version"),
-}
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -41,36 +26,6 @@ def describe(directory: Path) -> dict[str, Any]:
         "file_system": entry.fstype,
         "load": os.getloadavg()[0],
     }
-
-
-def programs() -> dict[str, str]:
-    """Versions of everything that is measured or that measures; for Go programs also of the Go that built them."""
-    found = {
-        "modelmount": __version__,
-        "python": platform.python_version(),
-        "openssl of python": ssl.OPENSSL_VERSION,
-        **{name: metadata.version(name) for name in ("urllib3", "grpcio")},
-    }
-    for name, command in _PROGRAMS.items():
-        path = shutil.which(command[0])
-        if path is None:
-            found[name] = "not installed"
-            continue
-        said = subprocess.run(command, capture_output=True, text=True, check=False)
-        version = (said.stdout or said.stderr).partition("\n")[0].strip()
-        go = go_version(Path(path))
-        found[name] = f"{version} ({go})" if go else version
-    return found
-
-
-def go_version(program: Path) -> str:
-    """The Go that built a program, empty for others; from the header that `go version` reads (debug/buildinfo)."""
-    data = program.read_bytes()
-    start = data.find(_GO_MAGIC)
-    if start < 0 or not data[start + 15] & 2:  # before Go 1.18 the header held pointers
-        return ""
-    length = data[start + 32]
-    return data[start + 33 : start + 33 + length].decode(errors="replace")
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -47,6 +47,13 @@ class Node:
         mounts.detach_below(self.directory)
         shutil.rmtree(self.directory)
 
+    def start_again(self) -> None:
+        """The driver on what is left in its store, over a new connection, after somebody killed it."""
+        if self._channel is not None:
+            self._channel.close()
+        self.driver.start()
+        self._channel = connect(str(self.driver.socket))
+
     def target(self, pod: pods.Pod) -> Path:
         """Where the pod's volume is mounted."""
         return self.driver.target(pod.uid)

@@ -3,121 +3,259 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar
 
-from bench import processes
+from bench import artifact, processes, programs
+from bench.artifact import Artifact
 from bench.processes import FailedError
 from bench.rounds import Sample
-from tests.fakes.driver import Host
-from tests.fakes.push import Pushed
+from bench.servers import Server
 
 CONTAINERD_SECONDS = 30.0
 
 
-class Server(Host, Protocol):
-    """Where it is pulled from: a registry, or something that serves a registry's blobs."""
-
-    @property
-    def url(self) -> str:
-        """Scheme and host."""
-
-    @property
-    def pid(self) -> int:
-        """The process whose CPU is the server's."""
-
-
 @dataclass(frozen=True, slots=True)
-class Artifact:
-    """What everybody pulls, and from where. `files` has digest and size of each layer, as their sum is checked."""
+class Target:
+    """What is pulled, from where, and to which directory, which doesn't exist outside of a run."""
 
-    registry: Server
-    pushed: Pushed
+    server: Server
+    artifact: Artifact
+    place: Path
+
+    @property
+    def reference(self) -> str:
+        """By tag, as people name it."""
+        return f"{self.server.host}/{artifact.REPOSITORY}:{artifact.TAG}"
 
     @property
     def urls(self) -> list[str]:
         """The layers' own URLs."""
-        base = f"{self.registry.url}/v2/{self.pushed.repository}/blobs"
-        return [f"{base}/{digest}" for digest in self.pushed.layers]
+        base = f"{self.server.url}/v2/{artifact.REPOSITORY}/blobs"
+        return [f"{base}/{layer.digest}" for layer in self.artifact.layers]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """How programs without an option for it are told which CA to trust (Go, requests)."""
+        if self.server.tls is None:
+            return {}
+        return dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(self.server.tls.ca_file))
+
+    def option(self, plain: str, name: str = "") -> list[str]:
+        """The option `plain` for plain http, or `name` with the CA's file."""
+        if self.server.tls is None:
+            return [plain] if plain else []
+        return [name, str(self.server.tls.ca_file)] if name else []
 
 
-class Curl:
-    """All layers into files by one curl over one connection: no digest is checked. What the transport alone costs."""
+class Peer(ABC):
+    """A client as `interleave` runs it. Making one raises programs.MissingError where its program can't be had."""
 
-    name = "curl -o (not verified)"
+    name: ClassVar[str]
+    program: ClassVar[str]
+    verifies: ClassVar[bool] = True
+    """Whether it checks each blob against its digest."""
+    durable: ClassVar[bool] = False
+    """Whether it syncs what it wrote to the disk before it says that it is done (seen with strace)."""
 
-    def __init__(self, artifact: Artifact, directory: Path) -> None:
-        self._artifact, self._directory = artifact, directory
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.path = self._find()
+        self.version = self._version()
 
     def run(self) -> Sample:
-        """One pull."""
-        with _fresh(self._directory) as place:
-            arguments = [part for n, url in enumerate(self._artifact.urls) for part in ("-o", str(place / f"{n}"), url)]
-            sample = processes.run(["curl", "-fsS", *arguments], place / "words")
-            _check_size(place, self._artifact)
-            return sample
+        """One pull; raises FailedError when it left less than the whole."""
+        self.target.place.mkdir(parents=True)
+        try:
+            return self.pull(self.target.place)
+        finally:
+            shutil.rmtree(self.target.place)
+
+    @abstractmethod
+    def pull(self, place: Path) -> Sample:
+        """Into a fresh directory."""
+
+    def _find(self) -> str:
+        return programs.find(self.program)
+
+    def _version(self) -> str:
+        return programs.version(self.program)
+
+    def _run(self, place: Path, argv: Sequence[str]) -> Sample:
+        return processes.run(argv, place / "words", self.target.environment)
+
+    def _check(self, directory: Path, size: int | None = None) -> None:
+        """Whoever stores must have stored it all: the layers, or `size` bytes."""
+        wanted = self.target.artifact.size if size is None else size
+        stored = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+        if stored < wanted:
+            raise FailedError(f"{self.name} has {stored} bytes of {wanted}")
 
 
-class CurlSha256:
-    """Each layer through `openssl dgst`: verified, but not stored. A lower bound for a pull by shell script."""
+class Curl(Peer):
+    """All layers into files by one curl over one connection. What the transport alone costs."""
 
-    name = "curl | openssl sha256 (not stored)"
+    name, program, verifies = "curl", "curl", False
 
-    def __init__(self, artifact: Artifact, directory: Path) -> None:
-        self._artifact, self._directory = artifact, directory
-
-    def run(self) -> Sample:
-        """One pull."""
-        script = 'set -e; for url in "$@"; do curl -fsS "$url" | openssl dgst -sha256 -r; done'
-        with _fresh(self._directory) as place:
-            sample = processes.run(["sh", "-c", script, "sh", *self._artifact.urls], place / "words")
-            found = [f"sha256:{line.split()[0]}" for line in (place / "words").read_text().splitlines()]
-            if found != list(self._artifact.pushed.layers):
-                raise FailedError(f"curl | openssl found the digests {found}")
-            return sample
+    def pull(self, place: Path) -> Sample:
+        """Files are numbered: a URL and its file are lines of a configuration, of any number."""
+        config = place.with_suffix(".curl")
+        lines = (f'url = "{url}"\noutput = "{place / str(n)}"\n' for n, url in enumerate(self.target.urls))
+        config.write_text("".join(lines))
+        sample = self._run(place, [self.path, "-fsS", *self.target.option("", "--cacert"), "-K", str(config)])
+        config.unlink()
+        self._check(place)
+        return sample
 
 
-class Skopeo:
+class CurlOpenssl(Peer):
+    """Each layer through `openssl dgst`: verified, but not stored. A lower bound for a pull by shell script; Debian's
+    sha256sum does not use the processor's SHA instructions.
+    """
+
+    name, program = "curl | openssl", "curl"
+
+    def pull(self, place: Path) -> Sample:
+        """Nothing is stored."""
+        curl = " ".join([self.path, "-fsS", *self.target.option("", "--cacert")])
+        script = f'set -e; for url in "$@"; do {curl} "$url" | openssl dgst -sha256 -r; done'
+        sample = self._run(place, ["sh", "-c", script, "sh", *self.target.urls])
+        found = [f"sha256:{line.split()[0]}" for line in (place / "words").read_text().splitlines()]
+        if found != [layer.digest for layer in self.target.artifact.layers]:
+            raise FailedError(f"curl | openssl found the digests {found}")
+        return sample
+
+    def _version(self) -> str:
+        return f"{programs.version('curl')}, openssl {programs.version('openssl')}"
+
+
+class Skopeo(Peer):
     """`skopeo copy` into a `dir:`."""
 
-    name = "skopeo copy"
+    name, program, durable = "skopeo", "skopeo", True
 
-    def __init__(self, artifact: Artifact, directory: Path) -> None:
-        self._artifact, self._directory = artifact, directory
-
-    def run(self) -> Sample:
-        """One pull."""
-        with _fresh(self._directory) as place:
-            source, destination = f"docker://{self._artifact.pushed.reference}", f"dir:{place / 'image'}"
-            options = ["--quiet", "--src-tls-verify=false"]
-            command = ["skopeo", "--insecure-policy", "copy", *options, source, destination]
-            sample = processes.run(command, place / "words")
-            _check_size(place / "image", self._artifact)
-            return sample
+    def pull(self, place: Path) -> Sample:
+        """No signature policy, as there are no signatures."""
+        options = ["--quiet", *self.target.option("--src-tls-verify=false")]
+        source, destination = f"docker://{self.target.reference}", f"dir:{place / 'image'}"
+        command = [self.path, "--insecure-policy", "copy", *options, source, destination]
+        sample = self._run(place, command)
+        self._check(place / "image")
+        return sample
 
 
-class Ctr:
-    """`ctr content fetch` into a containerd of its own, started before the clock; the daemon's CPU is counted too."""
+class Ctr(Peer):
+    """`ctr content fetch` into a containerd of its own, started before the clock; the daemon is in its figures."""
 
-    name = "ctr content fetch"
+    name, program, durable = "ctr", "ctr", True
 
-    def __init__(self, artifact: Artifact, directory: Path) -> None:
-        self._artifact, self._directory = artifact, directory
-
-    def run(self) -> Sample:
-        """One pull."""
-        with _fresh(self._directory) as place, _containerd(place) as (address, pid):
+    def pull(self, place: Path) -> Sample:
+        """Everything that the manifest names; nothing is unpacked."""
+        with _containerd(place) as (address, pid):
             before = processes.cpu_seconds(pid)
-            command = ["ctr", "-a", address, "content", "fetch", "--plain-http", self._artifact.pushed.reference]
-            sample = processes.run(command, place / "words")
-            _check_size(place / "root/io.containerd.content.v1.content/blobs/sha256", self._artifact)
-            return dataclasses.replace(sample, daemon_cpu=processes.cpu_seconds(pid) - before)
+            options = self.target.option("--plain-http", "--tlscacert")
+            command = [self.path, "-a", address, "content", "fetch", *options, self.target.reference]
+            sample = self._run(place, command)
+            self._check(place / "root/io.containerd.content.v1.content/blobs/sha256")
+            cpu = sample.cpu + processes.cpu_seconds(pid) - before
+            return dataclasses.replace(sample, cpu=cpu, rss=sample.rss + processes.peak_memory(pid))
+
+
+class Oras(Peer):
+    """`oras pull`: files under their titles."""
+
+    name, program = "oras", "oras"
+
+    def pull(self, place: Path) -> Sample:
+        """With its own number of connections, three to five."""
+        options = ["--no-tty", *self.target.option("--plain-http", "--ca-file")]
+        sample = self._run(place, [self.path, "pull", *options, "-o", str(place / "files"), self.target.reference])
+        self._check(place / "files")
+        return sample
+
+
+class Crane(Peer):
+    """`crane pull` as an OCI layout."""
+
+    name, program = "crane", "crane"
+
+    def pull(self, place: Path) -> Sample:
+        """The blobs under their digests."""
+        options = ["--format=oci", *self.target.option("--insecure")]
+        sample = self._run(place, [self.path, "pull", *options, self.target.reference, str(place / "layout")])
+        self._check(place / "layout")
+        return sample
+
+
+class Aria2(Peer):
+    """aria2c with 8 connections for a file, told each file's digest."""
+
+    name, program = "aria2c", "aria2c"
+
+    def pull(self, place: Path) -> Sample:
+        """Space is not allocated beforehand, which would only cost it time."""
+        listed = place.with_suffix(".aria2")
+        lines = (
+            f"{url}\n out={n}\n checksum=sha-256={layer.digest.removeprefix('sha256:')}\n"
+            for n, (url, layer) in enumerate(zip(self.target.urls, self.target.artifact.layers, strict=True))
+        )
+        listed.write_text("".join(lines))
+        options = ["-q", "-x8", "-s8", "-k1M", "--file-allocation=none", *self.target.option("")]
+        if self.target.server.tls is not None:
+            options.append(f"--ca-certificate={self.target.server.tls.ca_file}")
+        sample = self._run(place, [self.path, *options, f"--dir={place}", f"--input-file={listed}"])
+        listed.unlink()
+        self._check(place)
+        return sample
+
+
+class OrasPy(Peer):
+    """The Python client `oras`, from an environment of its own. It checks no digest of a layer."""
+
+    name, program, verifies = "oras-py", "python", False
+
+    def pull(self, place: Path) -> Sample:
+        """As its documentation shows it."""
+        insecure = self.target.server.tls is None
+        script = (
+            "import sys, oras.client; "
+            f"oras.client.OrasClient(insecure={insecure}).pull(target=sys.argv[1], outdir=sys.argv[2])"
+        )
+        sample = self._run(place, [self.path, "-c", script, self.target.reference, str(place / "files")])
+        self._check(place / "files")
+        return sample
+
+    def _find(self) -> str:
+        return str(programs.ORAS_PY)
+
+    def _version(self) -> str:
+        return programs.oras_py_version()
+
+
+VERIFYING: Sequence[type[Peer]] = (CurlOpenssl, Skopeo, Ctr, Oras, Crane, Aria2)
+ALL: Sequence[type[Peer]] = (Curl, *VERIFYING, OrasPy)
+UNAVAILABLE: Mapping[str, str] = {
+    "modctl": "no build that could be pinned: the Go module proxy does not serve github.com/modelpack/modctl"
+}
+"""Clients that belong here and were not to be had when this was written."""
+
+
+def present(kinds: Sequence[type[Peer]], target: Target) -> tuple[list[Peer], Mapping[str, str]]:
+    """Those that can be had here, and the reasons why others can't."""
+    found: list[Peer] = []
+    reasons = dict(UNAVAILABLE)
+    for kind in kinds:
+        try:
+            found.append(kind(target))
+        except programs.MissingError as e:
+            reasons[kind.name] = str(e)
+    return found, reasons
 
 
 @contextmanager
@@ -125,13 +263,22 @@ def _containerd(place: Path) -> Iterator[tuple[str, int]]:
     """A containerd with nothing but its content store; its socket's address and its pid."""
     address = place / "c.sock"
     config = place / "config.toml"
-    disabled = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing"]
+    disabled = [
+        "cri.v1.images",
+        "cri.v1.runtime",
+        "grpc.v1.cri",
+        "internal.v1.opt",
+        "internal.v1.tracing",
+        "nri.v1.nri",
+    ]
     config.write_text(
-        f'version = 2\nroot = "{place}/root"\nstate = "{place}/state"\ndisabled_plugins = {disabled!r}\n'
+        f'version = 2\nroot = "{place}/root"\nstate = "{place}/state"\n'
+        f"disabled_plugins = {[f'io.containerd.{name}' for name in disabled]!r}\n"
         f'[grpc]\naddress = "{address}"\n'
     )
+    program = programs.find("containerd")
     with (place / "containerd.log").open("wb") as words:
-        process = processes.start(["containerd", "--config", str(config)], words)
+        process = processes.start([program, "--config", str(config)], words)
         try:
             deadline = time.monotonic() + CONTAINERD_SECONDS
             while not address.exists():
@@ -139,23 +286,7 @@ def _containerd(place: Path) -> Iterator[tuple[str, int]]:
                     text = (place / "containerd.log").read_text(errors="replace")
                     raise FailedError(f"containerd did not start:\n{text[-2000:]}")
                 time.sleep(0.01)
-            processes.run(["ctr", "-a", str(address), "version"], place / "version")  # it answers
+            processes.run([programs.find("ctr"), "-a", str(address), "version"], place / "version")  # it answers
             yield str(address), process.pid
         finally:
             processes.stop(process)
-
-
-@contextmanager
-def _fresh(directory: Path) -> Iterator[Path]:
-    directory.mkdir(parents=True)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
-
-
-def _check_size(directory: Path, artifact: Artifact) -> None:
-    """Whoever stores must have stored it all."""
-    stored = sum(path.stat().st_size for path in directory.iterdir() if path.is_file() and not path.is_symlink())
-    if stored < artifact.pushed.size:
-        raise FailedError(f"{directory} has {stored} bytes of {artifact.pushed.size}; {os.listdir(directory)}")

@@ -1,84 +1,105 @@
-"""What the cases that compare pulls share: our own client, a machine that is alike before each run, and the table."""
+"""What the cases that compare pulls share: our own client, a machine that is alike before each run, and the rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from bench import memory, node, peers, processes
-from bench.peers import Artifact
-from bench.rounds import Contender, Sample, Series
+from bench import memory, node, peers, processes, programs
+from bench.peers import Peer, Target
+from bench.report import Figure, Outcome, Row
+from bench.rounds import Contender, Sample, Series, interleave
+from bench.setting import Setting
 
 MIB = 1 << 20
-COLUMNS = ("client", "median s", "min s", "GB/s", "time / modelmount", "CPU s", "daemon", "server", "RSS MiB")
+SPARE_BYTES = 1 << 30
+RSS_MIB = 150.0
+"""Promised for every pull, of whatever size."""
 
 
 class Modelmount:
-    """A driver with an empty store: the time of NodePublishVolume, from resolving the tag to the mount."""
+    """A driver with an empty store: the time of NodePublishVolume, from resolving the tag to the mount. The CPU and the
+    peak memory are those of the driver, which was started before.
+    """
 
     name = "modelmount"
+    verifies = durable = True
 
-    def __init__(self, artifact: Artifact, directory: Path) -> None:
-        self._artifact, self._directory = artifact, directory
+    def __init__(self, target: Target, settings: Mapping[str, Any] | None = None) -> None:
+        self.target, self._settings = target, settings
+        self.version = programs.own_version()
 
     def run(self) -> Sample:
-        """One publish. The CPU is that of the driver, which was started before; its peak memory too."""
-        pod = node.pod("bench", self._artifact.pushed.reference)
-        with node.Node(self._directory, self._artifact.registry) as cold:
+        """One publish."""
+        pod = node.pod("bench", self.target.reference)
+        with node.Node(self.target.place, self.target.server, self._settings) as cold:
             before = processes.cpu_seconds(cold.driver.pid)
             wall = cold.publish(pod)
             cpu = processes.cpu_seconds(cold.driver.pid) - before
-            shown = sum(path.stat().st_size for path in cold.target(pod).iterdir())
-            if shown != self._artifact.pushed.size:
-                raise processes.FailedError(f"modelmount shows {shown} bytes of {self._artifact.pushed.size}")
+            shown = sum(path.stat().st_size for path in cold.target(pod).rglob("*") if path.is_file())
+            if shown != self.target.artifact.shown:
+                raise processes.FailedError(f"modelmount shows {shown} bytes of {self.target.artifact.shown}")
             return Sample(wall, cpu=cpu, rss=cold.driver.memory("VmHWM"))
 
 
 class Prepared:
-    """A contender with the machine made alike before it, and the registry's CPU added to its sample."""
+    """A contender with the machine made alike before it: what the last one wrote is gone or on the disk, and as much
+    memory as it will need is there. The server's account is added to its sample.
+    """
 
-    def __init__(self, inner: Contender, registry: peers.Server, touched: int) -> None:
-        self._inner, self._registry, self._touched = inner, registry, touched
-
-    @property
-    def name(self) -> str:
-        """The inner one's."""
-        return self._inner.name
+    def __init__(self, inner: Contender, target: Target) -> None:
+        self._inner, self._target = inner, target
+        self.name, self.version = inner.name, inner.version
 
     def run(self) -> Sample:
-        """The inner one's sample, with the server's CPU."""
+        """The inner one's sample."""
         os.sync()
-        memory.touch(self._touched)
-        before = processes.cpu_seconds(self._registry.pid)
+        memory.touch(self._target.artifact.size + SPARE_BYTES)
+        server = self._target.server
+        server.served()
+        before = server.cpu()
         sample = self._inner.run()
-        return dataclasses.replace(sample, server_cpu=processes.cpu_seconds(self._registry.pid) - before)
+        cpu = server.cpu() - before
+        return dataclasses.replace(sample, server_cpu=cpu, served=server.served())
 
 
-def described(each: Series, ours: Series) -> dict[str, object]:
-    """A client's figures as plain JSON."""
-    return {
-        "median_s": each.wall,
-        "min_s": each.least,
-        "ratio_to_modelmount": each.ratio(ours),
-        "median_cpu_s": each.median(lambda s: s.cpu),
-        "median_daemon_cpu_s": each.median(lambda s: s.daemon_cpu),
-        "median_registry_cpu_s": each.median(lambda s: s.server_cpu),
-        "max_rss_bytes": max(s.rss for s in each.samples),
-        "samples": [dataclasses.asdict(s) for s in each.samples],
-    }
+def compare(
+    case: str, title: str, target: Target, kinds: Sequence[type[Peer]], setting: Setting, *, notes: Sequence[str] = ()
+) -> Outcome:
+    """Ours and the peers, interleaved."""
+    found, reasons = peers.present(kinds, target)
+    contenders: list[Modelmount | Peer] = [Modelmount(target), *found]
+    series = interleave([Prepared(each, target) for each in contenders], setting.rounds, setting.say)
+    rows = [
+        Row(case, each.name, series=one, verifies=each.verifies, durable=each.durable)
+        for each, one in zip(contenders, series, strict=True)
+    ]
+    rows += [Row(case, name, reason=reason) for name, reason in reasons.items()]
+    return Outcome(f"{case}: {title}", target.artifact.size, rows, figures(case, rows), notes)
 
 
-def row(each: Series, ours: Series, size: int) -> tuple[str, ...]:
-    """A client's row below `COLUMNS`."""
-    return (
-        each.name,
-        f"{each.wall:.2f}",
-        f"{each.least:.2f}",
-        f"{size / each.wall / 1e9:.2f}",
-        f"{each.ratio(ours):.2f}",
-        f"{each.median(lambda s: s.cpu):.2f}",
-        f"{each.median(lambda s: s.daemon_cpu):.2f}",
-        f"{each.median(lambda s: s.server_cpu):.2f}",
-        f"{max(s.rss for s in each.samples) / MIB:.0f}",
-    )
+def figures(case: str, rows: Sequence[Row]) -> list[Figure]:
+    """What is promised of every pull: against whoever verifies, and memory."""
+    ours, *others = [row.series for row in rows if row.series is not None]
+    verifying = {row.tool for row in rows if row.verifies} - {ours.name}
+    return [*_speed(case, ours, others, verifying), Figure(f"{case}: peak memory", peak_mib(ours), RSS_MIB, "MiB")]
+
+
+def peak_mib(series: Series) -> float:
+    """The most memory of any run."""
+    return max(sample.rss for sample in series.samples) / MIB
+
+
+def _speed(case: str, ours: Series, others: Sequence[Series], verifying: set[str]) -> list[Figure]:
+    checked = [other for other in others if other.name in verifying]
+    if not checked:
+        return []
+    best = min(checked, key=lambda other: other.wall)
+    frugal = min(checked, key=lambda other: other.median(lambda s: s.cpu))
+    cpu = ours.median(lambda s: s.cpu) / frugal.median(lambda s: s.cpu)
+    return [
+        Figure(f"{case}: speed over the best that verifies ({best.name})", best.ratio(ours), 1.0, "x", at_least=True),
+        Figure(f"{case}: CPU over the most frugal that verifies ({frugal.name})", cpu, 1.2, "x"),
+    ]

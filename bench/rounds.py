@@ -12,15 +12,17 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run. `cpu` is user and system seconds of the client, `daemon_cpu` of a daemon that works for it, `server_cpu`
-    of the registry; `rss` is the client's peak in bytes, 0 where nobody can say.
+    """One run. `cpu` is user and system seconds of the client, of its children and of a daemon that works for it,
+    `server_cpu` of the server; `rss` is the client's peak in bytes (with the daemon's); `served` are the bytes of blobs
+    in the server's log, `again` those of them that it had served before. Zero where nobody can say.
     """
 
     wall: float
     cpu: float = 0.0
-    daemon_cpu: float = 0.0
     server_cpu: float = 0.0
     rss: int = 0
+    served: int = 0
+    again: int = 0
 
 
 class Contender(Protocol):
@@ -29,6 +31,10 @@ class Contender(Protocol):
     @property
     def name(self) -> str:
         """As it stands in the table."""
+
+    @property
+    def version(self) -> str:
+        """What it is, as far as that decides its figures."""
 
     def run(self) -> Sample:
         """One timed run; what is needed before and cleaned up after is not in the times."""
@@ -39,6 +45,7 @@ class Series:
     """The samples of one contender, one a round."""
 
     name: str
+    version: str = ""
     samples: list[Sample] = field(default_factory=list)
 
     def median(self, of: Callable[[Sample], float]) -> float:
@@ -56,20 +63,24 @@ class Series:
         return min(sample.wall for sample in self.samples)
 
     def ratio(self, other: Series) -> float:
-        """This one's time over the other's: taken in each round, then the median of them."""
-        return statistics.median(a.wall / b.wall for a, b in zip(self.samples, other.samples, strict=True))
+        """This one's median time over the other's."""
+        return self.wall / other.wall
 
 
 def interleave(contenders: Sequence[Contender], rounds: int, say: Callable[[str], None]) -> list[Series]:
     """Run all contenders `rounds` times; in round n the n-th begins."""
-    series = [Series(contender.name) for contender in contenders]
+    series = [Series(contender.name, contender.version) for contender in contenders]
     for number in range(rounds):
-        for turn in range(len(contenders)):
-            index = (turn + number) % len(contenders)
-            sample = contenders[index].run()
-            series[index].samples.append(sample)
-            say(f"round {number + 1} of {rounds}: {contenders[index].name} {sample.wall:.3f} s")
+        _round(contenders, series, number, say)
     return series
+
+
+def _round(contenders: Sequence[Contender], series: Sequence[Series], number: int, say: Callable[[str], None]) -> None:
+    for turn in range(len(contenders)):
+        index = (turn + number) % len(contenders)
+        sample = contenders[index].run()
+        series[index].samples.append(sample)
+        say(f"round {number + 1}: {contenders[index].name} {sample.wall:.3f} s")
 
 
 def percentile(values: Sequence[float], share: float) -> float:

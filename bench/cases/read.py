@@ -10,14 +10,15 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import model, node
-from bench.report import Figure, Result, Table
+from bench import artifact, node
+from bench.report import Figure, Outcome, Row
 from bench.rounds import Sample, Series, interleave
 from bench.setting import Setting
 from tests.fakes.registry import Registry
@@ -35,6 +36,7 @@ class _Reader:
     name: str
     path: Path
     how: Callable[[Path], None]
+    version: str = ""
 
     def run(self) -> Sample:
         started = time.perf_counter()
@@ -43,32 +45,40 @@ class _Reader:
         return Sample((time.perf_counter() - started) / PASSES)
 
 
-def run(setting: Setting) -> Result:
-    """Read one file of half the size that a pull moves."""
-    size = setting.size // 2
+def run(setting: Setting) -> Outcome:
+    """One file of a GiB."""
+    size = setting.size(1 << 30, 128 << 20)
     with ExitStack() as stack:
-        registry = stack.enter_context(Registry(setting.directory / "read-registry"))
-        source = model.make(setting.directory / "read-model", [size])
-        pushed = model.publish(registry, source, "bench/read")
-        shutil.rmtree(source)
+        registry = stack.enter_context(Registry(setting.directory / "registry"))
+        made = artifact.raw(setting.directory / "site", [size])
+        artifact.publish(registry, made)
         reading = stack.enter_context(node.Node(setting.directory / "r", registry))
-        pod = node.pod("bench", pushed.reference)
+        pod = node.pod("bench", f"{registry.host}/{artifact.REPOSITORY}:{artifact.TAG}")
         reading.publish(pod)
         mounted = next(reading.target(pod).glob("*.safetensors"))
         stored = next(p for p in (reading.driver.store / "blobs/sha256").iterdir() if p.stat().st_size == size)
         if not os.path.samefile(mounted, stored):
             raise RuntimeError(f"{mounted} and {stored} are not the same file")
         copy = Path(shutil.copyfile(stored, setting.directory / "copy"))
-        stack.callback(copy.unlink)
         places = {"file": stored, "mount": mounted, "copy": copy}
         series = {}
         for kind, how in (("read", _read), ("mmap", _touch)):
-            readers = [_Reader(name, path, how) for name, path in places.items()]
+            readers = [_Reader(f"{kind}, {name}", path, how) for name, path in places.items()]
             for reader in readers:
                 reader.run()  # everything into memory
             series[kind] = interleave(readers, setting.rounds * ROUNDS_FACTOR, lambda text: None)
-            setting.say(f"{kind}: {setting.rounds * ROUNDS_FACTOR} rounds done")
-    return _result(size, series)
+    rows = [Row("read", each.name, series=each) for kind in series for each in series[kind]]
+    figures = [
+        Figure(f"read: warm {kind} through the mount, time against the file", _paired(mount, file), GOAL_RATIO, "x")
+        for kind, (file, mount, _) in series.items()
+    ]
+    notes = ["mmap touches one byte of each page; its GB/s are of address space."]
+    return Outcome(f"read: {size / 1e9:.2f} GB, warm", size, rows, figures, notes)
+
+
+def _paired(one: Series, other: Series) -> float:
+    """The median of the ratios of each round: the difference is far smaller than what rounds differ by."""
+    return statistics.median(a.wall / b.wall for a, b in zip(one.samples, other.samples, strict=True))
 
 
 def _read(path: Path) -> None:
@@ -88,36 +98,3 @@ def _touch(path: Path) -> None:
             _ = area[::PAGE_BYTES]  # a loop in C over one byte a page
     finally:
         os.close(fd)
-
-
-def _result(size: int, series: dict[str, list[Series]]) -> Result:
-    rows, figures = [], []
-    document: dict[str, object] = {"bytes": size, "page_bytes": PAGE_BYTES}
-    for kind, (file, mounted, copy) in series.items():
-        document[kind] = {
-            each.name: {"median_s": each.wall, "min_s": each.least, "ratio_to_file": each.ratio(file)}
-            for each in (file, mounted, copy)
-        }
-        rows += [
-            (
-                f"{kind}: {each.name}",
-                f"{size / each.wall / 1e9:.2f}",
-                f"{each.wall * 1000:.1f}",
-                f"{each.least * 1000:.1f}",
-                f"{each.ratio(file):.3f}",
-            )
-            for each in (file, mounted, copy)
-        ]
-        figures.append(
-            Figure(f"warm {kind} through the mount, time against the file", mounted.ratio(file), GOAL_RATIO, "x")
-        )
-    table = Table(
-        f"Reading {size / 1e9:.2f} GB, warm",
-        ("how: what", "GB/s", "median ms", "min ms", "time / file"),
-        rows,
-        [
-            "Ratios are taken in each round, then their median. mmap touches one byte of each page; its GB/s are of",
-            "address space.",
-        ],
-    )
-    return Result(document, [table], figures)

@@ -10,16 +10,14 @@ write a durable lease; what that alone costs here is measured beside them.
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from bench import model, node
-from bench.report import Figure, Result, Table
-from bench.rounds import percentile
+from bench import artifact, node, programs
+from bench.report import Figure, Outcome, Row
+from bench.rounds import Sample, Series, percentile
+from bench.servers import DockerRegistry
 from bench.setting import Setting
 from tests.fakes.registry import Registry
 
@@ -30,12 +28,14 @@ LEASE_BYTES = 700
 GOALS_MS = {"always": 5.0, "never": 2.0}
 
 
-def run(setting: Setting) -> Result:
-    """Measure `setting.publishes` publishes and unpublishes of each driver."""
+def run(setting: Setting) -> Outcome:
+    """Publishes and unpublishes of each driver."""
+    count = setting.size(500, 50)
     with ExitStack() as stack:
-        registry = stack.enter_context(Registry(setting.directory / "warm-registry"))
-        source = model.make(setting.directory / "warm-model", [FILE_BYTES] * FILES)
-        pushed = model.publish(registry, source, "bench/warm")
+        registry = stack.enter_context(Registry(setting.directory / "registry"))
+        made = artifact.raw(setting.directory / "site", [FILE_BYTES] * FILES)
+        artifact.publish(registry, made)
+        reference = f"{registry.host}/{artifact.REPOSITORY}:{artifact.TAG}"
         nodes = {
             mode: stack.enter_context(
                 node.Node(setting.directory / f"w{mode[0]}", registry, {"auth": {"verification": mode}})
@@ -43,26 +43,37 @@ def run(setting: Setting) -> Result:
             for mode in ("always", "never")
         }
         for each in nodes.values():
-            cold = node.pod("cold", pushed.reference)
+            cold = node.pod("cold", reference)
             each.publish(cold)
             each.unpublish(cold)
-        publishes: dict[str, list[float]] = {mode: [] for mode in nodes}
-        unpublishes: dict[str, list[float]] = {mode: [] for mode in nodes}
-        floor: list[float] = []
+        publishes = {mode: Series(f"publish, {mode}", programs.own_version()) for mode in nodes}
+        unpublishes = {mode: Series(f"unpublish, {mode}", programs.own_version()) for mode in nodes}
+        floor = Series("one durable small file")
         registry.forget()
-        for number in range(setting.publishes):
-            pod = node.pod(f"bench-{number}", pushed.reference)
+        for number in range(count):
+            pod = node.pod(f"bench-{number}", reference)
             for mode in list(nodes) if number % 2 == 0 else reversed(list(nodes)):
-                publishes[mode].append(nodes[mode].publish(pod) * 1000)
-                unpublishes[mode].append(nodes[mode].unpublish(pod) * 1000)
-            floor.append(_durable_write(setting.directory) * 1000)
+                publishes[mode].samples.append(Sample(nodes[mode].publish(pod)))
+                unpublishes[mode].samples.append(Sample(nodes[mode].unpublish(pod)))
+            floor.samples.append(_durable_write(setting.directory))
         requests = len(registry.requests())
-        blobs = registry.blob_gets().total()
-    return _result(setting, publishes, unpublishes, floor, requests, blobs)
+        blobs = DockerRegistry(registry).served()
+    series = [*publishes.values(), *unpublishes.values(), floor]
+    notes = [
+        f"{count} of each, in turn. The registry's log has {requests} requests, {blobs} bytes of blobs.",
+        "99th percentile, ms: "
+        + "; ".join(f"{each.name} {percentile([s.wall for s in each.samples], 0.99) * 1000:.1f}" for each in series),
+    ]
+    figures = [
+        Figure(f"warm: publish, access proved {mode}, median", each.wall * 1000, GOALS_MS[mode], "ms")
+        for mode, each in publishes.items()
+    ]
+    rows = [Row("warm", each.name, series=each) for each in series]
+    return Outcome("warm: a publish of a model that is here", 0, rows, figures, notes)
 
 
-def _durable_write(directory: Path) -> float:
-    """Seconds for one small file, written as a lease must be: write, fsync, rename, fsync of the directory."""
+def _durable_write(directory: Path) -> Sample:
+    """One small file, written as a lease must be: write, fsync, rename, fsync of the directory."""
     temporary, final = directory / ".floor.new", directory / "floor"
     started = time.perf_counter()
     with temporary.open("wb") as file:
@@ -75,47 +86,4 @@ def _durable_write(directory: Path) -> float:
         os.fsync(fd)
     finally:
         os.close(fd)
-    return time.perf_counter() - started
-
-
-def _result(
-    setting: Setting,
-    publishes: dict[str, list[float]],
-    unpublishes: dict[str, list[float]],
-    floor: list[float],
-    requests: int,
-    blobs: int,
-) -> Result:
-    names = {"always": "publish, access proved (always)", "never": "publish, not proved (never)"}
-    series = [(names[mode], publishes[mode]) for mode in publishes]
-    series += [(f"unpublish ({mode})", unpublishes[mode]) for mode in unpublishes]
-    series.append(("one durable small file, as a floor", floor))
-    document: dict[str, Any] = {
-        "publishes": setting.publishes,
-        "registry_requests": requests,
-        "blob_requests": blobs,
-        "milliseconds": {name: _summary(values) for name, values in series},
-    }
-    table = Table(
-        f"Warm publish, {setting.publishes} times each, ms",
-        ("call", "p50", "p99", "min", "mean"),
-        [(name, *(f"{value:.2f}" for value in _summary(values).values())) for name, values in series],
-        [
-            f"The registry's log has {requests} requests for {setting.publishes} publishes that prove access and",
-            f"{setting.publishes} that don't, {blobs} of them for blobs.",
-        ],
-    )
-    figures = [
-        Figure(f"warm {names[mode]}, p50", percentile(values, 0.5), GOALS_MS[mode], "ms")
-        for mode, values in publishes.items()
-    ]
-    return Result(document, [table], figures)
-
-
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "p50": percentile(values, 0.5),
-        "p99": percentile(values, 0.99),
-        "min": min(values),
-        "mean": statistics.fmean(values),
-    }
+    return Sample(time.perf_counter() - started)

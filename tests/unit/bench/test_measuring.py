@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import machine, memory, processes
-from bench.report import Figure
+from bench import memory, processes, programs, report
+from bench.report import Figure, Outcome, Row
 from bench.rounds import Sample, Series, interleave, percentile
 
 MIB = 1 << 20
@@ -22,6 +23,7 @@ class Recorded:
 
     name: str
     turns: list[str] = field(default_factory=list)
+    version: str = "1"
 
     def run(self) -> Sample:
         self.turns.append(self.name)
@@ -34,13 +36,56 @@ def test_each_round_begins_with_the_next_contender() -> None:
     assert "".join(turns) == "abcbcacab"
 
 
-def test_a_ratio_is_taken_in_each_round_before_the_median() -> None:
-    ours, theirs = Series("ours"), Series("theirs")
-    for mine, others in ((1, 2), (10, 30), (5, 5)):
-        ours.samples.append(Sample(mine))
-        theirs.samples.append(Sample(others))
-    assert theirs.ratio(ours) == 2  # of the medians it would be 1
+def series(name: str, *walls: float) -> Series:
+    return Series(name, "1.2", [Sample(wall, cpu=0.5, rss=3 * MIB, served=10) for wall in walls])
+
+
+def test_a_ratio_is_of_the_medians() -> None:
+    ours = series("ours", 1, 10, 5)
+    assert series("theirs", 2, 30, 5).ratio(ours) == 1
     assert (ours.wall, ours.least) == (5, 1)
+
+
+def test_the_document_has_the_shape_that_its_readers_know(tmp_path: Path) -> None:
+    rows = [Row("a", "modelmount", series("modelmount", 2, 4)), Row("a", "curl", series("curl", 6))]
+    path = tmp_path / "results" / "full.json"
+    report.write(path, {"cpus": 2}, [Outcome("a", 10, [*rows, Row("a", "modctl", reason="not to be had")])])
+    document = json.loads(path.read_text())
+    assert document == {
+        "machine": {"cpus": 2},
+        "cases": [
+            {
+                "case": "a",
+                "tool": "modelmount",
+                "wall_s": 3.0,
+                "cpu_s": 0.5,
+                "rss_mib": 3.0,
+                "bytes_served": 10,
+                "rounds": 2,
+                "version": "1.2",
+            },
+            {
+                "case": "a",
+                "tool": "curl",
+                "wall_s": 6.0,
+                "cpu_s": 0.5,
+                "rss_mib": 3.0,
+                "bytes_served": 10,
+                "rounds": 1,
+                "version": "1.2",
+            },
+            {"case": "a", "tool": "modctl", "reason": "not to be had"},
+        ],
+        "ratios": {"a": {"curl": 2.0}},
+    }
+
+
+def test_cases_that_were_not_measured_stay_in_the_document(tmp_path: Path) -> None:
+    path = tmp_path / "full.json"
+    for case, wall in (("a", 1), ("b", 2), ("a", 3)):
+        report.write(path, {}, [Outcome(case, 1, [Row(case, "modelmount", series("modelmount", wall))])])
+    cases = json.loads(path.read_text())["cases"]
+    assert [(row["case"], row["wall_s"]) for row in cases] == [("a", 3), ("b", 2)]
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 100), (0.99, 198), (1.0, 200), (0.001, 1)])
@@ -80,8 +125,8 @@ def _locked() -> int:
 def test_the_go_that_built_a_program_is_read_from_it() -> None:
     program = shutil.which("docker-registry")
     assert program is not None
-    assert machine.go_version(Path(program)).startswith("go1.")
-    assert machine.go_version(Path("/bin/sh")) == ""
+    assert programs.go_version(Path(program)).startswith("go1.")
+    assert programs.go_version(Path("/bin/sh")) == ""
 
 
 def test_a_bound_is_kept_up_to_and_including_itself() -> None:

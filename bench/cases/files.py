@@ -1,0 +1,27 @@
+"""(c) Cold pull of thousands of small files, each a layer: requests and file operations, not bytes."""
+
+from __future__ import annotations
+
+import random
+
+from bench import artifact, memory, peers
+from bench.peers import CurlOpenssl, Target
+from bench.pulls import compare
+from bench.report import Outcome
+from bench.servers import Nginx
+from bench.setting import Setting
+
+SIZES = (1 << 10, 64 << 10)
+
+
+def run(setting: Setting) -> Outcome:
+    """3,000 files of 1 to 64 KiB."""
+    count = setting.size(3000, 300)
+    source = random.Random(count)
+    site = setting.directory / "site"
+    made = artifact.raw(site, [source.randint(*SIZES) for _ in range(count)])
+    kinds = [kind for kind in peers.ALL if kind is not CurlOpenssl]
+    with memory.pinned([layer.path for layer in made.layers]), Nginx(setting.directory / "nginx", site) as server:
+        target = Target(server, made, setting.directory / "p")
+        notes = ["curl | openssl is left out: two processes a file say nothing about a pull."]
+        return compare("c", f"{count} files of 1 to 64 KiB", target, kinds, setting, notes=notes)
