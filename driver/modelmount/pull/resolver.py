@@ -12,7 +12,6 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -182,5 +181,5 @@ class Resolver:
         with self._store.locks.shared():
             atomic.write_file(self._ref_path(reference), msgspec.json.encode(record))
 
-    def _ref_path(self, reference: Reference) -> Path:
-        return self._store.root / "refs" / hashlib.sha256(str(reference).encode()).hexdigest()
+    def _ref_path(self, reference: Reference) -> str:
+        return f"{self._store.root}/refs/{hashlib.sha256(str(reference).encode()).hexdigest()}"

@@ -69,7 +69,7 @@ def read_facts(store: Store, manifest: Digest) -> Facts | None:
 def mark_used(store: Store, manifest: Digest) -> None:
     """Last use is the mtime of the model's directory; eviction reads it."""
     try:
-        os.utime(store.root / "models" / manifest.hex)
+        os.utime(f"{store.root}/models/{manifest.hex}")
     except FileNotFoundError:
         return
 

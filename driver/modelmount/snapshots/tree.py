@@ -67,11 +67,11 @@ def find(store: Store, scope: str, manifest: Digest, selection: str) -> Tree | N
     stands.
     """
     try:
-        data = atomic.read_file(store.root / "views" / scope / view_key(manifest, selection))
+        data = atomic.read_file(f"{store.root}/views/{scope}/{view_key(manifest, selection)}")
         view = msgspec.json.decode(data, type=_View)
     except (OSError, msgspec.DecodeError):
         return None  # views are derived: an unreadable one is made again
-    root = store.root / "trees" / view.tree / "root"
+    root = Path(f"{store.root}/trees/{view.tree}/root")
     return Tree(view.tree, root, view.bytes, view.files) if root.is_dir() else None
 
 

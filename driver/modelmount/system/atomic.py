@@ -37,7 +37,7 @@ _SMALL_BYTES: Final = 64 << 10
 _SYNCFS_REPORTS_ERRORS: Final = (5, 8)
 
 
-def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_file(path: str | Path, data: bytes, mode: int = 0o600) -> None:
     """Put `data` at `path` so that after any crash it holds either the old content, whole, or the new, whole and
     durable on return.
 
@@ -45,7 +45,8 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     leaves the old file and no temporary one; an OSError from the last step (the directory's fsync) leaves the new
     content visible but perhaps not durable.
     """
-    temporary = temporary_beside(path)
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = f"{directory}/.{name}.{secrets.token_hex(8)}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -58,10 +59,10 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         failpoint("atomic.write_file.before_rename")
         os.rename(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
     failpoint("atomic.write_file.before_directory_fsync")
-    fsync_directory(path.parent)
+    fsync_directory(directory)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -110,7 +111,7 @@ def fsync_file(path: Path) -> None:
     _fsync(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-def fsync_directory(path: Path) -> None:
+def fsync_directory(path: str | Path) -> None:
     """Make the names in `path` durable: creations, renames, links and removals that returned before this call."""
     _fsync(path, _DIRECTORY)
 
@@ -168,7 +169,7 @@ class GroupSync:
         os.fsync(self._fd)
 
 
-def _fsync(path: Path, flags: int) -> None:
+def _fsync(path: str | Path, flags: int) -> None:
     fd = os.open(path, flags)
     try:
         os.fsync(fd)

@@ -32,7 +32,7 @@ class LockCancelled(Exception):
 class Held:
     """A lock that is held until `release`, or until the end of the `with` block. Releasing twice does nothing."""
 
-    def __init__(self, path: Path, fd: int, *, shared: bool) -> None:
+    def __init__(self, path: str, fd: int, *, shared: bool) -> None:
         self.path = path
         self.shared = shared
         self._fd = fd
@@ -58,7 +58,7 @@ class Held:
         try:
             if self._pid == os.getpid():
                 if unlink:
-                    self.path.unlink(missing_ok=True)
+                    Path(self.path).unlink(missing_ok=True)
                 # Not close alone: a child forked by some library would keep the open file description and its lock.
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
@@ -70,8 +70,8 @@ class FileLock:
     may share it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path) -> None:
+        self.path = os.fspath(path)
 
     def acquire(
         self, *, shared: bool = False, timeout: float | None = None, cancelled: Callable[[], bool] | None = None
@@ -85,15 +85,19 @@ class FileLock:
         delay = FIRST_DELAY_SECONDS
         while True:
             if cancelled is not None and cancelled():
-                raise LockCancelled(f"waiting for the lock {self.path.name} was cancelled")
+                raise LockCancelled(f"waiting for the lock {self._name} was cancelled")
             held = self._try(shared=shared)
             if held is not None:
                 return held
             remaining = LONGEST_DELAY_SECONDS if deadline is None else deadline - time.monotonic()
             if remaining <= 0:
-                raise LockTimeout(f"the lock {self.path.name} is held by somebody else")
+                raise LockTimeout(f"the lock {self._name} is held by somebody else")
             time.sleep(min(delay, remaining))
             delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+
+    @property
+    def _name(self) -> str:
+        return Path(self.path).name
 
     def _try(self, *, shared: bool) -> Held | None:
         while True:

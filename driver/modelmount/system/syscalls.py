@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
@@ -46,23 +47,46 @@ AT_EMPTY_PATH: Final = 0x1000
 Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
 """What a call takes: a number, a NUL-terminated path, a buffer, or a null pointer."""
 
+_number, _path, _buffer = ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p
+_ARGUMENTS: Final = {
+    "renameat2": (_number, _path, _number, _path, _number),
+    "statx": (_number, _path, _number, _number, _buffer),
+    "open_tree": (_number, _path, _number),
+    "move_mount": (_number, _path, _number, _path, _number),
+    "openat2": (_number, _path, _buffer, _number),
+    "mount_setattr": (_number, _path, _number, _buffer, _number),
+    "landlock_create_ruleset": (_buffer, _number, _number),
+}
+# Each call is declared, since syscall(2) is variadic: an int passed to it bare would be cut to 32 bits.
+
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-_numbers = NUMBERS.get(platform.machine(), {})
+
+
+def _door(number: int, arguments: tuple[type, ...]) -> Callable[..., int]:
+    function = _libc["syscall"]  # by index: each time a function object of its own, with a declaration of its own
+    function.restype = ctypes.c_long
+    function.argtypes = (ctypes.c_long, *arguments)
+    return functools.partial(function, number)
+
+
+_doors = {name: _door(number, _ARGUMENTS[name]) for name, number in NUMBERS.get(platform.machine(), {}).items()}
 
 
 def call(name: str, *arguments: Argument) -> int:
     """Make the numbered system call `name`. A machine without a row in `NUMBERS` answers ENOSYS, as a kernel without
     the call does.
     """
-    number = _numbers.get(name)
-    if number is None:
+    door = _doors.get(name)
+    if door is None:
         raise _error(errno.ENOSYS, name)
-    result: int = _libc.syscall(ctypes.c_long(number), *(_convert(a) for a in arguments))
+    for argument in arguments:
+        if argument.__class__ is bytes:
+            _terminated(argument)
+    result = door(*arguments)
     if result < 0:
         raise _error(ctypes.get_errno(), name)
     return result
@@ -92,15 +116,6 @@ def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
     """man 2 sync_file_range."""
     if _libc.sync_file_range(fd, offset, length, flags) < 0:
         raise _error(ctypes.get_errno(), "sync_file_range")
-
-
-def _convert(argument: Argument) -> object:
-    # syscall(2) is variadic: an int passed bare would be cut to 32 bits.
-    if isinstance(argument, int):
-        return ctypes.c_long(argument)
-    if isinstance(argument, bytes):
-        return ctypes.c_char_p(_terminated(argument))
-    return ctypes.c_void_p(None) if argument is None else argument
 
 
 def _terminated(path: bytes) -> bytes:

@@ -62,6 +62,7 @@ class TargetHandle:
     """
 
     def __init__(self, location: Location, parent_fd: int, fd: int, *, created: bool) -> None:
+        self._location = location
         self.path = location.path
         self.name = location.name
         self.parent_fd = parent_fd
@@ -80,6 +81,10 @@ class TargetHandle:
     def identity(self) -> mount.Identity:
         """Device and inode of what `fd` is. Raises OSError for a dead mount."""
         return mount.identity(self.fd)
+
+    def state(self) -> TargetState:
+        """What stands now under `name` in the directory that was opened. Raises like `TargetRoots.state`."""
+        return _state(self.parent_fd, self._location)
 
     def close(self) -> None:
         """Close both descriptors; twice is harmless."""
@@ -143,7 +148,7 @@ class TargetRoots:
                 prefix = spelling.parts[1:]
                 if len(parts) > len(prefix) and parts[: len(prefix)] == prefix:
                     below = parts[len(prefix) :]
-                    return Location(resolved, below, str((resolved or root.spelled).joinpath(*below)))
+                    return Location(resolved, below, "/".join((str(resolved or root.spelled).rstrip("/"), *below)))
         allowed = ", ".join(str(root.spelled) for root in self._roots)
         raise InvalidRequest(
             f"target path {_show(path)} does not lie below {allowed}; "
@@ -246,13 +251,9 @@ class TargetRoots:
         if root is None:
             missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             raise Precondition(f"the root above target {_show(location.path)} does not exist on this node") from missing
-        slash = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return self._open(slash, (*root.parts[1:], *location.parts[:-1]), os.O_PATH, location)
-        finally:
-            os.close(slash)
+        return self._open(None, (*root.parts[1:], *location.parts[:-1]), os.O_PATH, location)
 
-    def _open(self, dir_fd: int, parts: tuple[str, ...], flags: int, location: Location) -> int:
+    def _open(self, dir_fd: int | None, parts: tuple[str, ...], flags: int, location: Location) -> int:
         try:
             return beneath.open_directory(dir_fd, parts, flags, openat2=self._openat2)
         except OSError as e:
@@ -279,7 +280,9 @@ def _check(path: str) -> tuple[str, ...]:
     parts = tuple(part for part in path.split("/") if part)
     if ".." in parts or "." in parts:
         raise InvalidRequest(f"target path {_show(path)} contains a `.` or `..` component; name the directory itself")
-    if len(encoded) >= _PATH_BYTES or any(len(os.fsencode(part)) > _NAME_BYTES for part in parts):
+    if len(encoded) >= _PATH_BYTES or (
+        len(encoded) > _NAME_BYTES and any(len(os.fsencode(part)) > _NAME_BYTES for part in parts)
+    ):
         raise InvalidRequest(f"target path {_show(path)} is longer than the kernel allows")
     return parts
 

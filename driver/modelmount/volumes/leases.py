@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,8 +102,8 @@ class Leases:
         path = self._path(volume_id, target)
         atomic.failpoint("volumes.lease.before_remove")
         try:
-            path.unlink()
-            atomic.fsync_directory(path.parent)
+            os.unlink(path)
+            atomic.fsync_directory(self._volumes)
         except FileNotFoundError:
             return
 
@@ -126,8 +127,8 @@ class Leases:
         paths = sorted((self._store.root / "volumes").glob(pattern))
         return [lease for path in paths if (lease := _read(path)) is not None]
 
-    def _path(self, volume_id: str, target: str) -> Path:
-        return Path(f"{self._volumes}/{_hash(volume_id)}-{_hash(target)}.json")
+    def _path(self, volume_id: str, target: str) -> str:
+        return f"{self._volumes}/{_hash(volume_id)}-{_hash(target)}.json"
 
 
 def target_lock_name(target: str) -> str:
@@ -143,7 +144,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
-def _read(path: Path) -> Lease | None:
+def _read(path: str | Path) -> Lease | None:
     try:
         return msgspec.json.decode(atomic.read_file(path), type=Lease)
     except FileNotFoundError:

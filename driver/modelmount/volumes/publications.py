@@ -24,7 +24,7 @@ from modelmount.snapshots import tree as trees
 from modelmount.snapshots.tree import Tree
 from modelmount.system import atomic, host, mount
 from modelmount.system.lock import Held, LockCancelled, LockTimeout
-from modelmount.system.target import TargetRoots
+from modelmount.system.target import TargetHandle, TargetRoots
 from modelmount.volumes import ours, standing
 from modelmount.volumes.attempts import Attempt, Attempts
 from modelmount.volumes.leases import Lease, Leases, Owner, target_lock_name
@@ -164,10 +164,12 @@ class Publications:
         attached = False
         try:
             atomic.failpoint("volumes.publish.before_mount")
-            self._attach(lease, tree, wanted.flags)
-            attached = True
-            atomic.failpoint("volumes.publish.after_mount")
-            if not self._shows(lease):
+            with self._targets.open_target(lease.target) as handle:
+                self._attach(lease, tree, handle, wanted.flags)
+                attached = True
+                atomic.failpoint("volumes.publish.after_mount")
+                shown = handle.state()
+            if not Standing(lease.target, lease, shown).live:
                 raise Internal(f"what is mounted at {wanted.path!r} is not the model; look at the mounts on the node")
         except BaseException as e:
             self._undo(lease, now, e, attached=attached)
@@ -206,16 +208,14 @@ class Publications:
     def _find(self, model: Model, wanted: Wanted) -> Tree | None:
         return trees.find(self._store, model.repository.scope, model.manifest, wanted.spec.selection)
 
-    def _attach(self, lease: Lease, tree: Tree, flags: frozenset[str]) -> None:
+    def _attach(self, lease: Lease, tree: Tree, target: TargetHandle, flags: frozenset[str]) -> None:
         """Mount, or raise and have no mount."""
-        path = lease.target
-        with self._targets.open_target(path) as handle:
-            if handle.is_mount:
-                raise Precondition(Standing(path, None, self._targets.state(path)).obstacle())
-            try:
-                mount.clone_readonly(tree.root, handle.fd, flags)
-            except OSError as e:
-                raise _mount_error(e, path) from e
+        if target.is_mount:
+            raise Precondition(Standing(lease.target, None, target.state()).obstacle())
+        try:
+            mount.clone_readonly(tree.root, target.fd, flags)
+        except OSError as e:
+            raise _mount_error(e, lease.target) from e
 
     def _shows(self, lease: Lease) -> bool:
         return Standing(lease.target, lease, self._targets.state(lease.target)).live

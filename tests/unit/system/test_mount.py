@@ -65,7 +65,7 @@ def test_this_kernel_is_probed_right() -> None:
 
 
 def test_a_probe_without_the_calls_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syscalls, "_numbers", {})
+    monkeypatch.setattr(syscalls, "_doors", {})
     old = mount.probe.__wrapped__()
     assert (old.detached_mounts, old.mount_root_attribute, old.openat2) == (False, False, False)
     assert old.problem.startswith("ENOSYS")

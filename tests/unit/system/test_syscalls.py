@@ -76,7 +76,7 @@ def test_every_machine_has_every_call() -> None:
 
 
 def test_a_machine_without_a_row_answers_like_a_kernel_without_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syscalls, "_numbers", {})
+    monkeypatch.setattr(syscalls, "_doors", {})
     with pytest.raises(OSError) as caught:
         syscalls.call("statx", syscalls.AT_FDCWD, b"/", 0, 0, None)
     assert caught.value.errno == errno.ENOSYS
