@@ -261,7 +261,7 @@ def test_wrong_bytes_are_refused_backed_off_and_never_shown(node: Node, files: P
     victim.write_bytes(bytes([good[0] ^ 1]) + good[1:])
     pod = node.pod("victim", pushed.reference)
     expect(node, pod, FAILED, "wrong bytes")
-    assert not list((node.driver.store / "ingest").glob("*/data"))
+    assert not list((node.driver.store / "ingest").glob(f"{victim.parent.name}-*/data"))
     assert f"sha256:{victim.parent.name}" not in node.blobs()
     node.kubelet.wait_event("FailedMount", "not asked again for", pod=pod)
     leave_nothing(node, pod)
