@@ -73,6 +73,10 @@ class FileLock:
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
 
+    def make(self) -> None:
+        """Make the file now, if it isn't there. Raises OSError."""
+        os.close(os.open(self.path, _FLAGS, 0o600))
+
     def acquire(
         self, *, shared: bool = False, timeout: float | None = None, cancelled: Callable[[], bool] | None = None
     ) -> Held:

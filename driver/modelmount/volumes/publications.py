@@ -1,7 +1,8 @@
 """Making and ending one publication: its lease, its directory, its mount. Every step here is short and local.
 
-Under the target's lock: look, lease (durable), mount, verify; and back: unmount, rmdir, lease. A kill between two steps
-leaves a lease without a mount, which the next publish completes and an unpublish ends; never a mount without a lease.
+Under the target's lock: look, directory, lease (durable), mount, verify; and back: unmount, rmdir, lease. A kill between
+two steps leaves an empty directory or a lease without a mount, which the next publish completes and an unpublish ends;
+never a mount without a lease.
 """
 
 from __future__ import annotations
@@ -146,7 +147,6 @@ class Publications:
         self._targets.unmount_target(now.path)
 
     def _lease_and_mount(self, wanted: Wanted, model: Model | None, now: Standing, attempt: Attempt) -> Lease | None:
-        found = now.binding
         with self._store_shared(attempt):
             decided = self._decide(wanted, model, now)
             if decided is None:
@@ -154,27 +154,23 @@ class Publications:
             lease, tree = decided
             if not lease.adopted:
                 verdicts.mark_used(self._store, lease.model.manifest)
-            atomic.failpoint("volumes.publish.before_lease")
+            attached = False
             try:
-                self._leases.write(lease)
-            except OSError:
-                if found is None:
-                    self._leases.remove(lease.volume_id, lease.target)
+                # The directory first: making it right after the lease's fsync would wait for the journal.
+                with self._targets.open_target(lease.target) as handle:
+                    atomic.failpoint("volumes.publish.before_lease")
+                    self._leases.write(lease)
+                    atomic.failpoint("volumes.publish.before_mount")
+                    self._attach(lease, tree, handle, wanted.flags)
+                    attached = True
+                    atomic.failpoint("volumes.publish.after_mount")
+                    shown = handle.state()
+                if not Standing(lease.target, lease, shown).live:
+                    raise Internal(f"what is mounted at {wanted.path!r} is not the model; look at the node's mounts")
+            except BaseException as e:
+                self._undo(lease, now, e, attached=attached)
                 raise
-        attached = False
-        try:
-            atomic.failpoint("volumes.publish.before_mount")
-            with self._targets.open_target(lease.target) as handle:
-                self._attach(lease, tree, handle, wanted.flags)
-                attached = True
-                atomic.failpoint("volumes.publish.after_mount")
-                shown = handle.state()
-            if not Standing(lease.target, lease, shown).live:
-                raise Internal(f"what is mounted at {wanted.path!r} is not the model; look at the mounts on the node")
-        except BaseException as e:
-            self._undo(lease, now, e, attached=attached)
-            raise
-        return lease
+            return lease
 
     def _decide(self, wanted: Wanted, model: Model | None, now: Standing) -> tuple[Lease, Tree] | None:
         """The lease to write and the tree it shows; None when that isn't here. The caller holds the shared store lock.

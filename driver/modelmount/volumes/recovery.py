@@ -22,7 +22,7 @@ from modelmount.system import atomic, host
 from modelmount.system.lock import LockTimeout
 from modelmount.system.target import Location, TargetRoots
 from modelmount.volumes import kubelet, ours
-from modelmount.volumes.leases import NAMELESS, Lease, Leases, target_lock_name
+from modelmount.volumes.leases import NAMELESS, Lease, Leases, prepare_locks, target_lock_name
 from modelmount.volumes.ours import TreeMount
 from modelmount.volumes.standing import Standing
 
@@ -61,6 +61,7 @@ class _Recovery:
         self._live = self._waiting = self._adopted = self._ended = 0
 
     def run(self) -> Recovered:
+        prepare_locks(self._store)
         leases = list(self._leases.walk())
         recorded = {lease.target for lease in leases}
         for lease in leases:
