@@ -1,8 +1,8 @@
 """Making and ending one publication: its lease, its directory, its mount. Every step here is short and local.
 
-Under the target's lock: look, directory, lease (durable), mount, verify; and back: unmount, rmdir, lease. A kill between
-two steps leaves an empty directory or a lease without a mount, which the next publish completes and an unpublish ends;
-never a mount without a lease.
+Under the target's lock: look, directory, lease (durable), mount, verify; and back: unmount, rmdir, lease. A kill
+between two steps leaves an empty directory or a lease without a mount, which the next publish completes and an
+unpublish ends; never a mount without a lease.
 """
 
 from __future__ import annotations
