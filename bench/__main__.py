@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench import machine, report
-from bench.cases import archives, capped, files, footprint, latency, read, resume, warm, whole
+from bench.cases import archives, capped, files, footprint, latency, limits, read, resume, warm, whole
 from bench.processes import FailedError
 from bench.report import Figure, Outcome
 from bench.setting import Setting
@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Setting], Outcome]] = {
     "g": latency.run,
     "h": resume.run,
     "memory": footprint.run,
+    "limits": limits.run,
     "warm": warm.run,
     "read": read.run,
 }

@@ -24,7 +24,7 @@ def touch(count: int) -> None:
     """Write to `count` bytes of anonymous memory, or to half of what is available, and give them back."""
     count = min(count, available_bytes() // 2)
     block = b"\1" * _BLOCK_BYTES
-    with mmap.mmap(-1, count) as area:
+    with mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
         for offset in range(0, count, _BLOCK_BYTES):
             area[offset : offset + _BLOCK_BYTES] = block[: count - offset]
 

@@ -14,7 +14,7 @@ from bench.rounds import Contender, Sample, Series, interleave
 from bench.setting import Setting
 
 MIB = 1 << 20
-SPARE_BYTES = 1 << 30
+SPARE_BYTES = 512 << 20
 RSS_MIB = 150.0
 """Promised for every pull, of whatever size."""
 

@@ -70,7 +70,7 @@ def zstd(setting: Setting) -> Outcome:
 def _run(setting: Setting, case: str, compression: str) -> Outcome:
     size = setting.size(GIB, 128 * MIB)
     site = setting.directory / "site"
-    made = _make(site, setting.directory / "making", compression, size)
+    made = make(site, setting.directory / "making", compression, size)
     kinds = (CurlTar, LocalTar, Skopeo, Ctr, Oras, Crane)
     with memory.pinned([made.layers[0].path]), Nginx(setting.directory / "nginx", site) as server:
         target = Target(server, made, setting.directory / "p")
@@ -90,7 +90,8 @@ def _option(made: Artifact) -> str:
     return "--zstd" if made.layers[0].media_type.endswith("zstd") else "-z"
 
 
-def _make(site: Path, directory: Path, compression: str, size: int) -> Artifact:
+def make(site: Path, directory: Path, compression: str, size: int) -> Artifact:
+    """A model of `size` bytes in one compressed archive, laid out below `site`; `directory` is gone again."""
     directory.mkdir()
     plain, packed = directory / "archive.tar", directory / "archive"
     with tarfile.open(plain, "w", format=tarfile.PAX_FORMAT) as archive:
