@@ -38,6 +38,12 @@ fetched_bytes_total = Counter(
     "modelmount_fetched_bytes_total", "Bytes of blobs received from registries", registry=REGISTRY
 )
 blobs_total = Counter("modelmount_blobs_total", "Blobs by how they became available", ["result"], registry=REGISTRY)
+mirror_requests_total = Counter(
+    "modelmount_mirror_requests_total",
+    "Requests to mirrors for blobs, by what came of them",
+    ["mirror", "result"],
+    registry=REGISTRY,
+)
 publishes_total = Counter("modelmount_publishes_total", "Publishes by outcome", ["result"], registry=REGISTRY)
 jobs_running = Gauge("modelmount_jobs_running", "Pull jobs under way", registry=REGISTRY)
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)

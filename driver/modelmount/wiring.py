@@ -4,17 +4,25 @@ put together the same way.
 
 from __future__ import annotations
 
+import functools
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelmount.config import Settings
+from modelmount.config import Settings, hosts
+from modelmount.config.hosts import Host
+from modelmount.content.backoff import Backoff
 from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Repository
 from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential, Credentials
 from modelmount.sources.base import BlobSource
+from modelmount.sources.health import Health
+from modelmount.sources.mirrored import MirroredSource
 from modelmount.sources.registry import RegistrySource
 from modelmount.volumes.leases import Leases
 from modelmount.volumes.local import LocalMounts
@@ -36,6 +44,48 @@ class Remote:
         self.client.close()
 
 
+class Mirrors:
+    """The mirrors of `hosts_dir`, each with connections and tokens of its own: nothing of a pod's is shown to them, and
+    nothing of the registry's. Thread-safe.
+    """
+
+    def __init__(self, settings: Settings, credentials: Credentials, store: Store) -> None:
+        """Asks nobody yet. Raises InvalidRequest for mistakes in the directory."""
+        self._credentials, self._store = credentials, store
+        self._hosts = hosts.load(settings)
+        self._health = Health()
+        self._clients = {
+            host: Client(host.settings(settings), headers=host.headers) for host in self._hosts.all_mirrors()
+        }
+
+    def before(self, origin: BlobSource, repository: Repository) -> BlobSource:
+        """The blobs of `repository`: from its mirrors, and from `origin` where those don't do; `origin` alone where
+        there are none.
+        """
+        mirrors = [self._source(host, repository) for host in self._hosts.mirrors(repository.registry)]
+        if not mirrors:
+            return origin
+        bar = functools.partial(_bar, self._store, repository.scope)
+        return MirroredSource(origin, mirrors, self._health, bar)
+
+    def close(self) -> None:
+        """End all connections; twice is harmless."""
+        for client in self._clients.values():
+            client.close()
+
+    def _source(self, host: Host, repository: Repository) -> BlobSource:
+        there = Repository(host.authority, repository.repository)
+        # containerd says so too: a mirror of several registries has no other way to know which one is meant.
+        query = urllib.parse.urlencode({"ns": repository.registry})
+        return RegistrySource(
+            self._clients[host], there, lambda: self._credentials.find(there, {}), name=host.name, query=query
+        )
+
+
+def _bar(store: Store, scope: str, digest: Digest, mirror: str) -> Backoff:
+    return Backoff(store, digest, scope, mirror)
+
+
 @dataclass(frozen=True, slots=True)
 class Shelf:
     """What is on this node: content, and who holds it. No network."""
@@ -50,6 +100,7 @@ class Node:
 
     store: Store
     client: Client
+    mirrors: Mirrors
     credentials: Credentials
     resolver: Resolver
     puller: Puller
@@ -60,6 +111,7 @@ class Node:
         """Tell pulls to stop and wake whatever waits for a registry, publishes too; waits for nothing."""
         self.puller.stop(0)
         self.client.close()
+        self.mirrors.close()
 
     def close(self) -> None:
         """Stop pulls, whose bytes stay, and end all connections; twice is harmless."""
@@ -77,19 +129,20 @@ def existing(settings: Settings) -> Shelf | None:
 
 def connect(settings: Settings) -> Remote:
     """The way to the registries; nothing is sent yet."""
-    return Remote(Client(settings), Credentials(settings))
+    return Remote(Client(hosts.load(settings).applied(settings)), Credentials(settings))
 
 
 def build(settings: Settings) -> Node:
     """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used."""
     store, remote = Store(Path(settings.root)), connect(settings)
     client, credentials = remote.client, remote.credentials
+    mirrors = Mirrors(settings, credentials, store)
 
     def source(model: Model, credential: Callable[[], Credential]) -> BlobSource:
-        return RegistrySource(client, model.repository, credential)
+        return mirrors.before(RegistrySource(client, model.repository, credential), model.repository)
 
     resolver = Resolver(store, client, prove=settings.auth.verification == "always")
     puller = Puller(store, resolver, source, settings)
     publisher = Publisher(store, resolver, puller, credentials, settings)
     local = LocalMounts(store, resolver, puller, credentials, settings)
-    return Node(store, client, credentials, resolver, puller, publisher, local)
+    return Node(store, client, mirrors, credentials, resolver, puller, publisher, local)

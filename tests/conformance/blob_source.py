@@ -101,3 +101,11 @@ class BlobSourceConformance:
         assert "/" not in source.name
         assert len(source.name.encode()) < 200
         assert source.name == source.name
+
+    def test_blame_comes_to_an_end(self, make: MakeSource) -> None:
+        source, blamed = make(DATA), 0
+        received(source.open(descriptor(DATA), 0))
+        while source.blame(descriptor(DATA), "wrong bytes"):
+            blamed += 1
+            assert blamed < 10
+            received(source.open(descriptor(DATA), 0))

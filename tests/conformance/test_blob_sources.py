@@ -5,14 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from modelmount.config import Registry, Settings
+from modelmount.errors import Unavailable
 from modelmount.oci.reference import Repository
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
 from modelmount.sources.base import BlobSource
+from modelmount.sources.health import Health
+from modelmount.sources.mirrored import MirroredSource
 from modelmount.sources.registry import RegistrySource
 from tests.conformance.blob_source import BlobSourceConformance, MakeSource, descriptor
 from tests.fakes import push, registry
-from tests.fakes.source import MemorySource
+from tests.fakes.source import Fault, MemorySource
 from tests.fakes.wire import Answer, WireServer, blob, redirect
 
 
@@ -98,6 +101,45 @@ class TestRegistryThatRedirects(_Scripted):
     def serve(self, server: WireServer, path: str, data: bytes) -> None:
         server.on(path, redirect("/storage"))
         server.on("/storage", blob(data))
+
+
+class _Mirrored(BlobSourceConformance):
+    """A mirror and a registry, one of which has the blob."""
+
+    def mirrored(self, mirror: BlobSource, data: bytes) -> BlobSource:
+        origin = MemorySource(data)
+        return MirroredSource(origin, [mirror], Health(), lambda digest, name: _NoBar())
+
+
+class _NoBar:
+    def check(self) -> None:
+        """It never stands."""
+
+    def punish(self, reason: str) -> None:
+        """It needn't: nothing is verified here."""
+
+
+class TestMirrored(_Mirrored):
+    @pytest.fixture
+    def make(self) -> MakeSource:
+        return lambda data: self.mirrored(MemorySource(data, name="mirror"), data)
+
+
+class TestMirrorWithoutTheBlob(_Mirrored):
+    @pytest.fixture
+    def make(self) -> MakeSource:
+        return lambda data: self.mirrored(MemorySource(name="mirror"), data)
+
+
+class TestMirrorThatIsDown(_Mirrored):
+    @pytest.fixture
+    def make(self) -> MakeSource:
+        def down(data: bytes) -> BlobSource:
+            mirror = MemorySource(data, name="mirror")
+            mirror.faults.extend(Fault(error=Unavailable("mirror refused the connection")) for _ in range(100))
+            return self.mirrored(mirror, data)
+
+        return down
 
 
 class TestFakeSource(BlobSourceConformance):

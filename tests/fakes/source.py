@@ -51,6 +51,10 @@ class MemorySource:
         self.blobs[digest] = content
         return Descriptor(MEDIA_TYPE, digest, len(content))
 
+    def blame(self, descriptor: Descriptor, reason: str) -> bool:
+        """There is but this one."""
+        return False
+
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Stream:
         """Serve from `offset` to `end`, or as the next fault says."""
         with self._lock:

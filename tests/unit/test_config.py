@@ -300,6 +300,19 @@ def test_the_allow_list_is_of_globs(patterns: list[str], host: str, permitted: b
 def test_plain_values_are_those_of_a_file(tmp_path: Path) -> None:
     settings = load(tmp_path, '[registries."h:5000"]\nplain_http = true\n[publish]\nmount_flags = []\n')
     assert config.as_dict(settings)["registries"] == {
-        "h:5000": {"plain_http": True, "ca_file": None, "trusted_realms": [], "connections": 16}
+        "h:5000": {"plain_http": True, "ca_file": None, "trusted_realms": [], "connections": 16, "server": ""}
     }
     assert config.as_dict(settings)["publish"]["wait_seconds"] == 105.0
+
+
+@pytest.mark.parametrize("server", ["harbor.example.com/v2", "https://u:p@h.example.com", "https://h/x/", "ftp://h/v2"])
+def test_a_server_is_a_url(tmp_path: Path, server: str) -> None:
+    (mistake,) = mistakes(tmp_path, f'[registries."h.example.com"]\nserver = "{server}"\n')
+    assert mistake.startswith('registries."h.example.com".server must be a URL such as https://')
+
+
+def test_a_server_over_http_needs_the_word_for_it(tmp_path: Path) -> None:
+    text = '[registries."h.example.com"]\nserver = "http://10.0.0.1:5000/v2"\n'
+    (mistake,) = mistakes(tmp_path, text)
+    assert "needs plain_http = true" in mistake
+    assert load(tmp_path, text + "plain_http = true\n").registry("h.example.com").server == "http://10.0.0.1:5000/v2"

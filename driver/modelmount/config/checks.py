@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelmount.config import words
+from modelmount.config import hosts, words
 from modelmount.config.schema import Settings
 
 SOCKET_PATH_BYTES = 107
@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5
 
 def problems(settings: Settings) -> list[str]:
     """Every mistake in values whose types are right, one sentence each."""
-    return [*_paths(settings), *_sockets(settings), *_names(settings), *_hosts(settings)]
+    return [*_paths(settings), *_sockets(settings), *_names(settings), *_hosts(settings), *_mirrors(settings)]
 
 
 def _paths(settings: Settings) -> Iterator[str]:
@@ -41,6 +41,7 @@ def _paths(settings: Settings) -> Iterator[str]:
         "registration_dir": "" if settings.registration_dir == "none" else settings.registration_dir,
         "registration_endpoint": settings.registration_endpoint.removeprefix("unix://"),
         "auth.docker_config": settings.auth.docker_config,
+        "hosts_dir": settings.hosts_dir,
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},
         **{f'registries."{host}".ca_file': each.ca_file for host, each in settings.registries.items()},
     }
@@ -100,6 +101,13 @@ def _hosts(settings: Settings) -> Iterator[str]:
             yield f"registries: {words.shown(host)} must be {_HOST_WORDS}"
         if registry.plain_http and registry.ca_file is not None:
             yield f'registries."{host}" has both plain_http and ca_file; without TLS there is no CA to trust'
+        if registry.server and hosts.api_root(registry.server, override=True) != registry.server:
+            yield (
+                f'registries."{host}".server must be a URL such as https://registry.example.com/v2, not '
+                f"{words.shown(registry.server)}"
+            )
+        elif registry.server.startswith("http://") and not registry.plain_http:
+            yield f'registries."{host}".server is http, which needs plain_http = true'
         for realm in registry.trusted_realms:
             if not _is_host(realm):
                 yield f'registries."{host}".trusted_realms: {words.shown(realm)} must be {_HOST_WORDS}'
@@ -109,6 +117,10 @@ def _hosts(settings: Settings) -> Iterator[str]:
                 f"allowed_registries: {words.shown(pattern)} must be a glob of hosts such as *.example.com or "
                 "harbor.example.com:8443, in lower case, without scheme or path"
             )
+
+
+def _mirrors(settings: Settings) -> list[str]:
+    return hosts.read(settings.hosts_dir)[1] if settings.hosts_dir.startswith("/") else []
 
 
 _HOST_WORDS = "host or host:port as it stands in references, in lower case, without scheme or path"

@@ -24,7 +24,10 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trusted_realms: list[str] = []
     """Hosts (`host` or `host:port`) besides the registry's own that may act as its token server."""
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
-    """Connections for blobs to this host at the same time; 1 for one that limits requests."""
+    """Connections for blobs of this host at the same time, also those to its mirrors; 1 for one that limits requests.
+    """
+    server: str = ""
+    """URL of the registry's API where it isn't `https://<host>/v2`."""
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,6 +52,8 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long a connection may stay silent."""
     document_timeout_seconds: Seconds = 30.0
     """Total time for one small document: manifest, token."""
+    mirror_timeout_seconds: Seconds = 10.0
+    """How long a mirror may take until a blob's first byte, and how long it may stay silent; then the next is asked."""
     idle_seconds: Seconds = 300.0
     """A job that no call has asked for stops after this time and keeps its bytes. The kubelet comes back after at most
     122 s.
@@ -111,6 +116,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     allowed_registries: list[str] = []
     """Globs of registries that volumes may name, compared with `host` or `host:port` as it stands in the reference;
     empty means every host that is not an address, `localhost` or link-local.
+    """
+    hosts_dir: str = ""
+    """Directory with containerd's `<host>/hosts.toml` files, often `/etc/containerd/certs.d`: the mirrors of
+    registries. Empty means none.
     """
     registries: dict[str, Registry] = {}
     """Per-host settings. Naming a host here also allows it where it is an address or `localhost`."""

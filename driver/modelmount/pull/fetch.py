@@ -84,6 +84,7 @@ class Download:
         self._follower = Follower(ingest.fd, descriptor.digest, descriptor.size)
         self._ranges = True
         self._error: IntegrityError | None = None
+        self.is_elsewhere = False
         self._progress.have(descriptor.size - sum(end - start for start, end in ingest.missing))
         self._follower.advance(ingest.offset)
 
@@ -139,7 +140,9 @@ class Download:
         self.segments.finish(segment)
 
     def verify(self) -> None:
-        """Everything is written: wait for the hash and compare. Raises IntegrityError, and the source is backed off."""
+        """Everything is written: wait for the hash and compare. Raises IntegrityError, and the source is backed off,
+        unless it says that the blob `is_elsewhere`: then it can be fetched anew at once.
+        """
         try:
             found = self._follower.finish()
         except OSError as e:
@@ -147,6 +150,7 @@ class Download:
         digest = self.descriptor.digest
         if found != digest.hex:
             self._error = wrong_bytes(self._source, self.descriptor, found)
+            self.is_elsewhere = self._source.blame(self.descriptor, self._error.message)
             raise self._error
         self._backoff.forgive()
         telemetry.blobs_total.labels("fetched").inc()
@@ -157,7 +161,8 @@ class Download:
         """
         self._follower.stop()
         if self._error is not None:
-            self._backoff.punish(self._error.message)
+            if not self.is_elsewhere:
+                self._backoff.punish(self._error.message)
             self._progress.have(-self.descriptor.size + sum(end - start for start, end in self.ingest.missing))
             self.ingest.discard()
             telemetry.blobs_total.labels("refused").inc()

@@ -64,7 +64,7 @@ class Group:
                         self._progress.ready()
                         telemetry.blobs_total.labels("shared").inc()
                     else:
-                        blobs[part.descriptor.digest] = self._blob(part.descriptor)
+                        blobs[part.descriptor.digest] = self.read(part.descriptor)
             finally:
                 self._store.put_group(blobs, self._scope)
             for _ in blobs:
@@ -75,15 +75,21 @@ class Group:
                 lock_held.release(unlink=True)
         return busy
 
-    def _blob(self, descriptor: Descriptor) -> bytes:
+    def read(self, descriptor: Descriptor) -> bytes:
+        """One verified blob, however small or large. Raises as `fetch` does."""
         backoff = Backoff(self._store, descriptor.digest, self._scope, self._source.name)
         backoff.check()
         try:
-            data = self._received(descriptor) if descriptor.size else b""
-            hasher = descriptor.digest.hasher()
-            hasher.update(data)
-            if hasher.hexdigest() != descriptor.digest.hex:
-                raise fetch.wrong_bytes(self._source, descriptor, hasher.hexdigest())
+            while True:
+                data = self._received(descriptor) if descriptor.size else b""
+                hasher = descriptor.digest.hasher()
+                hasher.update(data)
+                if hasher.hexdigest() == descriptor.digest.hex:
+                    break
+                wrong = fetch.wrong_bytes(self._source, descriptor, hasher.hexdigest())
+                if not self._source.blame(descriptor, wrong.message):
+                    raise wrong
+                self._progress.have(-len(data))
         except IntegrityError as e:
             backoff.punish(e.message)
             telemetry.blobs_total.labels("refused").inc()

@@ -31,6 +31,7 @@ from modelmount.pull.fetch import Cancel, Download
 from modelmount.pull.governor import Governor
 from modelmount.pull.job import Job
 from modelmount.pull.plan import SMALL_BYTES, Part
+from modelmount.pull.progress import Progress
 from modelmount.pull.resolver import not_here
 from modelmount.pull.segments import Segment
 from modelmount.pull.unpacking import Stream, Unpacking
@@ -343,9 +344,9 @@ class Transfer:
 
     def _end(self, active: _Active, *, complete: bool) -> None:
         download = active.download
+        again = False
         try:
-            if complete and not download.is_broken:
-                download.verify()
+            if complete and not download.is_broken and not (again := self._is_elsewhere(download)):
                 if active.unpacking is not None:
                     self._commit_layer(download.ingest, active.part, active.unpacking)
                 else:
@@ -356,6 +357,19 @@ class Transfer:
                 active.unpacking.stop()
             download.close()
             download.ingest.close()
+        if again:
+            with self._changed:
+                self._queue.append((active.part, None))
+
+    @staticmethod
+    def _is_elsewhere(download: Download) -> bool:
+        """Verify what came; whether it is wrong, and right bytes may come from another source."""
+        try:
+            download.verify()
+        except IntegrityError:
+            if not download.is_elsewhere:
+                raise
+        return download.is_elsewhere
 
     def _fail(self, error: BaseException) -> None:
         """The first error counts; what others then say of being cancelled doesn't."""
@@ -398,19 +412,7 @@ class Transfer:
                 f"the config {descriptor.digest} declares {descriptor.size} bytes; at most {MAX_DOCUMENT_BYTES} are "
                 "read"
             )
-        data = memoryview(bytearray(descriptor.size + 1))
-        filled = 0
-        with self._source.open(descriptor, 0) as opened:
-            while filled < len(data) and (count := opened.readinto(data[filled:])):
-                filled += count
-        hasher = descriptor.digest.hasher()
-        hasher.update(data[:filled])
-        if filled != descriptor.size or hasher.hexdigest() != descriptor.digest.hex:
-            raise IntegrityError(
-                f"{self._source.name} served wrong bytes for the config {descriptor.digest}; have the registry's copy "
-                "checked"
-            )
-        return bytes(data[:filled])
+        return smalls.Group(self.store, self.scope, self._source, Progress(), self._cancel).read(descriptor)
 
 
 class _Ticks:

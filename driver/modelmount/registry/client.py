@@ -6,6 +6,7 @@ Each method asks the registry anew, wherever it was redirected to before: what s
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,9 +44,13 @@ class Client:
     first byte. All methods raise NotFound, Unauthenticated, Forbidden or Unavailable as the registry's answer means.
     """
 
-    def __init__(self, settings: Settings, pool: Pool | None = None) -> None:
-        """Connects to nothing yet. A `pool` that is given is closed by the client, too."""
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, pool: Pool | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Connects to nothing yet. A `pool` that is given is closed by the client, too. `headers` are sent with each
+        request for a blob.
+        """
+        self._settings, self._headers = settings, dict(headers or {})
         self._pool = pool or Pool(settings)
         self._authenticator = Authenticator(settings, self._pool)
 
@@ -81,16 +86,23 @@ class Client:
         return Document(data, media_type, _verified(data, tag, what))
 
     def blob(
-        self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None = None
+        self,
+        repository: Repository,
+        digest: Digest,
+        offset: int,
+        credential: Credential,
+        end: int | None = None,
+        *,
+        query: str = "",
     ) -> Body:
         """Open a blob, from `offset` up to `end` (None: its own) where the registry does ranges: the body's `offset`
         says where its bytes begin, the asked one or 0, and `total` how many bytes the whole blob has, where that is
-        known. A registry that doesn't do ranges sends everything.
+        known. A registry that doesn't do ranges sends everything. `query` is for mirrors that want to be told more.
 
         Nothing is verified: bytes are checked where they are kept. Reading raises Unavailable; the caller closes.
         """
         if offset or end is not None:
-            answer = self._blob_answer(repository, digest, offset, credential, end)
+            answer = self._blob_answer(repository, digest, offset, credential, end, query)
             span = ranges.read(answer.header("content-range"))
             if answer.status == 206 and span is not None and span.fits(offset, answer.body.length):
                 answer.body.offset, answer.body.total = offset, span.total
@@ -98,7 +110,8 @@ class Client:
             if answer.status not in {206, 416}:
                 return self._whole(answer, repository, digest, credential)
             answer.body.close()  # it does ranges, but not rightly: one more try without
-        return self._whole(self._blob_answer(repository, digest, 0, credential, None), repository, digest, credential)
+        answer = self._blob_answer(repository, digest, 0, credential, None, query)
+        return self._whole(answer, repository, digest, credential)
 
     def close(self) -> None:
         """End all connections: whoever waits for a registry gets Unavailable at once. Twice is harmless."""
@@ -127,15 +140,15 @@ class Client:
         return self._authenticator.send(request, repository, credential, deadline)
 
     def _blob_answer(
-        self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None
+        self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None, query: str
     ) -> Answer:
-        request = Request(
-            "GET",
-            endpoint.blob(self._settings, repository, digest),
-            repository.registry,
-            _blob_name(repository, digest),
-            {"Range": f"bytes={offset}-{'' if end is None else end - 1}"} if offset or end is not None else {},
-        )
+        url = endpoint.blob(self._settings, repository, digest)
+        headers = dict(self._headers)
+        if offset or end is not None:
+            headers["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
+        if query:
+            url = url.join(f"?{query}")
+        request = Request("GET", url, repository.registry, _blob_name(repository, digest), headers)
         return self._authenticator.send(request, repository, credential, self._deadline())
 
     def _whole(self, answer: Answer, repository: Repository, digest: Digest, credential: Credential) -> Body:

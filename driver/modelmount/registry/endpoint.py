@@ -26,10 +26,13 @@ def blob(settings: Settings, repository: Repository, digest: Digest) -> Url:
 
 
 def home(settings: Settings, registry: str) -> Url:
-    """The registry's own URL: https unless the admin says otherwise. Raises InvalidRequest like `manifest`."""
-    scheme = "http" if settings.registry(registry).plain_http else "https"
+    """The root of the registry's API: https and its own host unless the admin says otherwise. Raises InvalidRequest
+    like `manifest`.
+    """
+    listed = settings.registry(registry)
+    scheme = "http" if listed.plain_http else "https"
     try:
-        return Url.parse(f"{scheme}://{_API_HOSTS.get(registry, registry)}/v2/")
+        return Url.parse(f"{listed.server or f'{scheme}://{_API_HOSTS.get(registry, registry)}/v2'}/")
     except ValueError as e:
         raise InvalidRequest(f"{registry} can't be a registry's host: {e}") from e
 
@@ -40,4 +43,5 @@ def token_hosts(settings: Settings, registry: str) -> tuple[str, ...]:
 
 
 def _url(settings: Settings, repository: Repository, rest: str) -> Url:
-    return home(settings, repository.registry).join(f"/v2/{repository.repository}/{rest}")
+    root = home(settings, repository.registry)
+    return root.join(f"{root.target}{repository.repository}/{rest}")

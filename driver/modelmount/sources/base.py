@@ -48,3 +48,8 @@ class BlobSource(Protocol):
         Raises what the other side's answer means (NotFound, Unauthenticated, Forbidden, Unavailable), and
         IntegrityError when it says that the blob has another size than the descriptor.
         """
+
+    def blame(self, descriptor: Descriptor, reason: str) -> bool:
+        """The blob's bytes are all here and wrong: `reason`. Whether it can be had from somewhere else now; the caller
+        drops all of its bytes and begins again. False: there is nobody else to blame.
+        """

@@ -15,18 +15,31 @@ from modelmount.sources.base import Opened
 class RegistrySource:
     """The blobs of one repository. Thread-safe."""
 
-    def __init__(self, client: Client, repository: Repository, credential: Callable[[], Credential]) -> None:
-        """`credential` is asked at each `open`: a pull outlives the Secret that it began with."""
-        self._client, self._repository, self._credential = client, repository, credential
+    def __init__(
+        self,
+        client: Client,
+        repository: Repository,
+        credential: Callable[[], Credential],
+        *,
+        name: str | None = None,
+        query: str = "",
+    ) -> None:
+        """`credential` is asked at each `open`: a pull outlives the Secret that it began with. A mirror has a `name` of
+        its own, and a `query` that goes with each request.
+        """
+        self._client, self._repository, self._credential, self._query = client, repository, credential, query
+        self._name = name or repository.registry
 
     @property
     def name(self) -> str:
-        """The registry, as it stands in references."""
-        return self._repository.registry
+        """The registry, as it stands in references; a mirror's own name."""
+        return self._name
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Ask the registry for the blob, wherever it was redirected to before. Raises as every source does."""
-        body = self._client.blob(self._repository, descriptor.digest, offset, self._credential(), end)
+        body = self._client.blob(
+            self._repository, descriptor.digest, offset, self._credential(), end, query=self._query
+        )
         if body.total is not None and body.total != descriptor.size:
             body.close()
             raise IntegrityError(
@@ -34,3 +47,7 @@ class RegistrySource:
                 f"the manifest says {descriptor.size}; have the registry's copy checked or push the model again"
             )
         return body
+
+    def blame(self, descriptor: Descriptor, reason: str) -> bool:
+        """There is but one registry."""
+        return False

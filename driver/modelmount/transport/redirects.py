@@ -15,13 +15,15 @@ from modelmount.transport.url import Url
 
 MAX_REDIRECTS: Final = 5
 _STATUSES: Final = frozenset({301, 302, 303, 307, 308})
+_HARMLESS: Final = frozenset({"accept", "range"})
 _DISCARD_SECONDS: Final = 5.0
 
 
 def send(pool: Pool, request: Request, deadline: float) -> Answer:
     """Ask, and follow where the answers lead; the Answer's `url` says who spoke last. For GET and HEAD only.
 
-    Authorization goes along only to the same scheme, host and port, and doesn't come back when a later redirect does.
+    Of the headers, only what names the bytes goes along to another scheme, host or port: no Authorization, and nothing
+    that an admin has a mirror sent. It doesn't come back when a later redirect does.
     Raises what the pool raises; Forbidden for a redirect that isn't allowed, Unavailable for one that makes no sense or
     never ends.
     """
@@ -34,7 +36,7 @@ def send(pool: Pool, request: Request, deadline: float) -> Answer:
         target = _target(request, location)
         headers = request.headers
         if not target.same_origin(request.url):
-            headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+            headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
         request = replace(request, url=target, headers=headers)
     raise Unavailable(f"{request.what}: {request.url.authority} redirects again and again; have the registry checked")
 

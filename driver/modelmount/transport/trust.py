@@ -38,7 +38,7 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
             f"{url.authority} is to be asked over plain http; only the admin can allow that, with plain_http for "
             f"{registry}"
         )
-    at_home = url.host == _host(registry, url.scheme)
+    at_home = url.host == _host(own.server or f"{url.scheme}://{registry}")
     reach = _reach(
         settings, registry, named=listed is not None or any(map(url.is_named, own.trusted_realms)), at_home=at_home
     )
@@ -56,14 +56,14 @@ def _reach(settings: Settings, registry: str, *, named: bool, at_home: bool) -> 
         return Reach.NETWORK
     if at_home:
         return Reach.ANYWHERE
-    return Reach.NETWORK_AND_LOOPBACK if _is_loopback(_host(registry, "https")) else Reach.NETWORK
+    return Reach.NETWORK_AND_LOOPBACK if _is_loopback(_host(f"https://{registry}")) else Reach.NETWORK
 
 
-def _host(registry: str, scheme: str) -> str:
+def _host(url: str) -> str:
     try:
-        return Url.parse(f"{scheme}://{registry}").host
+        return Url.parse(url).host
     except ValueError:
-        return registry
+        return ""  # the same as no URL that is ever asked
 
 
 def _is_loopback(host: str) -> bool:

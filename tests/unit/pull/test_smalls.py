@@ -83,6 +83,19 @@ def test_wrong_bytes_bar_that_blob_and_the_others_before_it_stay(bench: Bench) -
         bench.fetch()
 
 
+def test_wrong_bytes_are_fetched_again_while_there_is_somebody_to_blame(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [True, True]
+    monkeypatch.setattr(bench.source, "blame", lambda descriptor, reason: bool(answers) and answers.pop())
+    bench.source.faults.extend([Fault(flip=1), Fault(flip=2)])
+    assert bench.fetch() == []
+    assert bench.stored() == 10
+    assert len(bench.source.opens) == 12
+    snapshot = bench.progress.snapshot()
+    assert snapshot.bytes_done == sum(part.descriptor.size for part in bench.parts)
+
+
 def test_too_many_bytes_are_refused(bench: Bench) -> None:
     bench.source.faults.append(Fault(extra=b"x"))
     with pytest.raises(IntegrityError, match="more than"):

@@ -353,3 +353,22 @@ def test_a_closed_client_asks_nobody(server: WireServer, make_client: MakeClient
     with pytest.raises(Unavailable, match="stopping"):
         client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
     assert server.asked() == []
+
+
+def test_a_mirror_is_told_what_the_admin_wants_it_told_and_storage_is_not(
+    server: WireServer, make_client: MakeClient
+) -> None:
+    with WireServer() as storage:
+        server.on(BLOB_PATH, redirect(f"{storage.url}/stored"))
+        storage.on("/stored", blob(BLOB))
+        client = Client(settings_for(server), headers={"X-Dragonfly-Registry": "https://harbor.example.com"})
+        try:
+            body = client.blob(tiny(server), BLOB_DIGEST, 3, ANONYMOUS, query="ns=harbor.example.com")
+            assert drain(body) == BLOB[3:]
+        finally:
+            client.close()
+        (asked,), (stored,) = server.asked(), storage.asked()
+    assert (asked.query, asked.headers["range"]) == ("ns=harbor.example.com", "bytes=3-")
+    assert asked.headers["x-dragonfly-registry"] == "https://harbor.example.com"
+    assert "x-dragonfly-registry" not in stored.headers
+    assert (stored.query, stored.headers["range"]) == ("", "bytes=3-")

@@ -27,6 +27,15 @@ def test_a_repository_is_asked_where_its_registry_is(registry: str, base: str) -
     assert str(endpoint.blob(SETTINGS, repository, DIGEST)) == f"{base}/v2/llm/llama3-70b/blobs/{DIGEST}"
 
 
+@pytest.mark.parametrize(
+    "server", ["https://mirror.example.com/v2/hub", "http://10.0.0.1:5000/v2", "https://bare.example.com"]
+)
+def test_a_registry_is_asked_where_the_admin_says(server: str) -> None:
+    settings = Settings(registries={"docker.io": Registry(server=server)})
+    blob = endpoint.blob(settings, Repository("docker.io", "library/tiny"), DIGEST)
+    assert str(blob) == f"{server}/library/tiny/blobs/{DIGEST}"
+
+
 def test_a_host_that_cannot_be_one_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="can't be a registry's host"):
         endpoint.home(SETTINGS, f"{'a' * 64}.example.com")

@@ -40,6 +40,12 @@ def test_a_listed_token_server_may_be_anywhere() -> None:
     assert judged(settings, "other.example.com", "https://auth.example.com:8443/t").reach is Reach.NETWORK
 
 
+def test_a_registry_that_is_asked_elsewhere_is_at_home_there() -> None:
+    settings = Settings(registries={"docker.io": Registry(server="https://hub.example.com/v2", ca_file=CA)})
+    assert judged(settings, "docker.io", "https://hub.example.com/v2/") == Trust(Reach.ANYWHERE, CA)
+    assert judged(settings, "docker.io", "https://s3.example.com/x") == Trust(Reach.NETWORK, CA, system_cas=True)
+
+
 @pytest.mark.parametrize("registry", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000"])
 def test_storage_on_loopback_is_reached_from_a_listed_registry_on_loopback(registry: str) -> None:
     settings = Settings(registries={registry: Registry(plain_http=True)})

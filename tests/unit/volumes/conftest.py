@@ -64,6 +64,9 @@ class HeldSource:
             raise TimeoutError("the test never opened the gate")
         return self._source.open(descriptor, offset, end)
 
+    def blame(self, descriptor: Descriptor, reason: str) -> bool:
+        return self._source.blame(descriptor, reason)
+
 
 class Node:
     """A driver without its door. `gate` holds back every blob while it is closed."""

@@ -1,0 +1,186 @@
+"""containerd's hosts.toml directories: what they say about mirrors, and what is said about their mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelmount import config
+from modelmount.config import Registry, Settings, hosts
+from modelmount.config.hosts import Host, Hosts
+from modelmount.errors import InvalidRequest
+
+SECRET = "Basic c2VjcmV0OnNlY3JldA=="
+
+
+def write(directory: Path, name: str, text: str) -> Path:
+    (directory / name).mkdir(parents=True, exist_ok=True)
+    (directory / name / "hosts.toml").write_text(text)
+    return directory
+
+
+def read(directory: Path, name: str, text: str) -> Hosts:
+    found, problems = hosts.read(str(write(directory, name, text)))
+    assert problems == []
+    return found
+
+
+def problems(directory: Path, text: str, name: str = "harbor.example.com") -> list[str]:
+    found = hosts.read(str(write(directory, name, text)))[1]
+    return [problem.removeprefix(f"{directory}/{name}/hosts.toml: ") for problem in found]
+
+
+def test_without_a_directory_there_are_no_mirrors() -> None:
+    assert hosts.load(Settings()).mirrors("harbor.example.com") == ()
+
+
+def test_mirrors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        "docker.io",
+        """
+        server = "https://registry-1.docker.io"
+        [host."https://z.example.com"]
+        capabilities = ["pull"]
+        [host."http://192.168.31.250:5000"]
+        capabilities = ["pull", "resolve", "push"]
+        skip_verify = true  # means nothing without TLS
+        [host."a.example.com"]
+        ca = "mirror.crt"
+        dial_timeout = "200ms"
+        """,
+    )
+    mirrors = found.mirrors("docker.io")
+    assert [each.url for each in mirrors] == [
+        "https://z.example.com/v2",
+        "http://192.168.31.250:5000/v2",
+        "https://a.example.com/v2",
+    ]
+    assert mirrors[2].ca_file == str(tmp_path / "docker.io/mirror.crt")
+    assert [each.dial_seconds for each in mirrors] == [None, None, 0.2]
+    assert found.mirrors("harbor.example.com") == ()
+
+
+def test_a_host_that_may_not_pull_is_no_mirror(tmp_path: Path) -> None:
+    text = '[host."https://a.example.com"]\ncapabilities = ["resolve"]\n[host."https://b.example.com"]\n'
+    assert [each.name for each in read(tmp_path, "harbor.example.com", text).mirrors("harbor.example.com")] == [
+        "b.example.com"
+    ]
+
+
+@pytest.mark.parametrize("name", ["harbor.example.com:8443", "harbor.example.com_8443_"])
+def test_a_port_is_spelled_in_either_way(tmp_path: Path, name: str) -> None:
+    found = read(tmp_path, name, '[host."https://m.example.com"]')
+    assert len(found.mirrors("harbor.example.com:8443")) == 1
+    assert found.mirrors("harbor.example.com") == ()
+
+
+def test_the_default_is_for_registries_without_a_directory_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, "_default", '[host."http://127.0.0.1:4001"]\n')
+    found = read(tmp_path, "harbor.example.com", "")
+    assert [each.name for each in found.mirrors("other.example.com")] == ["127.0.0.1:4001"]
+    assert found.mirrors("harbor.example.com") == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "override", "expected", "name"),
+    [
+        ("https://m.example.com/", "false", "https://m.example.com/v2", "m.example.com"),
+        ("https://m.example.com/v2", "false", "https://m.example.com/v2", "m.example.com"),
+        ("https://M.example.com/hub", "false", "https://m.example.com/hub/v2", "m.example.com_hub_v2"),
+        ("https://m.example.com/v2/hub/", "true", "https://m.example.com/v2/hub", "m.example.com_v2_hub"),
+        ("https://m.example.com", "true", "https://m.example.com", "m.example.com"),
+    ],
+)
+def test_the_root_of_the_api_is_containerds(tmp_path: Path, url: str, override: str, expected: str, name: str) -> None:
+    (mirror,) = read(tmp_path, "h.example.com", f'[host."{url}"]\noverride_path = {override}\n').mirrors(
+        "h.example.com"
+    )
+    assert (mirror.url, mirror.name, mirror.authority) == (expected, name, "m.example.com")
+
+
+def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
+    text = f"""
+        [host."http://127.0.0.1:4001"]
+        [host."http://127.0.0.1:4001".header]
+        X-Dragonfly-Registry = ["https://harbor.example.com"]
+        Authorization = "{SECRET}"
+        """
+    (mirror,) = read(tmp_path, "h.example.com", text).mirrors("h.example.com")
+    assert mirror.headers == {"X-Dragonfly-Registry": "https://harbor.example.com", "Authorization": SECRET}
+    assert SECRET not in repr(mirror)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("server = ", "is not valid TOML"),
+        ('host = "https://m.example.com"', "host must have one table a host"),
+        ('[host."https://m.example.com"]\nca_file = "x"', 'host."https://m.example.com".ca_file: unknown key; known'),
+        ('[host."https://m.example.com"]\nclient = "x"', "client certificates are not supported"),
+        ('[host."https://m.example.com"]\nproxy = "http://p:1"', "proxies are not supported"),
+        ('[host."https://m.example.com"]\nskip_verify = true', "TLS verification cannot be switched off; name the CA"),
+        ('[host."https://m.example.com"]\nskip_verify = "no"', "skip_verify: Expected `bool`, got `str`"),
+        ('[host."https://m.example.com"]\ncapabilities = ["fly"]', "capabilities: 'fly' is unknown"),
+        ('[host."https://m.example.com"]\nca = ["a", "b"]', "ca: put the certificates into one file"),
+        ('[host."https://m.example.com"]\ndial_timeout = "soon"', "dial_timeout must be a time such as 200ms"),
+        ('[host."ftp://m.example.com/?x=1"]', "must be a URL such as https://mirror.example.com"),
+        ('[host."https://user:pass@m.example.com"]', "must be a URL such as https://mirror.example.com"),
+        (f'[host."https://m.example.com".header]\n"a b" = "{SECRET}"', "header: 'a b' is no header"),
+        (f'[host."https://m.example.com".header]\nX = "{SECRET}\\n"', "header: 'X' is no header, or its value can't"),
+        (f'[host."https://m.example.com".header]\nX = [1, "{SECRET}"]', "header: Expected `str`, got `int`"),
+        ('server = "https://h.example.com"\n[header]\nX = "y"', "header is for mirrors"),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_without_secrets(tmp_path: Path, text: str, complaint: str) -> None:
+    (problem,) = problems(tmp_path, text)
+    assert complaint in problem
+    assert SECRET not in problem
+
+
+def test_the_default_has_no_server(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, 'server = "https://m.example.com"', "_default")
+    assert problem.startswith("server has no meaning in _default")
+
+
+def test_a_directory_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
+    assert hosts.read(str(tmp_path / "absent"))[1] == [f"hosts_dir {tmp_path}/absent is not a directory"]
+
+
+def test_every_mistake_is_told_with_those_of_the_configuration(tmp_path: Path) -> None:
+    write(tmp_path, "a.example.com", "server = 1\nspeed = 2\n")
+    file = tmp_path / "config.toml"
+    file.write_text(f'hosts_dir = "{tmp_path}"\nspeed = 3\n')
+    with pytest.raises(InvalidRequest) as caught:
+        config.load(str(file), {})
+    assert caught.value.message.count("\n") == 3
+    with pytest.raises(InvalidRequest, match="hosts_dir has mistakes"):
+        hosts.load(Settings(hosts_dir=str(tmp_path)))
+
+
+def test_a_server_moves_the_registry_and_leaves_what_the_configuration_says(tmp_path: Path) -> None:
+    write(tmp_path, "a.example.com", 'server = "http://10.0.0.1:5000"\n')
+    write(tmp_path, "b.example.com", 'ca = "own.pem"\n')
+    found = read(tmp_path, "c.example.com", 'server = "https://other.example.com"\n')
+    applied = found.applied(Settings(registries={"c.example.com": Registry(ca_file="/c.pem", connections=3)}))
+    assert applied.registries == {
+        "a.example.com": Registry(server="http://10.0.0.1:5000/v2", plain_http=True),
+        "b.example.com": Registry(server="https://b.example.com/v2", ca_file=str(tmp_path / "b.example.com/own.pem")),
+        "c.example.com": Registry(server="https://other.example.com/v2", ca_file="/c.pem", connections=3),
+    }
+
+
+def test_docker_io_is_no_server_whatever_containerds_examples_say(tmp_path: Path) -> None:
+    assert read(tmp_path, "docker.io", 'server = "https://docker.io"\n').applied(Settings()) == Settings()
+
+
+def test_a_mirror_is_asked_with_less_patience_and_as_it_wants(tmp_path: Path) -> None:
+    settings = Settings(registries={"m.example.com": Registry(plain_http=True, trusted_realms=["auth.example.com"])})
+    mirror = Host("https://m.example.com/v2", ca_file="/m.pem", dial_seconds=0.5)
+    made = mirror.settings(settings)
+    assert made.registry("m.example.com") == Registry(
+        server="https://m.example.com/v2", ca_file="/m.pem", trusted_realms=["auth.example.com"]
+    )
+    assert made.pull.connect_timeout_seconds == 0.5
+    assert made.pull.read_timeout_seconds == made.pull.document_timeout_seconds == settings.pull.mirror_timeout_seconds
