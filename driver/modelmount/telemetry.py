@@ -46,6 +46,8 @@ mirror_requests_total = Counter(
 )
 publishes_total = Counter("modelmount_publishes_total", "Publishes by outcome", ["result"], registry=REGISTRY)
 jobs_running = Gauge("modelmount_jobs_running", "Pull jobs under way", registry=REGISTRY)
+evictions_total = Counter("modelmount_evictions_total", "Models that went to make room", registry=REGISTRY)
+evicted_bytes_total = Counter("modelmount_evicted_bytes_total", "Bytes that went to make room", registry=REGISTRY)
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelmount.cache.collector import Collector
 from modelmount.config import Settings, hosts
 from modelmount.config.hosts import Host
 from modelmount.content.backoff import Backoff
@@ -92,6 +93,7 @@ class Shelf:
 
     store: Store
     leases: Leases
+    collector: Collector
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def existing(settings: Settings) -> Shelf | None:
     if not Path(settings.root).exists():
         return None
     store = Store(Path(settings.root))
-    return Shelf(store, Leases(store))
+    return Shelf(store, Leases(store), Collector(store, lambda: settings.cache))
 
 
 def connect(settings: Settings) -> Remote:

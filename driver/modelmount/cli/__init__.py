@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import modelmount
-from modelmount.cli import config, doctor, exits, inspect, ls, mount, pull, serve, umount
+from modelmount.cli import config, doctor, exits, gc, inspect, ls, mount, pull, serve, umount
 from modelmount.cli.output import Output
 from modelmount.errors import ModelMountError
 
@@ -22,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     umount.umount,
     ls.ls,
     inspect.inspect,
+    gc.gc,
     doctor.doctor,
     config.config,
 )
@@ -65,6 +66,7 @@ Examples:
   modelmount mount harbor.example.com/llm/llama3:v1 /mnt/llama3
   modelmount umount /mnt/llama3
   modelmount ls                                       what is here, who uses it?
+  modelmount gc --free 50GB                           make room
   modelmount serve --mode node                        the CSI driver itself
 
 \b

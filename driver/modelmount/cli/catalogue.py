@@ -41,8 +41,8 @@ def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
         if lease.owner == "csi" or lease.in_this_boot:
             held[lease.manifest or lease.tree].append(lease)
     named: defaultdict[str, set[str]] = defaultdict(set)
-    for reference, manifest in resolver.references(store):
-        named[manifest].add(reference)
+    for _, known in resolver.references(store):
+        named[known.manifest].add(known.reference)
     found = [
         entry
         for directory in (store.root / "models").iterdir()

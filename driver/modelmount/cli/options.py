@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -15,6 +16,26 @@ from modelmount.cli.output import Output
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[KMGTP]?)(?P<binary>i?)B?", re.ASCII | re.IGNORECASE)
+
+
+class _Size(click.ParamType[int]):
+    """Bytes as a person writes them: `50GB`, `1.5 TiB`, `4096`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None or (match["binary"] and not match["unit"]):
+            self.fail(f"{value!r} is no size; write 50GB, 1.5TiB or a number of bytes", param, ctx)
+        unit = match["unit"].upper()
+        factor = 1024 ** list(_UNITS).index(unit) if match["binary"] else _UNITS[unit]
+        return int(float(match["number"]) * factor)
+
+
+SIZE = _Size()
 
 _LEVELS = ("error", "info", "debug")
 

@@ -6,11 +6,12 @@ once, so that an admin fixes a file in one go. Nothing here is a secret: credent
 """
 
 from modelmount.config.reading import DEFAULT_CONFIG_PATH, Effective, load, read
-from modelmount.config.schema import Auth, Limits, Publish, Pull, Registry, Settings, as_dict
+from modelmount.config.schema import Auth, Cache, Limits, Publish, Pull, Registry, Settings, as_dict
 
 __all__ = [
     "DEFAULT_CONFIG_PATH",
     "Auth",
+    "Cache",
     "Effective",
     "Limits",
     "Publish",

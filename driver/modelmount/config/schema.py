@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+LongSeconds = Annotated[float, msgspec.Meta(ge=0, le=315360000)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 
 
@@ -71,6 +72,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Free space on the store's file system that a pull must leave."""
 
 
+class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the store may take of its disk, and what goes when that is short."""
+
+    grace_seconds: LongSeconds = 300.0
+    """How long a model stays after its last use, whatever the need for space."""
+    partial_seconds: LongSeconds = 604800.0
+    """How long an interrupted download stays that nobody goes on with."""
+    pins: list[str] = []
+    """References that are kept once they are here, besides those of `modelmount pin`."""
+
+
 class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a call waits and what a mount looks like."""
 
@@ -127,6 +139,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pull: Pull = Pull()
     limits: Limits = Limits()
     publish: Publish = Publish()
+    cache: Cache = Cache()
 
     def registry(self, host: str) -> Registry:
         """The settings of `host`, the defaults where it isn't listed."""

@@ -7,18 +7,14 @@ those whose blob or layer is in the store already.
 
 from __future__ import annotations
 
-import logging
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelmount.content import ingest, pulls
+from modelmount.content import ingest, pulls, trash
 from modelmount.content.store import Store
 from modelmount.system import atomic
 from modelmount.system.lock import Held, LockTimeout
-
-log = logging.getLogger(__name__)
 
 _PATTERNS = (
     *(f"{room}/.*" for room in ("blobs/sha256", "blobs/sha512", "trees", "refs", "volumes", "pulls", "backoff")),
@@ -41,7 +37,7 @@ def clear(store: Store) -> int:
     removed += sum(_remove_finished(store, path) for path in (store.root / "ingest").iterdir())
     removed += sum(_remove_lock(store, path) for path in (store.root / "locks").iterdir())
     for path in (store.root / "trash").iterdir():
-        _delete(path)
+        trash.delete(path)
     return removed
 
 
@@ -66,7 +62,7 @@ def _remove_finished(store: Store, directory: Path) -> int:
         # Asked once more under the lock: until then a sweep and a new download may have come.
         if not ingest.finished(store, directory.name):
             return 0
-        _delete(directory)
+        trash.delete(directory)
         return 1
     finally:
         held.release(unlink=True)
@@ -87,15 +83,3 @@ def _free(store: Store, name: str) -> Held | None:
         return store.lock(name).acquire(timeout=0)
     except LockTimeout:
         return None
-
-
-def _delete(path: Path) -> None:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        return  # another process empties the same trash
-    except OSError as e:
-        log.warning("cannot remove %s: %s; it is tried again at the next start", path, e.strerror)

@@ -19,8 +19,12 @@ from modelmount.content import ingest
 from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
 from modelmount.errors import NoSpace
+from modelmount.oci.digest import Digest
 from modelmount.system import disk
 from modelmount.system.lock import Held, LockTimeout
+
+MANIFEST = "manifest"
+"""The form in which a claim holds a model."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -35,6 +39,11 @@ class Claim(msgspec.Struct, frozen=True):
     ingest: str
     size: int
 
+    @classmethod
+    def of_manifest(cls, digest: Digest, scope: str) -> Claim:
+        """On a model as a whole: whatever its manifest names stays. Takes no space of its own."""
+        return cls(digest.hex, MANIFEST, ingest.name(digest, scope, ingest.RAW), 0)
+
 
 @dataclass(slots=True)
 class PullRecord:
@@ -45,16 +54,16 @@ class PullRecord:
     held: Held
 
     @classmethod
-    def open(cls, store: Store) -> PullRecord:
-        """Take a fresh id and its lock, and write an empty record under the shared store lock: before the first look at
-        what is present. Raises NoSpace, Internal.
+    def open(cls, store: Store, claims: Iterable[Claim] = ()) -> PullRecord:
+        """Take a fresh id and its lock, and write the record under the shared store lock: before the first look at what
+        is present. `claims` are what the job needs in any case, for as long as it lives. Raises NoSpace, Internal.
         """
         pull_id = secrets.token_hex(8)
         with translated("record a pull"):
             record = cls(store, pull_id, store.lock(f"pull-{pull_id}").acquire())
             try:
                 with store.locks.shared():
-                    record._write([])
+                    record._write(list(claims))
             except BaseException:
                 record.close()
                 raise

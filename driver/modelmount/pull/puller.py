@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from modelmount import telemetry
 from modelmount.config import Settings
-from modelmount.content.pulls import PullRecord
+from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace
 from modelmount.pull import verdicts
@@ -66,7 +66,7 @@ class Puller:
             if existing is not None and existing[0].state is not State.FAILED:
                 existing[0].join(credential)
                 return existing[0]
-            record = PullRecord.open(self._store)
+            record = PullRecord.open(self._store, [Claim.of_manifest(model.manifest, model.repository.scope)])
             self._jobs[key] = (job, record)
             if self._janitor is None:
                 self._janitor = threading.Thread(target=self._expire, name="pull-janitor", daemon=True)
@@ -171,12 +171,14 @@ class Puller:
                 job.progress.have(part.descriptor.size)
                 job.progress.ready()
         # What is present is named too: it costs no space, and a sweep spares only what is named.
-        record.claim((part.claim(transfer.scope) for part in plan.parts), keep_free=self._settings.limits.free_bytes)
+        whole = Claim.of_manifest(job.model.manifest, transfer.scope)
+        claims = [whole, *(part.claim(transfer.scope) for part in plan.parts)]
+        record.claim(claims, keep_free=self._settings.limits.free_bytes)
         if missing:
             try:
                 transfer.run(missing)
             except NoSpace:
-                record.claim((), keep_free=0)
+                record.claim([whole], keep_free=0)
                 raise
 
     # -- janitor

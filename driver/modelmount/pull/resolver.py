@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -43,7 +44,7 @@ class Model:
         return f"{self.repository}@{self.manifest}"
 
 
-class _Ref(msgspec.Struct, frozen=True):
+class Ref(msgspec.Struct, frozen=True):
     """What a reference meant: the digest the registry answered with, and the manifest chosen from it when that was an
     index.
     """
@@ -54,14 +55,13 @@ class _Ref(msgspec.Struct, frozen=True):
     at: float
 
 
-def references(store: Store) -> Iterator[tuple[str, str]]:
-    """What references meant when they were last resolved here: text and manifest digest. No network, no proof."""
+def references(store: Store) -> Iterator[tuple[Path, Ref]]:
+    """What references meant when they were last resolved here, and where that is written. No network, no proof."""
     for path in (store.root / "refs").glob("[0-9a-f]*"):
         try:
-            known = msgspec.json.decode(path.read_bytes(), type=_Ref)
+            yield path, msgspec.json.decode(path.read_bytes(), type=Ref)
         except (FileNotFoundError, msgspec.DecodeError):
             continue  # replaced or torn: resolved again when somebody needs it
-        yield known.reference, known.manifest
 
 
 def not_here(what: Reference | Model) -> Precondition:
@@ -118,7 +118,7 @@ class Resolver:
     # -- inside
 
     def _fetch_top(
-        self, reference: Reference, credential: Credential, known: _Ref | None
+        self, reference: Reference, credential: Credential, known: Ref | None
     ) -> tuple[Digest, Manifest | Index]:
         repository = reference.repository
         if reference.digest is not None:
@@ -159,25 +159,25 @@ class Resolver:
         self._store.put_document(fetched.data, digest, repository.scope)
         return parsed
 
-    def _known(self, reference: Reference) -> _Ref | None:
+    def _known(self, reference: Reference) -> Ref | None:
         try:
-            known = msgspec.json.decode(atomic.read_file(self._ref_path(reference)), type=_Ref)
+            known = msgspec.json.decode(atomic.read_file(self._ref_path(reference)), type=Ref)
             manifest = Digest.parse(known.manifest)
         except (FileNotFoundError, msgspec.DecodeError, InvalidRequest):
             return None  # what can't be read is resolved again
         return known if self._store.has_blob(manifest, reference.repository.scope) else None
 
-    def _here(self, reference: Reference) -> _Ref | None:
+    def _here(self, reference: Reference) -> Ref | None:
         """What a digest of which nobody remembers a resolution means: itself, if it is a manifest that is here."""
         digest = reference.digest
         if digest is None or not self._store.has_blob(digest, reference.repository.scope):
             return None
         if isinstance(manifests.parse(self._store.read_document(digest)), Index):
             return None
-        return _Ref(str(reference), str(digest), str(digest), time.time())
+        return Ref(str(reference), str(digest), str(digest), time.time())
 
     def _remember(self, reference: Reference, digest: Digest, manifest: Digest) -> None:
-        record = _Ref(str(reference), str(digest), str(manifest), time.time())
+        record = Ref(str(reference), str(digest), str(manifest), time.time())
         with self._store.locks.shared():
             atomic.write_file(self._ref_path(reference), msgspec.json.encode(record))
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -64,6 +65,19 @@ def read_facts(store: Store, manifest: Digest) -> Facts | None:
         return msgspec.json.decode((store.root / "models" / manifest.hex / "facts.json").read_bytes(), type=Facts)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
+
+
+def pulled_models(store: Store) -> Iterator[tuple[str, float]]:
+    """The hex digits of each manifest that was pulled here, at least in part, and its last use in wall-clock seconds.
+    Where only a verdict is known, nothing was.
+    """
+    for path in (store.root / "models").glob("*/facts.json"):
+        try:
+            used_at = path.parent.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if len(path.parent.name) in {64, 128}:
+            yield path.parent.name, used_at
 
 
 def mark_used(store: Store, manifest: Digest) -> None:

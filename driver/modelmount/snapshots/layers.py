@@ -90,6 +90,14 @@ def source_path(store: Store, source: str) -> Path:
     return store.root / "unpacked" / hex_digits / str(int(rules)) / "files" / str(int(ordinal))
 
 
+def item(source: str) -> str:
+    """What of the store a tree's source belongs to, named by its path below the root: it is kept or goes as a whole."""
+    hex_digits, _, member = source.partition("/")
+    if not member:
+        return f"blobs/{'sha512' if len(hex_digits) == 128 else 'sha256'}/{hex_digits}"
+    return f"unpacked/{hex_digits}/{member.partition('/')[0]}"
+
+
 def clear(directory: Path) -> None:
     """Remove a half-made layer inside an ingest, so that unpacking can begin anew."""
     if os.path.lexists(directory):

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -55,6 +56,16 @@ class _View(msgspec.Struct, frozen=True):
     tree: str
     bytes: int
     files: int
+    manifest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Which tree a manifest is for a scope. `manifest` is empty in a view that an early version wrote."""
+
+    path: Path
+    tree: str
+    manifest: str
 
 
 def view_key(manifest: Digest, selection: str) -> str:
@@ -88,6 +99,24 @@ def files(store: Store, tree: Tree) -> list[tuple[str, str, int]]:
     if record is None:
         raise Internal(f"tree {tree.id} is gone; publish the volume again")
     return [(f.path, f.source, f.size) for f in record.files]
+
+
+def views(store: Store) -> Iterator[View]:
+    """The views of all scopes; what vanishes meanwhile or can't be read is left out, for it is made again."""
+    for path in (store.root / "views").glob("*/[0-9a-f]*"):
+        try:
+            view = msgspec.json.decode(atomic.read_file(path), type=_View)
+        except (OSError, msgspec.DecodeError):
+            continue
+        yield View(path, view.tree, view.manifest)
+
+
+def items(store: Store, tree_id: str) -> frozenset[str]:
+    """The names in the store (`layers.item`) of what the tree's files are links of; empty when the tree is gone.
+    Raises Internal when it is damaged.
+    """
+    record = _read(store.root / "trees" / tree_id)
+    return frozenset() if record is None else frozenset({layers.item(f.source) for f in record.files})
 
 
 def _read(directory: Path) -> _TreeRecord | None:
@@ -125,7 +154,7 @@ def build(store: Store, scope: str, manifest: Digest, selection: str, placement:
             view.parent.mkdir(mode=0o700, exist_ok=True)
             atomic.fsync_directory(view.parent.parent)
         atomic.failpoint("snapshots.tree.before_view")
-        atomic.write_file(view, msgspec.json.encode(_View(identity, tree.bytes, tree.files)))
+        atomic.write_file(view, msgspec.json.encode(_View(identity, tree.bytes, tree.files, str(manifest))))
     return tree
 
 

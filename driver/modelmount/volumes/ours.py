@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelmount.system import mount
+from modelmount.system import host, mount
 
 _TREE = re.compile(r"(?P<room>trees|quarantine|trash)/(?:.*/)?(?P<id>[0-9a-f]{64})/root(?://deleted)?", re.ASCII)
+_IN_TREE = re.compile(r"(?:trees|quarantine|trash)/(?:[^/]*/)*?(?P<id>[0-9a-f]{64})/root(?:/|$)", re.ASCII)
+_MAYBE_TREE = re.compile(rb"/[0-9a-f]{64}/root[/ ]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,45 @@ def tree_mounts(root: Path, entries: Iterable[mount.MountEntry] | None = None) -
         if match is not None:
             found[entry.mount_point] = TreeMount(entry.mount_point, match["id"], match["room"] == "trees")
     return found
+
+
+def trees_in_use(root: Path) -> set[str]:
+    """The ids of all trees that some mount shows, whole or in part: in this mount namespace and in that of every
+    process that can be seen from here. Hidden mounts and clones that outlived their target count too.
+
+    Raises OSError when our own mounts can't be read; a process that ends meanwhile, or belongs to somebody we may not
+    look at, is left out.
+    """
+    home = _home(os.path.realpath(root), mount.mountinfo())
+    if home is None:
+        return set()
+    found: set[str] = set()
+    for data in _namespaces():
+        lines = (line for line in data.split(b"\n") if _MAYBE_TREE.search(line))
+        for entry in mount.parse_mountinfo(b"\n".join(lines)):
+            if entry.device == home.device and entry.root.startswith(home.path):
+                match = _IN_TREE.match(entry.root[len(home.path) :])
+                if match is not None:
+                    found.add(match["id"])
+    return found
+
+
+def _namespaces() -> Iterator[bytes]:
+    """mountinfo of every mount namespace, once each, ours first."""
+    seen = {host.mount_namespace()}
+    yield Path("/proc/self/mountinfo").read_bytes()
+    for process in os.listdir("/proc"):
+        if not process.isdigit():
+            continue
+        try:
+            namespace = Path(f"/proc/{process}/ns/mnt").stat().st_ino
+            if namespace in seen:
+                continue
+            data = Path(f"/proc/{process}/mountinfo").read_bytes()
+        except OSError:
+            continue  # it ended, or isn't ours to look at
+        seen.add(namespace)
+        yield data
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,8 @@ class Publications:
             if now.state.kind == "mount" and not (now.live or now.is_dead_mount or self._shows_ours(now.path)):
                 raise Precondition(now.obstacle())
             self._take_down(now.path, remove=lease.owner == "csi" or lease.made_directory)
+        if not lease.adopted:
+            verdicts.mark_used(self._store, lease.model.manifest)  # it was until now
         self._leases.remove(lease.volume_id, lease.target)
 
     def _end_unrecorded(self, now: Standing, volume_id: str) -> None:

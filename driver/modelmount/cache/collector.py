@@ -1,0 +1,118 @@
+"""The collector: makes room, and clears away what nobody needs. One for a process; driver and command line may collect
+at the same time, one after the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from modelmount import telemetry
+from modelmount.cache import holds as holding
+from modelmount.cache import order
+from modelmount.cache.census import Census, Reader
+from modelmount.cache.holds import Hold, Holds
+from modelmount.cache.order import Victim
+from modelmount.cache.sweep import Sweep, Swept
+from modelmount.config import Cache
+from modelmount.content.store import Store
+from modelmount.system.lock import Held
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would go, in this order, and what that frees; `garbage` are bytes that nothing names, which go first."""
+
+    victims: tuple[Victim, ...]
+    garbage: int
+    evictable: int
+    held: dict[Hold, int]
+    used: int
+
+    @property
+    def frees(self) -> int:
+        """All of it."""
+        return self.garbage + sum(victim.frees for victim in self.victims)
+
+
+class Collector:
+    """Thread-safe. `settings` is asked each time, so that a change counts at once."""
+
+    def __init__(self, store: Store, settings: Callable[[], Cache], now: Callable[[], float] = time.time) -> None:
+        """Nothing is read yet."""
+        self._store, self._settings, self._now = store, settings, now
+        self.reader = Reader(store)
+
+    def plan(self, bytes_wanted: float, *, grace_seconds: float | None = None) -> Plan:
+        """What a collection of so many bytes would take now (`inf`: everything that may go). Changes nothing. Raises
+        OSError when something can't be read.
+        """
+        census, holds = self._look()
+        return self._plan(census, holds, bytes_wanted, self._grace(grace_seconds))
+
+    def collect(self, bytes_wanted: float, *, grace_seconds: float | None = None) -> Swept:
+        """Take what nothing names, old partial downloads, and then models in order until that many bytes are free, or
+        nothing more may go. Returns when they are free. The caller holds the `sweep` lock (`exclusively`).
+        """
+        grace = self._grace(grace_seconds)
+        census, holds = self._look()
+        plan = self._plan(census, holds, bytes_wanted, grace)
+        models = [victim.model for victim in plan.victims if victim.model is not None]
+        models += order.empty(census, holds, self._now(), grace_seconds=grace)
+        partials = [victim.partial for victim in plan.victims if victim.partial is not None]
+        swept = Sweep(self._store, self.reader, self._holds, self._now, grace_seconds=grace).run(
+            census, models, partials
+        )
+        if swept.models or swept.items or swept.partials or swept.trees:
+            telemetry.evictions_total.inc(len(swept.models))
+            telemetry.evicted_bytes_total.inc(swept.bytes)
+            fields = {"models": swept.models, "bytes": swept.bytes, "items": swept.items, "partials": swept.partials}
+            log.info("collected", extra={"fields": fields})
+        return swept
+
+    def exclusively(self, *, cancelled: Callable[[], bool] | None = None) -> Held:
+        """The lock that orders collections of all processes; outermost, so hold no other. Raises LockCancelled."""
+        return self._store.lock("sweep").acquire(cancelled=cancelled)
+
+    # -- inside
+
+    def _look(self) -> tuple[Census, Holds]:
+        # Holds first: what is held later was used later, which the sweep sees.
+        holds = self._holds()
+        return self.reader.read(holds.models), holds
+
+    def _holds(self) -> Holds:
+        return holding.read(self._store, self._settings().pins)
+
+    def _grace(self, given: float | None) -> float:
+        return self._settings().grace_seconds if given is None else given
+
+    def _plan(self, census: Census, holds: Holds, bytes_wanted: float, grace: float) -> Plan:
+        now = self._now()
+        garbage = order.garbage(census, now, grace_seconds=grace) - order.keeping(census, holds).items
+        garbage_bytes = sum(census.items[name].bytes for name in garbage)
+        everything = list(order.victims(census, holds, now, grace_seconds=grace))
+        chosen = list(self._choose(everything, bytes_wanted - garbage_bytes))
+        return Plan(
+            victims=tuple(chosen),
+            garbage=garbage_bytes,
+            evictable=garbage_bytes + sum(victim.frees for victim in everything),
+            held=dict(order.keeping(census, holds).bytes),
+            used=census.bytes,
+        )
+
+    def _choose(self, victims: list[Victim], bytes_wanted: float) -> Iterator[Victim]:
+        """Old partial downloads in any case, then in order as long as more is wanted: what gives nothing back, because
+        held models share it, goes only when everything does.
+        """
+        limit = self._settings().partial_seconds
+        for victim in victims:
+            old = victim.partial is not None and victim.idle_seconds >= limit
+            if old or (bytes_wanted > 0 and (victim.score > 0 or bytes_wanted == math.inf)):
+                bytes_wanted -= victim.frees
+                yield victim

@@ -1,0 +1,196 @@
+"""What goes first. Pure: decides over a census and holds that others read.
+
+    score = idle seconds x (bytes that go / bytes to fetch again)
+
+*Bytes that go* are those of the model's content that no held model needs; of what several models share each counts its
+part, so that a shared blob weighs as much as its models together and goes with the last of them. *Bytes to fetch again*
+are the same bytes, those of unpacked layers twice, for the archive is fetched and then written once more, plus
+`OVERHEAD_BYTES` for the requests that any pull begins with. So large raw models go by least recent use alone; small
+ones, and ones that have to be unpacked, stay longer than their idle time says. The highest score goes first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import get_args
+
+from modelmount.cache.census import Census, Model, Partial
+from modelmount.cache.holds import Hold, Holds
+
+OVERHEAD_BYTES = 64 << 20
+"""What a pull's first requests cost, as bytes: half a second at 1 Gbit/s. Also a partial download's."""
+FUTURE_SECONDS = 60.0
+"""A use this far ahead was written by a clock that was wrong."""
+_REASONS: tuple[Hold, ...] = get_args(Hold)
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """One model or one partial download that may go, and why. `frees` is what goes with it at its place in the order;
+    of what it shares with models that stay, nothing.
+    """
+
+    model: Model | None
+    partial: Partial | None
+    idle_seconds: float
+    frees: int
+    score: float
+
+    @property
+    def name(self) -> str:
+        """As a person knows it."""
+        if self.model is not None:
+            return self.model.name
+        assert self.partial is not None
+        return f"partial download of {self.partial.hex[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is held: models with the first reason, and by reason the bytes that stay for it."""
+
+    models: Mapping[str, Hold]
+    items: frozenset[str]
+    bytes: Mapping[Hold, int] = field(default_factory=dict)
+
+
+def keeping(census: Census, holds: Holds) -> Keeping:
+    """Which models and items stay, whatever happens. A held tree holds the models that are shown by it."""
+    models: dict[str, Hold] = {}
+    items: dict[str, Hold] = {}
+    for model in census.models.values():
+        reasons = {holds.models.get(model.hex), *(holds.trees.get(tree) for tree in model.trees)} - {None}
+        if reasons:
+            reason = models[model.hex] = min((r for r in reasons if r is not None), key=_REASONS.index)
+            for name in _names(census, model):
+                items.setdefault(name, reason)
+    for tree, reason in holds.trees.items():
+        for name in census.trees.get(tree, ()):
+            items.setdefault(name, reason)
+    for item in census.items.values():
+        if item.hex in holds.digests:
+            items.setdefault(item.name, "pulled")
+    found: dict[Hold, int] = {}
+    for name, reason in items.items():
+        if name in census.items:
+            found[reason] = found.get(reason, 0) + census.items[name].bytes
+    for partial in census.partials.values():
+        if partial.name in holds.ingests:
+            found["pulled"] = found.get("pulled", 0) + partial.bytes
+    return Keeping(models, frozenset(items), found)
+
+
+def victims(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> Iterator[Victim]:
+    """What may go, in order, lazily; each `frees` supposes that all before it went."""
+    return _Order(census, holds, now, grace_seconds).run()
+
+
+def garbage(census: Census, now: float, *, grace_seconds: float) -> set[str]:
+    """The items that no model and no tree names, but for those that were just written: their record may be on its
+    way.
+    """
+    named: set[str] = set().union(*census.trees.values(), *(model.items for model in census.models.values()))
+    return {
+        item.name
+        for item in census.items.values()
+        if item.name not in named and _idle(item.written_at, now, grace_seconds) >= grace_seconds
+    }
+
+
+def empty(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> list[Model]:
+    """Models of which nothing is left but names."""
+    kept = keeping(census, holds)
+    return [
+        model
+        for model in census.models.values()
+        if model.hex not in kept.models
+        and not model.items
+        and not census.trees_of(model)
+        and (model.references or model.views or model.has_facts)
+        and _idle(model.used_at, now, grace_seconds) >= grace_seconds
+    ]
+
+
+class _Order:
+    def __init__(self, census: Census, holds: Holds, now: float, grace_seconds: float) -> None:
+        self._census, self._holds, self._now, self._grace = census, holds, now, grace_seconds
+        kept = keeping(census, holds)
+        self._candidates = {
+            model.hex: _idle(model.used_at, now, grace_seconds)
+            for model in census.models.values()
+            if model.hex not in kept.models
+        }
+        self._users = {
+            name: set(users)
+            for name, users in census.users().items()
+            if name in census.items and name not in kept.items
+        }
+        self._named: dict[str, set[str]] = {}
+        for name, users in self._users.items():
+            for hex_digits in users:
+                self._named.setdefault(hex_digits, set()).add(name)
+
+    def run(self) -> Iterator[Victim]:
+        heap = [(-self._score(hex_digits), hex_digits) for hex_digits in self._candidates if self._may_go(hex_digits)]
+        partials = {
+            partial.name: partial
+            for partial in self._census.partials.values()
+            if partial.name not in self._holds.ingests and partial.hex not in self._holds.digests
+        }
+        for partial in partials.values():
+            idle = _idle(partial.written_at, self._now, self._grace)
+            if idle >= self._grace:
+                heap.append((-idle * partial.bytes / (partial.bytes + OVERHEAD_BYTES), partial.name))
+        heapq.heapify(heap)
+        gone: set[str] = set()
+        while heap:
+            negative, key = heapq.heappop(heap)
+            if key in partials:
+                partial = partials[key]
+                yield Victim(None, partial, _idle(partial.written_at, self._now, self._grace), partial.bytes, -negative)
+                continue
+            if key in gone or -negative != self._score(key):
+                continue  # what shared with it went meanwhile, and its new score is further up
+            gone.add(key)
+            frees, others = self._remove(key)
+            for other in others - gone:
+                if self._may_go(other):
+                    heapq.heappush(heap, (-self._score(other), other))
+            yield Victim(self._census.models[key], None, self._candidates[key], frees, -negative)
+
+    def _may_go(self, hex_digits: str) -> bool:
+        return self._candidates[hex_digits] >= self._grace
+
+    def _score(self, hex_digits: str) -> float:
+        share = again = 0.0
+        for name in self._named.get(hex_digits, ()):
+            part = self._census.items[name].bytes / len(self._users[name])
+            share += part
+            again += part * (2 if name.startswith("unpacked/") else 1)
+        return self._candidates[hex_digits] * share / (again + OVERHEAD_BYTES)
+
+    def _remove(self, hex_digits: str) -> tuple[int, set[str]]:
+        """The bytes that go with it, and the models that shared with it."""
+        frees, others = 0, set()
+        for name in self._named.pop(hex_digits, ()):
+            users = self._users[name]
+            users.discard(hex_digits)
+            others |= users
+            if not users:
+                frees += self._census.items[name].bytes
+        return frees, others
+
+
+def _names(census: Census, model: Model) -> set[str]:
+    """All items behind a model, by its manifest and by its trees."""
+    return model.items.union(*(census.trees[tree] for tree in census.trees_of(model)))
+
+
+def _idle(used_at: float, now: float, grace_seconds: float) -> float:
+    """Seconds since the last use. A time in the future counts as just old enough: else a clock that was wrong once
+    would hold a model for ever.
+    """
+    idle = now - used_at
+    return grace_seconds if idle < -FUTURE_SECONDS else max(0.0, idle)

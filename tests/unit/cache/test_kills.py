@@ -1,0 +1,81 @@
+"""SIGKILL at every step of a sweep: what is held stays whole, nothing that stands is torn, the next sweep takes the
+rest.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from modelmount import cache
+from modelmount.cache.collector import Collector
+from modelmount.config import Cache
+from modelmount.content import debris
+from tests.faults import oracle
+from tests.unit.system.processes import start, stop
+
+from .shelf import Made, Shelf, content
+
+POINTS = sorted(
+    set(
+        re.findall(
+            r'failpoint\("(cache\.[a-z_.]+)"',
+            "".join(path.read_text() for path in Path(cache.__file__).parent.glob("*.py")),
+        )
+    )
+)
+
+COLLECT = """
+import math, sys
+from pathlib import Path
+from modelmount.cache.collector import Collector
+from modelmount.config import Cache
+from modelmount.content.store import Store
+Collector(Store(Path(sys.argv[1])), lambda: Cache(grace_seconds=60)).collect(math.inf)
+"""
+
+
+def filled(shelf: Shelf) -> Made:
+    """Models that share and one that is held, an interrupted download; the held one."""
+    shared = content("shared", 5000)
+    for name in ("a", "b"):
+        shelf.put(name, {"base": shared, name: content(name, 99)}, packed={"x": b"1", f"y/{name}": b"2"}, idle=3600)
+        shelf.partial(f"rest of {name}", 5000, idle=3600)
+    held = shelf.put("held", {"base": shared}, packed={"h": b"h"}, idle=3600)
+    shelf.lease(held)
+    return held
+
+
+def test_every_step_is_killed_at() -> None:
+    assert len(POINTS) >= 5
+
+
+@pytest.mark.parametrize("visit", [0, 1])
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_there_what_is_held_is_whole_and_the_next_sweep_takes_the_rest(
+    shelf: Shelf, point: str, visit: int
+) -> None:
+    held = filled(shelf)
+    process = start(COLLECT, str(shelf.store.root), env={"MODELMOUNT_FAILPOINTS": f"{point}={visit}*off->kill"})
+    try:
+        status = process.wait(timeout=60)
+    finally:
+        stop(process)
+    assert status == -signal.SIGKILL
+    assert oracle.faults(shelf.store.root) == []
+    debris.clear(shelf.store)
+    assert oracle.half_made(shelf.store.root) == []
+    Collector(shelf.store, lambda: Cache(grace_seconds=60)).collect(math.inf)
+    assert oracle.faults(shelf.store.root) == []
+    assert shelf.present() == held.items
+    assert shelf.models() == {held.manifest.hex}
+    assert {path.name for path in (shelf.store.root / "trees").iterdir()} == {held.tree.id}
+    assert (held.tree.root / "base").read_bytes() == held.files["base"]
+    kept = {item.split("/")[2 if item.startswith("blobs") else 1] for item in held.items}
+    assert {path.name for path in (shelf.store.root / "scopes").iterdir()} == kept
+    for room in ("ingest", "trash"):
+        assert list((shelf.store.root / room).iterdir()) == []

@@ -1,0 +1,63 @@
+"""`modelmount gc`: what goes, and what it says about it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from modelmount.cli import cli
+from modelmount.cli.options import SIZE
+from tests.unit.cli.conftest import Machine
+
+
+def age(machine: Machine) -> None:
+    for pattern in ("models/*", "blobs/*/*", "unpacked/*/*/index.json", "trees/*/tree.json"):
+        for path in machine.driver.store.glob(pattern):
+            os.utime(path, (1, 1))
+
+
+def test_a_machine_without_a_store_has_nothing_to_free_and_gets_none(tmp_path: Path) -> None:
+
+    done = CliRunner().invoke(cli, ["gc", "--all", "--json", "--root", str(tmp_path / "store")])
+    assert (done.exit_code, done.output.count('"freed": 0')) == (0, 1)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.registry
+def test_models_go_and_are_fetched_again(machine: Machine) -> None:
+    pushed = machine.push()
+    machine.run("pull", pushed.reference)
+    assert machine.run("gc", "--all", "--json").object["result"]["models"] == []  # it was just used
+    age(machine)
+    plan = machine.run("gc", "--all", "--dry-run", "--json").object
+    assert [victim["name"] for victim in plan["victims"]] == [pushed.reference]
+    assert plan["frees"] == plan["evictable"] > pushed.size
+    assert pushed.reference in machine.run("gc", "--free", "1MB", "--dry-run").out
+    assert len(machine.run("ls", "--json").object["models"]) == 1
+    result = machine.run("gc", "--free", "1B", "--json").object["result"]
+    assert (result["models"], result["freed"]) == ([pushed.reference], plan["frees"])
+    assert machine.run("ls", "--json").object["models"] == []
+    assert machine.run("pull", pushed.reference, "--json").objects[-1]["result"]["digest"] == pushed.digest
+
+
+def test_all_and_free_exclude_each_other(tmp_path: Path) -> None:
+
+    assert CliRunner().invoke(cli, ["gc", "--all", "--free", "1GB", "--root", str(tmp_path / "s")]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("50GB", 50 * 10**9), ("1.5 TiB", 3 << 39), ("2k", 2000), ("7MiB", 7 << 20), ("0", 0)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert SIZE.convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1iB", "1XB", "1 2"])
+def test_other_texts_are_no_sizes(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no size"):
+        SIZE.convert(text, None, None)
