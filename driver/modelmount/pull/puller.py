@@ -166,8 +166,9 @@ class Puller:
         if not job.fetches and any(part.needs_bytes(self._store, transfer.scope) for part in missing):
             raise not_here(job.model)
         job.progress.expect(plan.total_bytes, len(plan.parts))
+        lacking = {(part.descriptor.digest, part.form) for part in missing}
         for part in plan.parts:
-            if part not in missing:
+            if (part.descriptor.digest, part.form) not in lacking:
                 job.progress.have(part.descriptor.size)
                 job.progress.ready()
         # What is present is named too: it costs no space, and a sweep spares only what is named.
