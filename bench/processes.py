@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,15 +26,22 @@ def run(argv: Sequence[str], output: Path, env: Mapping[str, str] | None = None)
     """
     account = output.with_name(output.name + ".account")
     launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(account), *argv]
+    environment = {**os.environ, **(env or {})}
     with output.open("wb") as words:
-        status = subprocess.run(
+        process = subprocess.Popen(
             launcher,
             stdin=subprocess.DEVNULL,
             stdout=words,
             stderr=words,
-            env={**os.environ, **(env or {})},
-            check=False,
-        ).returncode
+            env=environment,
+            process_group=0,
+        )
+        try:
+            status = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the program itself, too
+            process.wait()
+            raise
     if status != 0:
         raise FailedError(f"{argv[0]} exited with {status}:\n{output.read_text(errors='replace')[-2000:]}")
     figures = json.loads(account.read_bytes())

@@ -67,8 +67,12 @@ class Series:
         return self.wall / other.wall
 
 
+PATIENCE_SECONDS = 120.0
+"""More than this in all is not spent on a contender: what is so slow needs no fifth digit. Its rounds are counted."""
+
+
 def interleave(contenders: Sequence[Contender], rounds: int, say: Callable[[str], None]) -> list[Series]:
-    """Run all contenders `rounds` times; in round n the n-th begins."""
+    """Run all contenders `rounds` times, or as often as patience allows; in round n the n-th begins."""
     series = [Series(contender.name, contender.version) for contender in contenders]
     for number in range(rounds):
         _round(contenders, series, number, say)
@@ -78,6 +82,8 @@ def interleave(contenders: Sequence[Contender], rounds: int, say: Callable[[str]
 def _round(contenders: Sequence[Contender], series: Sequence[Series], number: int, say: Callable[[str], None]) -> None:
     for turn in range(len(contenders)):
         index = (turn + number) % len(contenders)
+        if sum(sample.wall for sample in series[index].samples) > PATIENCE_SECONDS:
+            continue
         sample = contenders[index].run()
         series[index].samples.append(sample)
         say(f"round {number + 1}: {contenders[index].name} {sample.wall:.3f} s")

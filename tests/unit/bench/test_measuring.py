@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import memory, processes, programs, report
+from bench import memory, processes, programs, report, rounds
 from bench.report import Figure, Outcome, Row
 from bench.rounds import Sample, Series, interleave, percentile
 
@@ -24,16 +24,24 @@ class Recorded:
     name: str
     turns: list[str] = field(default_factory=list)
     version: str = "1"
+    wall: float = 1.0
 
     def run(self) -> Sample:
         self.turns.append(self.name)
-        return Sample(1.0)
+        return Sample(self.wall)
 
 
 def test_each_round_begins_with_the_next_contender() -> None:
     turns: list[str] = []
     interleave([Recorded(name, turns) for name in "abc"], 3, lambda text: None)
     assert "".join(turns) == "abcbcacab"
+
+
+def test_patience_with_a_contender_ends() -> None:
+    turns: list[str] = []
+    slow = Recorded("s", turns, wall=rounds.PATIENCE_SECONDS / 2)
+    interleave([slow, Recorded("q", turns)], 5, lambda text: None)
+    assert (turns.count("s"), turns.count("q")) == (3, 5)
 
 
 def series(name: str, *walls: float) -> Series:
