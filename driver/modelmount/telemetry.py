@@ -48,6 +48,13 @@ publishes_total = Counter("modelmount_publishes_total", "Publishes by outcome", 
 jobs_running = Gauge("modelmount_jobs_running", "Pull jobs under way", registry=REGISTRY)
 evictions_total = Counter("modelmount_evictions_total", "Models that went to make room", registry=REGISTRY)
 evicted_bytes_total = Counter("modelmount_evicted_bytes_total", "Bytes that went to make room", registry=REGISTRY)
+pull_bytes_left = Gauge(
+    "modelmount_pull_bytes_left", "Bytes that pulls under way still have to fetch", registry=REGISTRY
+)
+pull_files_left = Gauge("modelmount_pull_files_left", "Blobs that pulls under way don't have yet", registry=REGISTRY)
+pull_bytes_per_second = Gauge(
+    "modelmount_pull_bytes_per_second", "Rate of all pulls under way, over the last 10 s", registry=REGISTRY
+)
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
 
 

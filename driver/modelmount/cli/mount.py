@@ -9,7 +9,7 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cli.access import Access, access_options
-from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.cli.options import json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
 from modelmount.cli.pulling import watch
 from modelmount.oci.reference import Reference
@@ -39,6 +39,7 @@ The mount shows the same files until `modelmount umount` or a reboot, though the
 @access_options
 @settings_options
 @json_option
+@quiet_option
 @click.pass_context
 def mount(
     context: click.Context, reference: str, directory: Path, pull: str, effective: config.Effective, access: Access

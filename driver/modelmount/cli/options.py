@@ -57,6 +57,22 @@ def json_option(function: Callable[P, R]) -> Callable[P, R]:
     )(function)
 
 
+def quiet_option(function: Callable[P, R]) -> Callable[P, R]:
+    """`--quiet`; the command's Output then says nothing but errors and what --json asks for."""
+
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
+        output_of(context).quiet = value
+
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="Say nothing unless it fails.",
+    )(function)
+
+
 def settings_options(function: Callable[..., R]) -> Callable[..., R]:
     """`--config`, `--root` and `--verbose`; the command gets `effective: config.Effective`."""
 

@@ -20,15 +20,15 @@ UNKNOWN = "-"
 
 
 class Output:
-    """The voice of one command; `json` is set by its `--json`."""
+    """The voice of one command; `json` is set by its `--json`, `quiet` by its `--quiet`."""
 
     def __init__(self) -> None:
-        self.json = False
+        self.json = self.quiet = False
 
     def text(self, *lines: str) -> None:
         """A result for a person."""
-        for line in lines:
-            click.echo(_printable(line))
+        for line in () if self.quiet else lines:
+            click.echo(printable(line))
 
     def object(self, value: Any) -> None:
         """A result, or a part of one, for a program: JSON on one line."""
@@ -36,7 +36,7 @@ class Output:
 
     def note(self, line: str) -> None:
         """Something a person may want to know meanwhile; never part of a result."""
-        click.echo(_printable(line), err=True)
+        click.echo(printable(line), err=True)
 
     def error(self, error: ModelMountError) -> None:
         """What went wrong and what to do about it."""
@@ -82,6 +82,6 @@ def counted(count: int, word: str) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names and messages come from artifacts and registries, and what controls a terminal must not reach it."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)

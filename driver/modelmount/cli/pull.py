@@ -8,7 +8,7 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cli.access import Access, access_options
-from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.cli.options import json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
 from modelmount.cli.pulling import pull as fetch
 from modelmount.cli.pulling import watch
@@ -32,6 +32,7 @@ With --json every line is an object: {"progress": ...} now and then, {"result": 
 @access_options
 @settings_options
 @json_option
+@quiet_option
 @click.pass_context
 def pull(context: click.Context, reference: str, effective: config.Effective, access: Access) -> None:
     """Pull the model REFERENCE (host/path:tag or host/path@digest) into the store.

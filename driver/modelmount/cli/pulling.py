@@ -7,15 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import FrameType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client import REGISTRY
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from modelmount import wiring
+from modelmount.cli.display import display
 from modelmount.cli.output import Output
 from modelmount.errors import Cancelled
 from modelmount.oci.reference import Reference
@@ -27,10 +26,6 @@ from modelmount.snapshots.tree import Tree
 
 LOOK_SECONDS = 0.2
 """How often the display moves on a terminal."""
-TELL_SECONDS = 2.0
-"""How often a program is told, and when a log is told first; a quick pull needs no words."""
-LOG_SECONDS = 10.0
-"""How often a log is told afterwards."""
 
 T = TypeVar("T")
 
@@ -53,12 +48,11 @@ def watch(node: wiring.Node, reference: Reference, output: Output, work: Callabl
     """
     started, before = time.monotonic(), _fetched()
     worker = _Worker(work)
-    with _interruptible(), _display(str(reference), output) as display:
+    with _interruptible(), display(str(reference), output) as shown:
         try:
             worker.thread.start()
             while not worker.ended.wait(LOOK_SECONDS):
-                for job in node.puller.jobs():
-                    display.show(job.snapshot())
+                shown.show(_snapshot(node))
         except KeyboardInterrupt:
             worker.cancelled.set()
             raise Cancelled(_kept(node, reference)) from None
@@ -101,64 +95,6 @@ class _Worker(Generic[T]):
             self.ended.set()
 
 
-class _Display(Protocol):
-    """Shows where a pull stands; told often, it decides itself what is worth showing."""
-
-    def show(self, snapshot: progress.Snapshot) -> None: ...
-
-
-@contextlib.contextmanager
-def _display(reference: str, output: Output) -> Iterator[_Display]:
-    console = Console(stderr=True)
-    if output.json:
-        yield _Occasional(
-            lambda s: output.object({"progress": {**asdict(s), "eta_seconds": s.eta_seconds}}), TELL_SECONDS
-        )
-    elif not console.is_terminal:
-        yield _Occasional(lambda s: output.note(progress.sentence(reference, s)), LOG_SECONDS)
-    else:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[files]}"),
-        )
-        with Progress(*columns, console=console, transient=True) as bar:
-            yield _Bar(bar)
-
-
-class _Bar:
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task = bar.add_task("resolving", total=None, files="")
-
-    def show(self, snapshot: progress.Snapshot) -> None:
-        self._bar.update(
-            self._task,
-            description=snapshot.phase,
-            completed=snapshot.bytes_done,
-            total=snapshot.bytes_total or None,
-            files=f"{snapshot.files_ready} of {snapshot.files_total} files" if snapshot.files_total else "",
-        )
-
-
-class _Occasional:
-    """Tells where a pull stands now and then, and only what is new."""
-
-    def __init__(self, tell: Callable[[progress.Snapshot], None], seconds: float) -> None:
-        self._tell, self._seconds = tell, seconds
-        self._next = time.monotonic() + TELL_SECONDS
-        self._last: progress.Snapshot | None = None
-
-    def show(self, snapshot: progress.Snapshot) -> None:
-        now = time.monotonic()
-        if now >= self._next and snapshot != self._last:
-            self._next, self._last = now + self._seconds, snapshot
-            self._tell(snapshot)
-
-
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """SIGTERM interrupts like SIGINT does."""
@@ -174,12 +110,16 @@ def _interruptible() -> Iterator[None]:
 
 
 def _kept(node: wiring.Node, reference: Reference) -> str:
-    for job in node.puller.jobs():
-        snapshot = job.snapshot()
-        if snapshot.bytes_done:
-            kept = f"{progress.human_bytes(snapshot.bytes_done)} of {progress.human_bytes(snapshot.bytes_total)}"
-            return f"interrupted; {kept} of {reference} are kept, the same command goes on from there"
-    return f"interrupted; nothing of {reference} was pulled yet"
+    snapshot = _snapshot(node)
+    if not snapshot.bytes_done:
+        return f"interrupted; nothing of {reference} was pulled yet"
+    kept = progress.of(snapshot.bytes_done, snapshot.bytes_total)
+    return f"interrupted; {kept} of {reference} are kept, the same command goes on from there"
+
+
+def _snapshot(node: wiring.Node) -> progress.Snapshot:
+    """Where the node's only pull stands; before it begins, nothing is known."""
+    return next((job.snapshot() for job in node.puller.jobs()), progress.Snapshot())
 
 
 def _fetched() -> int:

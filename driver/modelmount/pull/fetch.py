@@ -15,7 +15,7 @@ from modelmount.content.ingest import Ingest
 from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull.hashing import Behind, Follower
-from modelmount.pull.progress import Progress
+from modelmount.pull.progress import Counters
 from modelmount.pull.segments import Segment, Segments
 from modelmount.sources.base import BlobSource, Opened
 from modelmount.transport.retry import Policy
@@ -68,7 +68,7 @@ class Download:
         descriptor: Descriptor,
         source: BlobSource,
         backoff: Backoff,
-        progress: Progress,
+        progress: Counters,
         cancel: Cancel,
         *,
         policy: Policy | None = None,

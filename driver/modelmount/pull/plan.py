@@ -17,6 +17,7 @@ from modelmount.formats.base import Encoding, Layout, Member, Placement
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
+from modelmount.pull import progress
 from modelmount.pull.progress import human_bytes
 from modelmount.pull.verdicts import Facts
 from modelmount.snapshots import layers, unpack
@@ -32,6 +33,20 @@ class Part:
     encoding: Encoding
     uncompressed: Digest | None = None
     """What the artifact says of the archive after decompression; checked when this is what unpacks it."""
+    path: str | None = None
+    """Where the model has it first, or has what comes out of the archive."""
+
+    @property
+    def key(self) -> progress.Key:
+        """What it is known by."""
+        return str(self.descriptor.digest), self.form
+
+    @property
+    def expected(self) -> progress.Expected:
+        """What a pull's progress says of it."""
+        is_archive = self.encoding is not Encoding.RAW
+        name = self.path if self.path and self.path != "." else str(self.descriptor.digest)
+        return progress.Expected(self.key, name, self.descriptor.size, is_archive)
 
     @property
     def form(self) -> str:
@@ -112,17 +127,14 @@ class Plan:
 def make_plan(manifest: Manifest, config: bytes | None, limits: Limits) -> Plan:
     """Decide the layout and check the declared sizes. Raises BadArtifact."""
     layout = formats.decide(manifest, config)
-    parts: dict[tuple[Digest, str], Part] = {}
-    order: dict[tuple[Digest, str], str] = {}
+    parts: dict[progress.Key, Part] = {}
     for layer in layout.layers:
-        part = Part(layer.descriptor, layer.encoding, layer.uncompressed)
-        key = (part.descriptor.digest, part.form)
-        known = parts.setdefault(key, part)
-        order.setdefault(key, layer.path or "")
+        part = Part(layer.descriptor, layer.encoding, layer.uncompressed, layer.path)
+        known = parts.setdefault(part.key, part)
         if known.descriptor.size != part.descriptor.size:
             raise BadArtifact(f"{part.descriptor.digest} is listed with two sizes; push the model again")
-    ordered = sorted(parts, key=lambda key: (parts[key].descriptor.size > SMALL_BYTES, _natural(order[key])))
-    plan = Plan(manifest, layout, tuple(parts[key] for key in ordered))
+    ordered = sorted(parts.values(), key=lambda part: (part.descriptor.size > SMALL_BYTES, _natural(part.path or "")))
+    plan = Plan(manifest, layout, tuple(ordered))
     if plan.total_bytes > limits.model_bytes:
         raise BadArtifact(
             f"the model declares {human_bytes(plan.total_bytes)}, more than the {human_bytes(limits.model_bytes)} an "

@@ -5,24 +5,77 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 RATE_WINDOW_SECONDS = 10.0
+RATE_SECONDS = 1.0
+"""Before so long there is no rate: what it would promise of the time left is nonsense."""
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+Phase = Literal["resolving", "pulling", "verifying", "unpacking", "linking"]
+"""What a job does: finds out what is needed; fetches; has all bytes and hashes or syncs the last ones; unpacks the
+rest of the last archive; links the tree.
+"""
+State = Literal["waiting", "fetching", "unpacking", "ready", "found"]
+"""Where one file stands. `unpacking` is an archive whose bytes are all here; `found` was here before, or somebody else
+fetched it meanwhile.
+"""
+
+Key = tuple[str, str]
+"""What a file is known by: digest and form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """A file that a model needs: a blob as the plan names it. `name` is its path in the model, for an archive that has
+    none its digest.
+    """
+
+    key: Key
+    name: str
+    bytes: int
+    is_archive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """Where one file stands. `bytes_done` are of its download, resumed ones included."""
+
+    name: str
+    digest: str
+    state: State
+    bytes_done: int
+    bytes_total: int
+
+    @property
+    def is_here(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return self.state in {"ready", "found"}
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it is being worked on."""
+        return self.state in {"fetching", "unpacking"}
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where a pull stands. Bytes and files are of the whole model, what was cached before included; `rate` is bytes per
-    second over the last 10 s.
+    """Where a pull stands. Bytes and files are of the whole model, what was here before included; `rate` is bytes per
+    second over the last 10 s. `files` are in the order in which they are fetched; none until the plan is known.
     """
 
-    phase: str
-    bytes_done: int
-    bytes_total: int
-    rate: float
-    files_ready: int
-    files_total: int
+    phase: Phase = "resolving"
+    bytes_done: int = 0
+    bytes_total: int = 0
+    rate: float = 0.0
+    files: tuple[File, ...] = ()
+
+    @property
+    def files_ready(self) -> int:
+        """Files of which nothing is left to do."""
+        return sum(file.is_here for file in self.files)
 
     @property
     def eta_seconds(self) -> float | None:
@@ -31,70 +84,129 @@ class Snapshot:
 
 
 class Progress:
-    """The live counters of one job. Thread-safe; readers take snapshots."""
+    """The live counters of one job. Thread-safe; readers take snapshots, which are cheap: what hasn't changed since the
+    last one is in the next one too.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Starts in phase `resolving` with nothing known."""
+        self._clock = clock
         self._lock = threading.Lock()
-        self._phase = "resolving"
-        self._done = self._total = self._files_ready = self._files_total = 0
-        self._fetched = 0
-        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+        self._phase: Phase = "resolving"
+        self._files: dict[Key, Counters] = {}
+        self._done = self._fetched = 0
+        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
-    def expect(self, bytes_total: int, files_total: int) -> None:
-        """The plan is known: fetching begins."""
+    def expect(self, files: Iterable[Expected]) -> None:
+        """The plan is known: fetching begins. Again after something vanished, with the same files: then all wait."""
         with self._lock:
-            self._phase, self._total, self._files_total = "pulling", bytes_total, files_total
+            self._phase = "pulling"
+            self._files = {each.key: Counters(self, each) for each in files}
+            self._done = 0
+            self._samples = deque([(self._clock(), self._fetched)])
 
-    def enter(self, phase: str) -> None:
-        """Name what the job does now: `pulling`, `unpacking`, `linking`."""
+    def enter(self, phase: Phase) -> None:
+        """Name what the job does now, where files don't tell."""
         with self._lock:
             self._phase = phase
 
-    def have(self, count: int) -> None:
-        """`count` bytes are here without being fetched now: cached, or resumed."""
-        with self._lock:
-            self._done += count
-
-    def fetched(self, count: int) -> None:
-        """`count` bytes arrived."""
-        now = time.monotonic()
-        with self._lock:
-            self._done += count
-            self._fetched += count
-            if now - self._samples[-1][0] >= 0.25:
-                self._samples.append((now, self._fetched))
-                while now - self._samples[0][0] > RATE_WINDOW_SECONDS and len(self._samples) > 2:
-                    self._samples.popleft()
+    def file(self, key: Key) -> Counters:
+        """The counters of an expected file."""
+        return self._files[key]
 
     @property
     def fetched_bytes(self) -> int:
         """Bytes that arrived so far, whatever became of them."""
         return self._fetched
 
-    def ready(self) -> None:
-        """One more file is verified and committed."""
-        with self._lock:
-            self._files_ready += 1
-
     def snapshot(self) -> Snapshot:
         """The state now."""
         with self._lock:
             first_time, first_bytes = self._samples[0]
-            span = time.monotonic() - first_time
-            rate = (self._fetched - first_bytes) / span if span > 0 else 0.0
-            return Snapshot(self._phase, self._done, self._total, rate, self._files_ready, self._files_total)
+            span = self._clock() - first_time
+            rate = (self._fetched - first_bytes) / span if span >= RATE_SECONDS else 0.0
+            files = tuple([counters._file or counters._look() for counters in self._files.values()])
+            total = sum(file.bytes_total for file in files)
+            phase = self._phase
+            if phase == "pulling" and files and self._done >= total:
+                phase = "unpacking" if any(file.state == "unpacking" for file in files) else "verifying"
+            return Snapshot(phase, self._done, total, rate, files)
+
+    # -- for Counters, which have the lock
+
+    def _add(self, count: int) -> None:
+        self._done += count
+
+    def _arrived(self, count: int) -> None:
+        now = self._clock()
+        self._done += count
+        self._fetched += count
+        if now - self._samples[-1][0] >= 0.25:
+            self._samples.append((now, self._fetched))
+            while now - self._samples[0][0] > RATE_WINDOW_SECONDS and len(self._samples) > 2:
+                self._samples.popleft()
+
+
+class Counters:
+    """One file's live counters; made by `Progress.expect`. Thread-safe."""
+
+    def __init__(self, progress: Progress, expected: Expected) -> None:
+        self._progress, self._expected = progress, expected
+        self._lock = progress._lock
+        self._done = 0
+        self._end: Literal["ready", "found"] | None = None
+        self._begun = False
+        self._file: File | None = None
+
+    def have(self, count: int) -> None:
+        """Work on it begins, or goes on: `count` bytes are here without being fetched now. Negative when bytes turned
+        out to be of no use.
+        """
+        with self._lock:
+            self._begun, self._file = True, None
+            self._done += count
+            self._progress._add(count)
+
+    def fetched(self, count: int) -> None:
+        """`count` bytes arrived."""
+        with self._lock:
+            self._begun, self._file = True, None
+            self._done += count
+            self._progress._arrived(count)
+
+    def ready(self) -> None:
+        """It is verified and committed."""
+        self._finish("ready")
+
+    def found(self) -> None:
+        """It is here without this job's doing."""
+        self._finish("found")
+
+    def _finish(self, end: Literal["ready", "found"]) -> None:
+        with self._lock:
+            self._progress._add(self._expected.bytes - self._done)
+            self._done, self._end, self._file = self._expected.bytes, end, None
+
+    def _look(self) -> File:
+        """The file as it is now, kept until it changes. The caller has the lock."""
+        expected = self._expected
+        state: State = "fetching" if self._begun else "waiting"
+        if self._end is not None:
+            state = self._end
+        elif self._begun and expected.is_archive and self._done >= expected.bytes:
+            state = "unpacking"
+        self._file = File(expected.name, expected.key[0], state, self._done, expected.bytes)
+        return self._file
 
 
 def sentence(model: str, snapshot: Snapshot) -> str:
     """What a waiting pod's owner reads in its events."""
     if snapshot.phase == "resolving" or not snapshot.bytes_total:
         return f"{snapshot.phase} {model}"
-    if snapshot.phase == "unpacking" or snapshot.bytes_done >= snapshot.bytes_total:
-        phase = snapshot.phase if snapshot.phase != "pulling" else "verifying"
-        return f"{phase} {model}: all {human_bytes(snapshot.bytes_total)} are here, {_ready(snapshot)}"
+    if snapshot.phase != "pulling":
+        return f"{snapshot.phase} {model}: all {human_bytes(snapshot.bytes_total)} are here, {_ready(snapshot)}"
     percent = 100 * snapshot.bytes_done // snapshot.bytes_total
-    text = f"{snapshot.phase} {model}: {percent} % ({_of(snapshot.bytes_done, snapshot.bytes_total)})"
+    text = f"{snapshot.phase} {model}: {percent} % ({of(snapshot.bytes_done, snapshot.bytes_total)})"
     if snapshot.rate > 0 and snapshot.eta_seconds is not None:
         text += f" at {human_bytes(snapshot.rate)}/s, about {human_seconds(snapshot.eta_seconds)} left"
     return f"{text}, {_ready(snapshot)}"
@@ -119,10 +231,11 @@ def human_seconds(seconds: float) -> str:
 
 
 def _ready(snapshot: Snapshot) -> str:
-    return f"{snapshot.files_ready} of {snapshot.files_total} files ready"
+    return f"{snapshot.files_ready} of {len(snapshot.files)} files ready"
 
 
-def _of(done: int, total: int) -> str:
+def of(done: int, total: int) -> str:
+    """Both in the total's unit: `60.1 of 140 GB`."""
     for unit, size in _UNITS:
         if total >= size:
             return f"{_short(done / size)} of {_short(total / size)} {unit}"

@@ -21,6 +21,7 @@ from modelmount.pull import verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
 from modelmount.pull.plan import Plan, make_plan
+from modelmount.pull.progress import Snapshot
 from modelmount.pull.resolver import Model, Resolver, not_here
 from modelmount.pull.transfer import Transfer
 from modelmount.registry.credentials import Credential
@@ -51,6 +52,9 @@ class Puller:
         self._jobs: dict[_Key, tuple[Job, PullRecord]] = {}
         self._janitor: threading.Thread | None = None
         self._stopping = threading.Event()
+        telemetry.pull_bytes_left.set_function(lambda: sum(s.bytes_total - s.bytes_done for s in self._running()))
+        telemetry.pull_files_left.set_function(lambda: sum(len(s.files) - s.files_ready for s in self._running()))
+        telemetry.pull_bytes_per_second.set_function(lambda: sum(s.rate for s in self._running()))
 
     def ensure(self, model: Model, selection: str, credential: Credential, *, fetch: bool = True) -> Job:
         """The job for `model`: the one that runs or just ended well, or a new one. The caller has proved its own
@@ -90,6 +94,9 @@ class Puller:
         """The jobs that run or are kept."""
         with self._lock:
             return [job for job, _ in self._jobs.values()]
+
+    def _running(self) -> list[Snapshot]:
+        return [job.snapshot() for job in self.jobs() if job.state is State.RUNNING]
 
     def stop(self, timeout: float = 10.0) -> None:
         """Cancel every job; their bytes stay. Waits up to `timeout` seconds for their threads to let go."""
@@ -165,12 +172,11 @@ class Puller:
         missing = plan.missing(self._store, transfer.scope)
         if not job.fetches and any(part.needs_bytes(self._store, transfer.scope) for part in missing):
             raise not_here(job.model)
-        job.progress.expect(plan.total_bytes, len(plan.parts))
-        lacking = {(part.descriptor.digest, part.form) for part in missing}
-        for part in plan.parts:
-            if (part.descriptor.digest, part.form) not in lacking:
-                job.progress.have(part.descriptor.size)
-                job.progress.ready()
+        job.progress.expect(part.expected for part in plan.parts)
+        absent = {part.key for part in missing}
+        for part in (part for part in plan.parts if part.key not in absent):
+            job.progress.file(part.key).found()
+            telemetry.blobs_total.labels("found").inc()
         # What is present is named too: it costs no space, and a sweep spares only what is named.
         whole = Claim.of_manifest(job.model.manifest, transfer.scope)
         claims = [whole, *(part.claim(transfer.scope) for part in plan.parts)]

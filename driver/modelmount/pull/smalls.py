@@ -18,7 +18,7 @@ from modelmount.oci.digest import Digest
 from modelmount.pull import fetch
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
-from modelmount.pull.progress import Progress
+from modelmount.pull.progress import Counters, Progress
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockTimeout
 from modelmount.transport.retry import Policy
@@ -50,6 +50,7 @@ class Group:
         busy: list[Part] = []
         held: list[Held] = []
         blobs: dict[Digest, bytes] = {}
+        fetched: list[Part] = []
         try:
             try:
                 for part in parts:
@@ -60,28 +61,29 @@ class Group:
                         busy.append(part)
                         continue
                     if part.present(self._store, self._scope):
-                        self._progress.have(part.descriptor.size)
-                        self._progress.ready()
+                        self._progress.file(part.key).found()
                         telemetry.blobs_total.labels("shared").inc()
                     else:
-                        blobs[part.descriptor.digest] = self.read(part.descriptor)
+                        counters = self._progress.file(part.key)
+                        blobs[part.descriptor.digest] = self.read(part.descriptor, counters)
+                        fetched.append(part)
             finally:
                 self._store.put_group(blobs, self._scope)
-            for _ in blobs:
-                self._progress.ready()
+            for part in fetched:
+                self._progress.file(part.key).ready()
                 telemetry.blobs_total.labels("fetched").inc()
         finally:
             for lock_held in held:
                 lock_held.release(unlink=True)
         return busy
 
-    def read(self, descriptor: Descriptor) -> bytes:
+    def read(self, descriptor: Descriptor, counters: Counters) -> bytes:
         """One verified blob, however small or large. Raises as `fetch` does."""
         backoff = Backoff(self._store, descriptor.digest, self._scope, self._source.name)
         backoff.check()
         try:
             while True:
-                data = self._received(descriptor) if descriptor.size else b""
+                data = self._received(descriptor, counters) if descriptor.size else b""
                 hasher = descriptor.digest.hasher()
                 hasher.update(data)
                 if hasher.hexdigest() == descriptor.digest.hex:
@@ -89,7 +91,7 @@ class Group:
                 wrong = fetch.wrong_bytes(self._source, descriptor, hasher.hexdigest())
                 if not self._source.blame(descriptor, wrong.message):
                     raise wrong
-                self._progress.have(-len(data))
+                counters.have(-len(data))
         except IntegrityError as e:
             backoff.punish(e.message)
             telemetry.blobs_total.labels("refused").inc()
@@ -97,7 +99,7 @@ class Group:
         backoff.forgive()
         return data
 
-    def _received(self, descriptor: Descriptor) -> bytes:
+    def _received(self, descriptor: Descriptor, counters: Counters) -> bytes:
         failures = 0
         while True:
             data = bytearray(descriptor.size + 1)
@@ -111,7 +113,7 @@ class Group:
                 if self._cancel():
                     raise fetch.stopped(descriptor.digest) from e
                 continue
-            self._progress.fetched(filled)
+            counters.fetched(filled)
             telemetry.fetched_bytes_total.inc(filled)
             return bytes(data[:filled])
 

@@ -31,7 +31,7 @@ from modelmount.pull.fetch import Cancel, Download
 from modelmount.pull.governor import Governor
 from modelmount.pull.job import Job
 from modelmount.pull.plan import SMALL_BYTES, Part
-from modelmount.pull.progress import Progress
+from modelmount.pull.progress import Counters, Expected, Progress
 from modelmount.pull.resolver import not_here
 from modelmount.pull.segments import Segment
 from modelmount.pull.unpacking import Stream, Unpacking
@@ -288,8 +288,7 @@ class Transfer:
         descriptor = part.descriptor
         if part.present(self.store, self.scope):  # somebody else finished it while we waited
             held.release(unlink=True)
-            self._job.progress.have(descriptor.size)
-            self._job.progress.ready()
+            self._job.progress.file(part.key).found()
             telemetry.blobs_total.labels("shared").inc()
             return None
         ingest = Ingest.open(
@@ -297,7 +296,7 @@ class Transfer:
         )
         try:
             if part.form == ingests.UNPACKED and self.store.has_blob(descriptor.digest, self.scope):
-                self._job.progress.have(descriptor.size)
+                self._job.progress.file(part.key).have(descriptor.size)
                 raw = self.store.blob_path(descriptor.digest)
                 self._commit_layer(ingest, part, self._unpack(ingest, part, lambda cancel: raw.open("rb", buffering=0)))
                 return None
@@ -307,7 +306,7 @@ class Transfer:
                 descriptor,
                 self._source,
                 backoff,
-                self._job.progress,
+                self._job.progress.file(part.key),
                 self._cancel,
                 complained=self._governor.complain,
             )
@@ -351,7 +350,7 @@ class Transfer:
                     self._commit_layer(download.ingest, active.part, active.unpacking)
                 else:
                     download.ingest.commit_blob()
-                    self._job.progress.ready()
+                    self._job.progress.file(active.part.key).ready()
         finally:
             if active.unpacking is not None:
                 active.unpacking.stop()
@@ -404,7 +403,7 @@ class Transfer:
             raise
         finally:
             ingest.close()
-        self._job.progress.ready()
+        self._job.progress.file(part.key).ready()
 
     def _read_document(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_DOCUMENT_BYTES:
@@ -412,7 +411,8 @@ class Transfer:
                 f"the config {descriptor.digest} declares {descriptor.size} bytes; at most {MAX_DOCUMENT_BYTES} are "
                 "read"
             )
-        return smalls.Group(self.store, self.scope, self._source, Progress(), self._cancel).read(descriptor)
+        nobodys = Counters(Progress(), Expected((str(descriptor.digest), ingests.RAW), "config", descriptor.size))
+        return smalls.Group(self.store, self.scope, self._source, Progress(), self._cancel).read(descriptor, nobodys)
 
 
 class _Ticks:

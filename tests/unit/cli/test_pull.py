@@ -221,7 +221,18 @@ def test_elsewhere_a_slow_pull_is_told_in_lines_and_objects(machine: Machine) ->
     told = objects.objects[0]["progress"]
     assert told["phase"] == "pulling"
     assert 0 < told["bytes_done"] < told["bytes_total"]
+    assert {file["name"] for file in told["files"]} == {"config.json", "model.safetensors", "tokenizer"}
+    assert [file["state"] for file in told["files"] if file["name"] == "model.safetensors"] == ["fetching"]
     assert objects.err == ""
+
+
+def test_a_quiet_pull_says_nothing_unless_it_fails(machine: Machine) -> None:
+    pushed = machine.push()
+    done = machine.run("pull", pushed.reference, "--quiet")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    missing = machine.run("pull", f"{pushed.host}/llm/absent:v1", "-q")
+    assert missing.code == 3
+    assert "llm/absent" in missing.err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

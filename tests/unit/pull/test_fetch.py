@@ -16,7 +16,7 @@ from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull import fetch
 from modelmount.pull.fetch import Cancel, Download
-from modelmount.pull.progress import Progress
+from modelmount.pull.progress import Expected, Progress
 from modelmount.transport.retry import Policy
 from tests.fakes.source import Fault, MemorySource
 
@@ -41,6 +41,9 @@ class Bench:
         self.descriptor: Descriptor = self.source.put(content)
         self.cancel = Cancel()
         self.progress = Progress()
+        expected = Expected((str(self.descriptor.digest), ingests.RAW), "model.bin", len(content))
+        self.progress.expect([expected])
+        self.counters = self.progress.file(expected.key)
 
     def open(self) -> Ingest:
         digest = self.descriptor.digest
@@ -63,7 +66,7 @@ class Bench:
     def download(self, ingest: Ingest, threads: int, length: int | None) -> None:
         """Take segments in `threads` threads until nothing is left, and verify."""
         download = Download(
-            ingest, self.descriptor, self.source, self.backoff(), self.progress, self.cancel, policy=Impatient()
+            ingest, self.descriptor, self.source, self.backoff(), self.counters, self.cancel, policy=Impatient()
         )
         errors: list[BaseException] = []
         workers = [threading.Thread(target=self._work, args=(download, length, errors)) for _ in range(threads - 1)]

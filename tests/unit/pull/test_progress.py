@@ -5,49 +5,150 @@ from __future__ import annotations
 import pytest
 
 from modelmount.pull import progress
-from modelmount.pull.progress import Progress, Snapshot
+from modelmount.pull.progress import Counters, Expected, File, Phase, Progress, Snapshot, State
 
 MODEL = "harbor.example.com/llm/llama3-70b:v1"
 
 
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def snapshot(phase: Phase, done: int, total: int, rate: float, ready: int, files: int) -> Snapshot:
+    states: list[State] = ["ready" if n < ready else "waiting" for n in range(files)]
+    return Snapshot(phase, done, total, rate, tuple(File("f", "sha256:0", state, 0, 0) for state in states))
+
+
 def test_the_sentence_names_model_share_bytes_rate_time_left_and_files() -> None:
-    snapshot = Snapshot("pulling", 60_100_000_000, 140_000_000_000, 1.2e9, 3, 12)
-    assert progress.sentence(MODEL, snapshot) == (
+    assert progress.sentence(MODEL, snapshot("pulling", 60_100_000_000, 140_000_000_000, 1.2e9, 3, 12)) == (
         f"pulling {MODEL}: 42 % (60.1 of 140 GB) at 1.2 GB/s, about 1 min 7 s left, 3 of 12 files ready"
     )
 
 
 def test_without_a_rate_there_is_no_guess_of_the_time_left() -> None:
-    snapshot = Snapshot("pulling", 0, 1000, 0.0, 0, 1)
-    assert progress.sentence(MODEL, snapshot) == f"pulling {MODEL}: 0 % (0.0 of 1.0 kB), 0 of 1 files ready"
+    text = progress.sentence(MODEL, snapshot("pulling", 0, 1000, 0.0, 0, 1))
+    assert text == f"pulling {MODEL}: 0 % (0.0 of 1.0 kB), 0 of 1 files ready"
 
 
 def test_a_pull_whose_bytes_are_all_here_says_that_it_verifies() -> None:
-    snapshot = Snapshot("pulling", 1000, 1000, 5.0, 0, 1)
-    assert progress.sentence(MODEL, snapshot) == f"verifying {MODEL}: all 1.0 kB are here, 0 of 1 files ready"
+    text = progress.sentence(MODEL, snapshot("verifying", 1000, 1000, 5.0, 0, 1))
+    assert text == f"verifying {MODEL}: all 1.0 kB are here, 0 of 1 files ready"
 
 
 def test_before_the_plan_is_known_the_sentence_says_what_goes_on() -> None:
     assert progress.sentence(MODEL, Progress().snapshot()) == f"resolving {MODEL}"
 
 
-def test_cached_bytes_count_as_done_but_not_as_rate() -> None:
-    counters = Progress()
-    counters.expect(100, 2)
-    counters.have(60)
-    counters.ready()
-    snapshot = counters.snapshot()
-    assert (snapshot.bytes_done, snapshot.rate, snapshot.files_ready) == (60, 0.0, 1)
-    assert snapshot.eta_seconds is None
+def expecting(*files: Expected, clock: Clock | None = None) -> tuple[Progress, list[Counters]]:
+    made = Progress(clock or Clock())
+    made.expect(files)
+    return made, [made.file(file.key) for file in files]
+
+
+ARCHIVE = Expected(("sha256:a", "unpacked"), "tokenizer", 100, is_archive=True)
+WEIGHTS = Expected(("sha256:b", "raw"), "model.safetensors", 1000)
+
+
+def test_a_file_goes_from_waiting_to_ready() -> None:
+    counters, (weights,) = expecting(WEIGHTS)
+    seen = [counters.snapshot().files[0]]
+    weights.have(200)
+    weights.fetched(300)
+    seen.append(counters.snapshot().files[0])
+    weights.fetched(500)
+    seen.append(counters.snapshot().files[0])
+    weights.ready()
+    seen.append(counters.snapshot().files[0])
+    assert [(file.state, file.bytes_done) for file in seen] == [
+        ("waiting", 0),
+        ("fetching", 500),
+        ("fetching", 1000),
+        ("ready", 1000),
+    ]
+    assert {(file.name, file.digest, file.bytes_total) for file in seen} == {("model.safetensors", "sha256:b", 1000)}
+
+
+def test_an_archive_whose_bytes_are_here_unpacks() -> None:
+    counters, (archive, weights) = expecting(ARCHIVE, WEIGHTS)
+    archive.fetched(100)
+    assert [file.state for file in counters.snapshot().files] == ["unpacking", "waiting"]
+    assert counters.snapshot().phase == "pulling"
+    weights.found()
+    assert counters.snapshot().phase == "unpacking"
+    archive.ready()
+    counters.enter("linking")
+    last = counters.snapshot()
+    assert (last.phase, last.files_ready, last.bytes_done, last.bytes_total) == ("linking", 2, 1100, 1100)
+
+
+def test_with_all_bytes_here_the_rest_is_verifying() -> None:
+    counters, (weights,) = expecting(WEIGHTS)
+    weights.fetched(1000)
+    assert counters.snapshot().phase == "verifying"
+
+
+def test_what_was_found_counts_as_done_but_not_as_rate() -> None:
+    clock = Clock()
+    counters, (archive, _) = expecting(ARCHIVE, WEIGHTS, clock=clock)
+    archive.found()
+    clock.now += 2
+    last = counters.snapshot()
+    assert (last.bytes_done, last.rate, last.files_ready, last.eta_seconds) == (100, 0.0, 1, None)
+    assert counters.fetched_bytes == 0
+
+
+def test_bytes_that_were_of_no_use_are_taken_back() -> None:
+    counters, (weights,) = expecting(WEIGHTS)
+    weights.fetched(1000)
+    weights.have(-1000)
+    assert counters.snapshot().bytes_done == 0
+    assert counters.fetched_bytes == 1000
 
 
 def test_fetched_bytes_make_a_rate_and_with_it_a_time_left() -> None:
-    counters = Progress()
-    counters.expect(100, 1)
-    counters.fetched(50)
-    snapshot = counters.snapshot()
-    assert snapshot.rate > 0
-    assert snapshot.eta_seconds == pytest.approx(50 / snapshot.rate)
+    clock = Clock()
+    counters, (weights,) = expecting(WEIGHTS, clock=clock)
+    weights.fetched(100)
+    assert counters.snapshot().rate == 0.0  # too early for anything but nonsense
+    clock.now += 2
+    weights.fetched(100)
+    last = counters.snapshot()
+    assert last.rate == pytest.approx(100)
+    assert last.eta_seconds == pytest.approx(8)
+
+
+def test_the_rate_is_of_late() -> None:
+    clock = Clock()
+    counters, (weights,) = expecting(WEIGHTS, clock=clock)
+    for count in [90] * 5 + [10] * 20:
+        clock.now += 1
+        weights.fetched(count)
+    assert counters.snapshot().rate == pytest.approx(10)
+
+
+def test_what_vanished_is_expected_anew() -> None:
+    counters, (weights,) = expecting(WEIGHTS)
+    weights.fetched(1000)
+    weights.ready()
+    counters.expect([WEIGHTS])
+    again = counters.snapshot()
+    assert (again.phase, again.bytes_done, again.files[0].state) == ("pulling", 0, "waiting")
+    assert counters.fetched_bytes == 1000
+
+
+def test_files_that_did_not_change_are_the_same_in_the_next_snapshot() -> None:
+    counters, (archive, _) = expecting(ARCHIVE, WEIGHTS)
+    before = counters.snapshot().files
+    archive.fetched(1)
+    after = counters.snapshot().files
+    assert after[0] is not before[0]
+    assert after[1] is before[1]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from modelmount.config import Settings
 from modelmount.content import pulls
@@ -234,6 +235,27 @@ def test_another_selection_is_another_job(bench: Bench) -> None:
     model = bench.model(("a", b"a"))
     puller = bench.puller()
     assert puller.ensure(model, "", ANONYMOUS) is not puller.ensure(model, "other", ANONYMOUS)
+
+
+def test_progress_and_metrics_of_a_pull_under_way_are_the_same(bench: Bench) -> None:
+    weights = os.urandom(6 << 20)
+    model = bench.model(("config.json", b"{}\n"), ("model.bin", weights))
+    bench.store.put_document(b"{}\n", Digest.of(b"{}\n"), REPOSITORY.scope)
+    arrived, go_on = threading.Event(), threading.Event()
+    bench.source.gate = hold_at(4 << 20, arrived, go_on)
+    job = bench.puller().ensure(model, "", ANONYMOUS)
+    assert arrived.wait(SECONDS)
+    now = job.snapshot()
+    assert {file.name: file.state for file in now.files} == {"config.json": "found", "model.bin": "fetching"}
+    assert now.bytes_total - now.bytes_done == len(weights) - (4 << 20)
+    assert REGISTRY.get_sample_value("modelmount_pull_bytes_left") == now.bytes_total - now.bytes_done
+    assert REGISTRY.get_sample_value("modelmount_pull_files_left") == 1
+    go_on.set()
+    tree_of(job)
+    last = job.snapshot()
+    assert (last.phase, last.bytes_done, last.files_ready) == ("linking", last.bytes_total, 2)
+    assert REGISTRY.get_sample_value("modelmount_pull_bytes_left") == 0
+    assert REGISTRY.get_sample_value("modelmount_pull_files_left") == 0
 
 
 def test_a_job_that_may_not_fetch_links_what_is_here_and_opens_nothing(bench: Bench) -> None:

@@ -29,6 +29,7 @@ class Bench:
         self.source = MemorySource()
         self.parts = [Part(self.source.put(b"small %d" % n * 100), Encoding.RAW) for n in range(10)]
         self.progress = Progress()
+        self.progress.expect(part.expected for part in self.parts)
         self.cancel = Cancel()
 
     def fetch(self) -> list[Part]:
