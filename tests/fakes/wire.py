@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import select
 import socket
 import ssl
 import struct
@@ -21,6 +22,7 @@ from typing import Any, Literal, Self
 from tests.fakes.registry import Tls
 
 JOIN_SECONDS = 10.0
+_LOOK_SECONDS = 0.02
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -41,8 +43,9 @@ class Answer:
 
     `framing` says how the body ends: by Content-Length (`declared` replaces the true one), chunked, or with the
     connection. After `cut_after` bytes of body the connection ends, in order or with a reset; after `stall_after`
-    nothing more comes until the server is closed. `drip` sends the body in pieces of so many bytes with so many seconds
-    between. `raw` replaces status line and headers; the body follows it. `hang_up` closes without an answer.
+    nothing more comes until the client goes away or the server is closed. `drip` sends the body in pieces of so many
+    bytes with so many seconds between. `raw` replaces status line and headers; the body follows it. `hang_up` closes
+    without an answer.
     """
 
     status: int = 200
@@ -107,6 +110,12 @@ class WireServer:
     def url(self) -> str:
         """Scheme and host, without a slash at the end."""
         return f"{'https' if self._context else 'http'}://{self.host}"
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that clients haven't closed yet."""
+        with self._lock:
+            return len(self._sockets)
 
     def on(self, path: str, *answers: Scripted) -> None:
         """Script what `path` (without query) answers."""
@@ -184,13 +193,20 @@ class WireServer:
         ends = [position for position in (answer.cut_after, answer.stall_after) if position is not None]
         self._send(peer, body[: min(ends)] if ends else body, answer.drip)
         if answer.stall_after is not None:
-            self._released.wait()
+            self._wait_left(peer)
             return False
         if answer.cut_after is not None:
             if answer.reset:  # linger 0: the peer gets a reset, not an orderly end
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return False
         return answer.framing != "close"
+
+    def _wait_left(self, peer: socket.socket) -> None:
+        """Until the client goes away, or the server is closed."""
+        while not self._released.wait(_LOOK_SECONDS):
+            readable, _, _ = select.select([peer], [], [], 0)
+            if readable and not peer.recv(1):
+                return
 
     def _send(self, peer: socket.socket, data: bytes, drip: tuple[int, float] | None) -> None:
         size, pause = drip or (max(1, len(data)), 0.0)

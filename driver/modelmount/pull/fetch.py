@@ -25,9 +25,9 @@ BUFFER_BYTES = 128 << 10
 virtual machines that return free memory to their host, so 128 KiB is the safe size (measured; see docs/design).
 """
 ATTEMPTS = 6
-"""Failures in a row without a single byte between them, after which the job gives up and lets the caller's back-off
-decide.
-"""
+"""Failures in a row, after which the job gives up and lets the caller's back-off decide."""
+PROGRESS_BYTES = 64 << 10
+"""A try that brought so much before it failed doesn't count among them: it got on."""
 WINDOW_BYTES = 512 << 20
 """How far fetching may run ahead of hashing: what is hashed then is in the page cache still."""
 
@@ -84,7 +84,7 @@ class Download:
         self._follower = Follower(ingest.fd, descriptor.digest, descriptor.size)
         self._ranges = True
         self._error: IntegrityError | None = None
-        self.is_elsewhere = False
+        self._wrong = self.is_elsewhere = False
         self._progress.have(descriptor.size - sum(end - start for start, end in ingest.missing))
         self._follower.advance(ingest.offset)
 
@@ -111,8 +111,8 @@ class Download:
     def fetch(self, segment: Segment, view: memoryview) -> None:
         """Fetch `segment` through the caller's buffer, until its end, a cancel, or the blob turns out to be broken.
 
-        Raises Unavailable after repeated failures in which nothing of the blob came, NoSpace, and what the source's
-        answer means; IntegrityError marks the blob as broken first.
+        Raises Unavailable after repeated failures in which next to nothing of the blob came, NoSpace, and what the
+        source's answer means; IntegrityError marks the blob as broken first.
         """
         failures = 0
         while segment.missing > 0 and not self._stops():
@@ -121,7 +121,7 @@ class Download:
                 if not self._receive(segment, view):
                     return
             except Unavailable as e:
-                failures = 1 if segment.position > before else failures + 1
+                failures = 1 if segment.position - before >= PROGRESS_BYTES else failures + 1
                 if e.retry_after is not None:
                     self._complained()
                 if failures >= ATTEMPTS:
@@ -149,6 +149,7 @@ class Download:
             raise ingests.disk_error(e, f"read {self.descriptor.digest} back") from e
         digest = self.descriptor.digest
         if found != digest.hex:
+            self._wrong = True
             self._error = wrong_bytes(self._source, self.descriptor, found)
             self.is_elsewhere = self._source.blame(self.descriptor, self._error.message)
             raise self._error
@@ -156,16 +157,18 @@ class Download:
         telemetry.blobs_total.labels("fetched").inc()
 
     def close(self) -> None:
-        """Stop hashing. A broken blob's bytes are dropped and its source is backed off; any other's stay in the ingest,
-        which the caller closes or commits. Nobody may own a segment.
+        """Stop hashing. A broken blob's source is backed off; bytes with another digest are dropped. All others stay in
+        the ingest, which the caller closes or commits: that a source now speaks of another size says nothing against
+        what it sent before. Nobody may own a segment.
         """
         self._follower.stop()
         if self._error is not None:
             if not self.is_elsewhere:
                 self._backoff.punish(self._error.message)
-            self._progress.have(-self.descriptor.size + sum(end - start for start, end in self.ingest.missing))
-            self.ingest.discard()
             telemetry.blobs_total.labels("refused").inc()
+        if self._wrong:
+            self._progress.have(-self.descriptor.size)
+            self.ingest.discard()
 
     # -- one request
 

@@ -5,13 +5,14 @@ Each method asks the registry anew, wherever it was redirected to before: what s
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from modelmount.config import Settings
-from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest
+from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES
 from modelmount.oci.reference import Repository
@@ -20,12 +21,20 @@ from modelmount.registry.auth import Authenticator
 from modelmount.registry.credentials import Credential
 from modelmount.transport.body import Body
 from modelmount.transport.pool import Answer, Pool, Request
+from modelmount.transport.retry import Policy
 
 ACCEPT: Final = ", ".join((*MANIFESTS, *INDEXES))
 """Everything that is read; some registries convert what isn't asked for, others answer 404."""
 
-_NOT_ABOUT_HEAD: Final = frozenset({429, 500, 502, 503, 504})
+_NOT_ABOUT_HEAD: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a HEAD that a GET would get as well."""
+DOCUMENT_TRIES: Final = 3
+PATIENCE_SECONDS: Final = 5.0
+"""A document that is not to be had is asked for so often, as long as no more than this is spent on it: what takes
+longer is for the caller's own back-off, and a registry that is down costs nobody its time-out several times.
+"""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +49,27 @@ class Document:
 class Client:
     """A client of any number of registries. Thread-safe; keeps connections and tokens, nothing else.
 
-    A document, with its redirects and tokens, takes at most `pull.document_timeout_seconds`; so does a blob until its
-    first byte. All methods raise NotFound, Unauthenticated, Forbidden or Unavailable as the registry's answer means.
+    A document, with its redirects and tokens, takes at most `pull.document_timeout_seconds`, and is asked for again
+    after trouble that passes quickly; a blob takes as long until its first byte, and is asked for once. All methods
+    raise NotFound, Unauthenticated, Forbidden or Unavailable as the registry's answer means.
     """
 
     def __init__(
-        self, settings: Settings, pool: Pool | None = None, *, headers: Mapping[str, str] | None = None
+        self,
+        settings: Settings,
+        pool: Pool | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        policy: Policy | None = None,
     ) -> None:
         """Connects to nothing yet. A `pool` that is given is closed by the client, too. `headers` are sent with each
-        request for a blob.
+        request for a blob; `policy` is how long to wait between tries.
         """
         self._settings, self._headers = settings, dict(headers or {})
         self._pool = pool or Pool(settings)
         self._authenticator = Authenticator(settings, self._pool)
+        self._policy = policy or Policy()
+        self._closing = threading.Event()
 
     def exists(self, repository: Repository, digest: Digest, credential: Credential) -> None:
         """Return when this credential can read the manifest `digest`: one HEAD where the registry does HEAD.
@@ -60,30 +77,24 @@ class Client:
         Where it refuses, or says something odd, a GET decides, whose answer has reasons in it; then BadArtifact and
         IntegrityError are possible as with `manifest`.
         """
-        if self._head(repository, digest, credential) not in {"", str(digest)}:
+        said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline))
+        if said not in {"", str(digest)}:
             self.manifest(repository, digest, credential)
 
     def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:
         """The digest that `tag` has now: the registry's word where a HEAD gives it, else that of the bytes of a GET."""
+        said = self._patiently(lambda deadline: self._head(repository, tag, credential, deadline))
         try:
-            return Digest.parse(self._head(repository, tag, credential) or "")
+            return Digest.parse(said or "")
         except InvalidRequest:
             return self.manifest(repository, tag, credential).digest
 
     def manifest(self, repository: Repository, tag: str | Digest, credential: Credential) -> Document:
         """Fetch a manifest or index. Raises IntegrityError when the bytes aren't those of the digest that was asked
-        for, BadArtifact when there are more than MAX_DOCUMENT_BYTES.
+        for, BadArtifact when there are more than MAX_DOCUMENT_BYTES, Unavailable when a tag's aren't those of the
+        digest that the registry names beside them: they were damaged or cut on the way.
         """
-        what = _name(repository, tag)
-        deadline = self._deadline()
-        with self._manifest_answer("GET", repository, tag, credential, deadline) as answer:
-            if answer.status != 200:
-                raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
-            data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
-            media_type = answer.header("content-type")
-        if data is None:
-            raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
-        return Document(data, media_type, _verified(data, tag, what))
+        return self._patiently(lambda deadline: self._manifest(repository, tag, credential, deadline))
 
     def blob(
         self,
@@ -115,13 +126,41 @@ class Client:
 
     def close(self) -> None:
         """End all connections: whoever waits for a registry gets Unavailable at once. Twice is harmless."""
+        self._closing.set()
         self._pool.close()
 
     # -- inside
 
-    def _head(self, repository: Repository, tag: str | Digest, credential: Credential) -> str | None:
+    def _patiently(self, ask: Callable[[float], T]) -> T:
+        """What `ask` returns, given a deadline; asked again when it raises Unavailable."""
+        began, failures = time.monotonic(), 0
+        deadline = began + self._settings.pull.document_timeout_seconds
+        while True:
+            try:
+                return ask(deadline)
+            except Unavailable as e:
+                failures += 1
+                wait = self._policy.delay(failures, e.retry_after)
+                if failures == DOCUMENT_TRIES or time.monotonic() + wait > min(deadline, began + PATIENCE_SECONDS):
+                    raise
+                if self._closing.wait(wait):
+                    raise
+
+    def _manifest(self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float) -> Document:
+        what = _name(repository, tag)
+        with self._manifest_answer("GET", repository, tag, credential, deadline) as answer:
+            if answer.status != 200:
+                raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
+            data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
+            media_type = answer.header("content-type")
+            named = answer.header("docker-content-digest")
+        if data is None:
+            raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
+        return Document(data, media_type, _verified(data, tag, what, named))
+
+    def _head(self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float) -> str | None:
         """What the registry says the digest is, empty where it says nothing; None when only a GET can tell more."""
-        with self._manifest_answer("HEAD", repository, tag, credential, self._deadline()) as answer:
+        with self._manifest_answer("HEAD", repository, tag, credential, deadline) as answer:
             if answer.status in _NOT_ABOUT_HEAD:
                 home = endpoint.home(self._settings, repository.registry)
                 raise answers.meaning(answer, _name(repository, tag), credential, home)
@@ -149,7 +188,8 @@ class Client:
         if query:
             url = url.join(f"?{query}")
         request = Request("GET", url, repository.registry, _blob_name(repository, digest), headers)
-        return self._authenticator.send(request, repository, credential, self._deadline())
+        deadline = time.monotonic() + self._settings.pull.document_timeout_seconds
+        return self._authenticator.send(request, repository, credential, deadline)
 
     def _whole(self, answer: Answer, repository: Repository, digest: Digest, credential: Credential) -> Body:
         if answer.status != 200:
@@ -159,13 +199,17 @@ class Client:
         answer.body.total = answer.body.length
         return answer.body
 
-    def _deadline(self) -> float:
-        return time.monotonic() + self._settings.pull.document_timeout_seconds
 
-
-def _verified(data: bytes, tag: str | Digest, what: str) -> Digest:
+def _verified(data: bytes, tag: str | Digest, what: str, named: str | None) -> Digest:
+    """The digest of these bytes. What the registry names shows damage; it is never believed against the bytes."""
     if isinstance(tag, str):
-        return Digest.of(data)
+        found = Digest.of(data)
+        if _parsed(named) not in {None, found}:
+            raise Unavailable(
+                f"{what}: its manifest came with other bytes than its digest names (it is said to be {named}, they "
+                f"hash to {found})"
+            )
+        return found
     hasher = tag.hasher()
     hasher.update(data)
     if hasher.hexdigest() != tag.hex:
@@ -174,6 +218,15 @@ def _verified(data: bytes, tag: str | Digest, what: str) -> Digest:
             f"{hasher.hexdigest()}); have the registry's copy checked or push the model again"
         )
     return tag
+
+
+def _parsed(named: str | None) -> Digest | None:
+    """A sha256 digest that a header names, if it does."""
+    try:
+        digest = Digest.parse((named or "").strip())
+    except InvalidRequest:
+        return None
+    return digest if digest.algorithm == "sha256" else None
 
 
 def _name(repository: Repository, tag: str | Digest) -> str:

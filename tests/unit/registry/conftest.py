@@ -6,6 +6,7 @@ import pytest
 from modelmount.config import Settings
 from modelmount.registry.client import Client
 from modelmount.transport.pool import Pool
+from modelmount.transport.retry import Policy
 from tests.fakes.wire import WireServer
 
 
@@ -17,11 +18,11 @@ def server() -> Iterator[WireServer]:
 
 @pytest.fixture
 def make_client() -> Iterator[Callable[..., Client]]:
-    """Makes clients that are closed when the test ends; options are the pool's."""
+    """Makes clients that hardly wait between tries and are closed when the test ends; options are the pool's."""
     made: list[Client] = []
 
     def make(settings: Settings, **options: Any) -> Client:
-        made.append(Client(settings, Pool(settings, **options)))
+        made.append(Client(settings, Pool(settings, **options), policy=Policy(first_seconds=0.01)))
         return made[-1]
 
     yield make

@@ -1,5 +1,6 @@
 """Manifests and blobs from registries that answer as registries do, and as they shouldn't."""
 
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,9 @@ from modelmount.errors import (
 )
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, OCI_INDEX, OCI_MANIFEST
-from modelmount.registry.client import Client
-from tests.fakes.wire import Answer, WireServer, blob, document, redirect
+from modelmount.registry.client import DOCUMENT_TRIES, Client
+from modelmount.transport.retry import Policy
+from tests.fakes.wire import Answer, Asked, WireServer, blob, document, redirect
 from tests.unit.registry.asking import (
     ALICE,
     ANONYMOUS,
@@ -51,10 +53,15 @@ def test_a_manifest_comes_with_its_type_and_the_digest_of_its_bytes(
     assert "*/*" not in accepted
 
 
-def test_a_header_is_a_hint_and_the_bytes_are_the_truth(server: WireServer, make_client: MakeClient) -> None:
+def test_a_header_shows_damage_and_proves_nothing(server: WireServer, make_client: MakeClient) -> None:
+    server.on(TAGGED, Answer(body=b"other", headers=[DIGEST_HEADER]), MANIFEST_ANSWER)
+    client = make_client(settings_for(server))
+    assert client.manifest(tiny(server), "v1", ANONYMOUS).digest == MANIFEST_DIGEST
     server.on(TAGGED, Answer(body=b"other", headers=[DIGEST_HEADER]))
-    fetched = make_client(settings_for(server)).manifest(tiny(server), "v1", ANONYMOUS)
-    assert fetched.digest == Digest.of(b"other")
+    with pytest.raises(Unavailable, match="other bytes than its digest names"):
+        client.manifest(tiny(server), "v1", ANONYMOUS)
+    assert {each.method for each in server.asked()} == {"GET"}
+    assert len(server.asked()) == 2 + DOCUMENT_TRIES
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
@@ -123,13 +130,48 @@ def test_a_head_that_is_refused_is_asked_again_by_get(server: WireServer, make_c
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_registry_in_trouble_is_not_asked_again_at_once(
+def test_a_registry_in_trouble_is_asked_a_few_times_and_never_by_get(
     server: WireServer, make_client: MakeClient, status: int
 ) -> None:
     client = make_client(settings_for(server))
     server.on(PINNED, Answer(status))
     with pytest.raises(Unavailable):
         client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
+    assert [each.method for each in server.asked()] == ["HEAD"] * DOCUMENT_TRIES
+
+
+def test_trouble_that_passes_is_not_told(server: WireServer, make_client: MakeClient) -> None:
+    server.on(TAGGED, Answer(503), Answer(body=MANIFEST, cut_after=3), MANIFEST_ANSWER)
+    assert make_client(settings_for(server)).manifest(tiny(server), "v1", ANONYMOUS).digest == MANIFEST_DIGEST
+
+
+def test_a_registry_that_asks_for_a_long_wait_is_not_waited_for(server: WireServer, make_client: MakeClient) -> None:
+    server.on(TAGGED, Answer(429, headers=[("Retry-After", "3600")]))
+    with pytest.raises(Unavailable, match="asks to wait 600 s") as caught:
+        make_client(settings_for(server)).manifest(tiny(server), "v1", ANONYMOUS)
+    assert caught.value.retry_after == 600
+    assert len(server.asked()) == 1
+
+
+def test_closing_ends_the_wait_between_tries(server: WireServer) -> None:
+    asked = threading.Event()
+
+    def busy(_: Asked) -> Answer:
+        asked.set()
+        return Answer(503)
+
+    server.on(TAGGED, busy)
+    client = Client(settings_for(server), policy=Policy(first_seconds=4, longest_seconds=4))
+
+    def close() -> None:
+        asked.wait()
+        client.close()
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    with pytest.raises(Unavailable):
+        client.manifest(tiny(server), "v1", ANONYMOUS)
+    closing.join()
     assert len(server.asked()) == 1
 
 

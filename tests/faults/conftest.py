@@ -1,0 +1,114 @@
+"""Registries and scenes for tests of faults, and the list of what was played."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modelmount.config import Settings
+from modelmount.registry import client
+from modelmount.transport.pool import Pool
+from modelmount.transport.retry import Policy
+from tests.fakes import push
+from tests.fakes.gateway import Gateway
+from tests.fakes.registry import Registry
+from tests.fakes.wire import WireServer
+from tests.faults.scene import ALICE, Model, Scene, model_in
+
+RESULTS = Path(__file__).resolve().parent.parent.parent / "build/faults.json"
+"""One named row for each case of the last run: `{"rows": [{"row": …, "outcome": "passed", "seconds": …}, …]}`."""
+
+
+@pytest.fixture(scope="session")
+def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """The model in a registry for everybody."""
+    directory = tmp_path_factory.mktemp("public")
+    with Registry(directory / "registry") as started, model_in(started, directory / "model") as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """The same in a registry that wants Alice's password."""
+    directory = tmp_path_factory.mktemp("private")
+    authorization = push.basic(ALICE.username, ALICE.password)
+    with (
+        Registry(directory / "registry", users={ALICE.username: ALICE.password}) as started,
+        model_in(started, directory / "model", authorization) as model,
+    ):
+        yield model
+
+
+@pytest.fixture
+def scene(public: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A scene before the public registry."""
+    with (
+        Gateway(public.registry) as gateway,
+        Gateway(public.registry) as storage,
+        WireServer() as elsewhere,
+    ):
+        yield from setting(Scene(tmp_path, public, gateway, storage, elsewhere), monkeypatch)
+
+
+@pytest.fixture
+def locked(private: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A scene before the private registry, whose storage needs no password of ours; Alice pulls."""
+    authorization = push.basic(ALICE.username, ALICE.password)
+    with (
+        Gateway(private.registry) as gateway,
+        Gateway(private.registry, authorization=authorization) as storage,
+        WireServer() as elsewhere,
+    ):
+        made = Scene(tmp_path, private, gateway, storage, elsewhere)
+        made.credential = ALICE
+        yield from setting(made, monkeypatch)
+
+
+def setting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """The pool gets the scene's resolver and pace, and nobody waits between tries."""
+    delay = Policy.delay
+
+    def hurried(policy: Policy, failures: int, retry_after: float | None = None) -> float:
+        scene.waits.append((delay(policy, failures, retry_after), retry_after))
+        return 0.0
+
+    def pool(settings: Settings) -> Pool:
+        return Pool(settings, pace=scene.pace, lookup=scene.lookup)
+
+    monkeypatch.setattr(Policy, "delay", hurried)
+    monkeypatch.setattr(client, "Pool", pool)
+    yield scene
+    scene.close()
+
+
+# -- the list of what was played
+
+
+_rows: list[dict[str, object]] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note each test of this directory once: its call, or the step that kept it from being called."""
+    if "tests/faults/" in report.nodeid and (report.when == "call" or report.outcome != "passed"):
+        _rows.append({"row": _name(report.nodeid), "outcome": report.outcome, "seconds": round(report.duration, 3)})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many rows there were, and keep their names."""
+    if not _rows:
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"rows": _rows}, indent=1) + "\n")
+    passed = sum(row["outcome"] == "passed" for row in _rows)
+    terminalreporter.write_line(f"faults: {len(_rows)} rows, {passed} passed")
+
+
+def _name(nodeid: str) -> str:
+    """`test_network.py::test_a_fault[H7 …]` is the row in brackets; a test without brackets is a row itself."""
+    test = nodeid.partition("::")[2]
+    row = re.search(r"\[(.*)\]$", test)
+    return row[1] if row else test.removeprefix("test_").replace("_", " ")
