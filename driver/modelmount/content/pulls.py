@@ -6,6 +6,7 @@ last, so a record without a held lock is dead whatever ended its job.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from modelmount.errors import NoSpace
 from modelmount.oci.digest import Digest
 from modelmount.system import disk
 from modelmount.system.lock import Held, LockTimeout
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest"
 """The form in which a claim holds a model."""
@@ -89,11 +92,14 @@ class PullRecord:
             self._write(list(wanted.values()))
 
     def close(self) -> None:
-        """Forget the record, then its lock. Safe to call twice."""
+        """Forget the record, then its lock. Never raises; twice is harmless."""
         try:
-            self._path.unlink(missing_ok=True)
-        finally:
-            self.held.release(unlink=True)
+            try:
+                self._path.unlink(missing_ok=True)
+            finally:
+                self.held.release(unlink=True)
+        except OSError as e:  # a disk that failed is often read-only from then on; the lock is free all the same
+            log.warning("cannot remove the record of a pull: %s", e.strerror)
 
     @property
     def _path(self) -> Path:

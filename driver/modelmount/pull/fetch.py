@@ -12,7 +12,7 @@ from modelmount import telemetry
 from modelmount.content import ingest as ingests
 from modelmount.content.backoff import Backoff
 from modelmount.content.ingest import Ingest
-from modelmount.errors import Cancelled, IntegrityError, Unavailable
+from modelmount.errors import Cancelled, IntegrityError, ModelMountError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull.hashing import Behind, Follower
 from modelmount.pull.progress import Counters
@@ -25,11 +25,14 @@ BUFFER_BYTES = 128 << 10
 virtual machines that return free memory to their host, so 128 KiB is the safe size (measured; see docs/design).
 """
 ATTEMPTS = 6
-"""Failures in a row, after which the job gives up and lets the caller's back-off decide."""
+"""Failures in a row that brought next to nothing to anybody; then the job gives up: the caller's back-off decides."""
 PROGRESS_BYTES = 64 << 10
 """A try that brought so much before it failed doesn't count among them: it got on."""
+AT_ONCE_BYTES = 1 << 20
+"""One that brought so much may be followed by the next at once."""
 WINDOW_BYTES = 512 << 20
 """How far fetching may run ahead of hashing: what is hashed then is in the page cache still."""
+_LOOK_SECONDS = 0.25
 
 
 class Cancel:
@@ -55,6 +58,41 @@ class Cancel:
             self._event.wait(min(left, 0.25))
 
 
+class Line:
+    """One thread's way to the source, for its life: the buffer it receives into, and what it is told there. For that
+    thread only.
+    """
+
+    def __init__(self) -> None:
+        """Nothing failed yet."""
+        self.view = memoryview(bytearray(BUFFER_BYTES))
+        self.failures = 0
+        """Requests in a row that brought nothing."""
+        self._silent = 0
+        self._heard = 0
+
+    def failed(self, brought: int, fetched_bytes: int) -> bool:
+        """A request ended in a failure after it `brought` so many bytes; the whole job has `fetched_bytes` by now.
+        Whether others get theirs while this thread gets nothing.
+        """
+        if brought >= PROGRESS_BYTES:
+            self.failures = self._silent = 0
+        self.failures += 1
+        others = self.failures > 1 and fetched_bytes - brought > self._heard
+        self._silent = 1 if others else self._silent + 1
+        self._heard = fetched_bytes
+        return others
+
+    def went_well(self) -> None:
+        """A request brought what was asked for."""
+        self.failures = self._silent = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether there were too many failures in a row during which nobody got anything."""
+        return self._silent >= ATTEMPTS
+
+
 class Download:
     """A blob that is being fetched. Threads `take` a segment, `fetch` it and `finish` it; when nobody has one and
     nothing is missing, one thread calls `verify`. Whoever ends it, whatever way, calls `close`.
@@ -72,9 +110,9 @@ class Download:
         cancel: Cancel,
         *,
         policy: Policy | None = None,
-        complained: Callable[[], None] = lambda: None,
+        complained: Callable[[float | None], None] = lambda wait: None,
     ) -> None:
-        """`complained` is called whenever the source says that it is asked too much."""
+        """`complained` is called whenever the source is asked too much, with the seconds to wait if it named some."""
         backoff.check()
         self.ingest, self.descriptor = ingest, descriptor
         self.segments = Segments(ingest.missing)
@@ -93,6 +131,13 @@ class Download:
         """Whether the source's bytes can't be right: whoever fetches stops."""
         return self._error is not None
 
+    def check(self) -> None:
+        """Raise NoSpace or Internal when what was written can't be read back: nobody would notice before the end, or
+        ever, once the window is full.
+        """
+        if self._follower.error is not None:
+            raise self._unreadable(self._follower.error)
+
     def take(self, length: int | None) -> Segment | None:
         """A segment of at most `length` bytes, if one is free and within the window."""
         if self._error is not None:
@@ -101,35 +146,40 @@ class Download:
             if self.segments.owned:
                 return None
             length = None
-            self._progress.have(-self.segments.merge(self.descriptor.size))
+            self._progress.have(-self.segments.merge())
         return self.segments.take(length, self._follower.position + WINDOW_BYTES)
 
     def share(self, length: int) -> bool:
         """Make segments that others can take out of what somebody is at; whether there are some now."""
         return self._ranges and self._error is None and self.segments.share(length)
 
-    def fetch(self, segment: Segment, view: memoryview) -> None:
-        """Fetch `segment` through the caller's buffer, until its end, a cancel, or the blob turns out to be broken.
+    def fetch(self, segment: Segment, line: Line) -> float:
+        """Fetch `segment` until its end, a cancel, or until it is better given back: the blob is broken, the source
+        does no ranges, or it has trouble. The seconds for which this thread should ask nothing then.
 
-        Raises Unavailable after repeated failures in which next to nothing of the blob came, NoSpace, and what the
+        Raises Unavailable after repeated failures in which nobody got anything to speak of, NoSpace, and what the
         source's answer means; IntegrityError marks the blob as broken first.
         """
-        failures = 0
         while segment.missing > 0 and not self._stops():
             before = segment.position
             try:
-                if not self._receive(segment, view):
-                    return
+                if not self._receive(segment, line.view):
+                    return 0.0
             except Unavailable as e:
-                failures = 1 if segment.position - before >= PROGRESS_BYTES else failures + 1
-                if e.retry_after is not None:
-                    self._complained()
-                if failures >= ATTEMPTS:
+                brought = segment.position - before
+                if line.failed(brought, self._progress.job_bytes) or e.retry_after is not None:
+                    wait = None if e.retry_after is None else self._policy.delay(1, e.retry_after)
+                    self._complained(wait)
+                if line.is_hopeless:
                     raise
-                self._cancel.sleep(self._policy.delay(failures, e.retry_after))
+                if brought < AT_ONCE_BYTES:
+                    return self._policy.delay(line.failures, e.retry_after)
             except IntegrityError as e:
                 self._error = e
                 raise
+            else:
+                line.went_well()
+        return 0.0
 
     def stream(self, cancel: Cancel) -> Behind:
         """The blob from its beginning, for one reader, as far as it is hashed."""
@@ -146,7 +196,7 @@ class Download:
         try:
             found = self._follower.finish()
         except OSError as e:
-            raise ingests.disk_error(e, f"read {self.descriptor.digest} back") from e
+            raise self._unreadable(e) from e
         digest = self.descriptor.digest
         if found != digest.hex:
             self._wrong = True
@@ -172,40 +222,45 @@ class Download:
 
     # -- one request
 
+    def _unreadable(self, error: OSError) -> ModelMountError:
+        return ingests.disk_error(error, f"read {self.descriptor.digest} back")
+
     def _stops(self) -> bool:
         return self._cancel() or self._error is not None
 
     def _receive(self, segment: Segment, view: memoryview) -> bool:
-        """Append what one request brings to the segment; False when the source turned out to do no ranges and others
-        are at work on the blob, which makes the segment useless.
+        """Append what one request brings to the segment; False when the source turned out to do no ranges and somebody
+        else is the one who goes on.
         """
-        whole = segment.end == self.descriptor.size
-        with self._source.open(self.descriptor, segment.position, None if whole else segment.end) as opened:
-            if opened.offset != segment.position:
+        segment.renew = False
+        end = None if segment.end == self.descriptor.size else segment.end
+        with self._source.open(self.descriptor, segment.position, end) as opened:
+            ignored = opened.offset != segment.position
+            if ignored:
                 self._ranges = False
-                if self._others_work(segment):
-                    return False
-            elif not self._ranges and self._others_work(segment):
+            if self._is_in_the_way(segment):
                 return False
             with self.ingest.writer(segment.position) as writer:
-                self._copy(segment, view, opened, writer)
+                self._copy(segment, view, opened, writer, to_the_end=ignored or end is None)
         if segment.missing > 0 and not self._stops() and not self._leaves(segment):
             raise Unavailable(
                 f"{self._source.name} ended {self.descriptor.digest} after {segment.position} of "
                 f"{self.descriptor.size} bytes"
             )
-        segment.renew = False
         return True
 
-    def _copy(self, segment: Segment, view: memoryview, opened: Opened, writer: ingests.Writer) -> None:
+    def _copy(
+        self, segment: Segment, view: memoryview, opened: Opened, writer: ingests.Writer, *, to_the_end: bool
+    ) -> None:
+        """`to_the_end`: more comes of `opened` than the segment needs, which is welcome where there are no ranges."""
         skip = segment.position - opened.offset  # a source that ignores ranges sends the head once more
         while not self._stops() and not self._leaves(segment):
             # One byte more at the blob's end shows a source that has more than it should.
             room = segment.end - segment.position
             beyond = 1 if segment.end == self.descriptor.size else 0
-            if room + beyond == 0:
+            if room + beyond == 0 and not (to_the_end and not self._ranges and self._take_the_rest(segment)):
                 return
-            count = opened.readinto(view[: room + beyond + skip])
+            count = opened.readinto(view[: segment.end - segment.position + beyond + skip])
             if not count:
                 return
             telemetry.fetched_bytes_total.inc(count)
@@ -213,19 +268,40 @@ class Download:
                 skip -= count
                 continue
             part, skip = view[skip:count], 0
-            if len(part) > room:
+            if len(part) > segment.end - segment.position:
                 raise too_many_bytes(self._source, self.descriptor)
             writer.append(part)
             segment.position = writer.offset
-            self._follower.advance(self.ingest.offset)
             self._progress.fetched(len(part))
+            self._follower.advance(self.ingest.offset)
+            self._stay_in_the_window()
 
-    def _others_work(self, segment: Segment) -> bool:
-        return any(other is not segment for other in self.segments.owned)
+    def _take_the_rest(self, segment: Segment) -> bool:
+        """Let the only owner go on to the blob's end; bytes that others wrote there come once more."""
+        written = self.segments.extend(segment, self.descriptor.size)
+        if written is None:
+            return False
+        self._progress.have(-written)
+        return segment.missing > 0
+
+    def _stay_in_the_window(self) -> None:
+        """Wait for the hash, where it alone is behind: on what is written without a gap it goes on whatever else
+        happens.
+        """
+        while (
+            self.ingest.offset - self._follower.position > WINDOW_BYTES
+            and not self._stops()
+            and self._follower.error is None
+        ):
+            self._follower.wait_beyond(self._follower.position, _LOOK_SECONDS)
+
+    def _is_in_the_way(self, segment: Segment) -> bool:
+        """Whether there are no ranges, so that one stream has to do, and somebody else's is farther ahead with it."""
+        return not self._ranges and not self.segments.is_first(segment)
 
     def _leaves(self, segment: Segment) -> bool:
         """Whether this request should end early: a fresh connection is wanted, or the blob needs one stream only."""
-        return segment.renew or (not self._ranges and self._others_work(segment))
+        return segment.renew or self._is_in_the_way(segment)
 
 
 def wrong_bytes(source: BlobSource, descriptor: Descriptor, found: str) -> IntegrityError:

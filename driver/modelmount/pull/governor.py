@@ -18,6 +18,8 @@ GAIN: Final = 1.15
 """What a doubling must bring to be worth another."""
 HOLD_SECONDS: Final = 10.0
 """How long the number stays after the other side complained, or after a doubling brought nothing."""
+SPARED_SECONDS: Final = 2.0
+"""Complaints are about what was asked before the number was halved, for so long."""
 
 
 class Governor:
@@ -32,7 +34,7 @@ class Governor:
         self._clock = clock
         self.rate = 0.0
         self._rate_before = 0.0
-        self._held_until = 0.0
+        self._held_until = self._spared_until = 0.0
         self._slow = self._settling = False
 
     @property
@@ -60,10 +62,13 @@ class Governor:
             self._held_until = self._clock() + HOLD_SECONDS
         return self.wanted
 
-    def complain(self) -> None:
-        """The other side said that it is too much. Thread-safe enough: two complaints at once count as one or two."""
+    def complain(self, connections: int) -> None:
+        """The other side said that it is too much, of `connections`; what it says shortly afterwards is about the same
+        moment. Thread-safe enough: two complaints at once count as one or two.
+        """
         now = self._clock()
-        if now >= self._held_until:
-            self.wanted = max(1, self.wanted // 2)
+        if now >= self._spared_until:
+            self.wanted = max(1, min(self.wanted, connections) // 2)
+            self._spared_until = now + SPARED_SECONDS
         self._rate_before = 0.0
         self._held_until = now + HOLD_SECONDS

@@ -51,6 +51,11 @@ class Follower:
             if self._thread is None or self._limit - self._position >= READ_BYTES or self._limit == self._size:
                 self._changed.notify_all()
 
+    @property
+    def error(self) -> OSError | None:
+        """Why it hashes no more, if a read has failed."""
+        return self._error
+
     def wait_beyond(self, position: int, seconds: float) -> int:
         """How far the file may be read: beyond `position`, or not yet after so many seconds, or never when stopped."""
         with self._changed:

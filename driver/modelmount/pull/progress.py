@@ -158,6 +158,11 @@ class Counters:
         self._begun = False
         self._file: File | None = None
 
+    @property
+    def job_bytes(self) -> int:
+        """Bytes that arrived so far for all files of the job."""
+        return self._progress.fetched_bytes
+
     def have(self, count: int) -> None:
         """Work on it begins, or goes on: `count` bytes are here without being fetched now. Negative when bytes turned
         out to be of no use.

@@ -16,7 +16,7 @@ from modelmount import telemetry
 from modelmount.config import Settings
 from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace
+from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace, Unavailable
 from modelmount.pull import verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
@@ -71,14 +71,14 @@ class Puller:
                 existing[0].join(credential)
                 return existing[0]
             record = PullRecord.open(self._store, [Claim.of_manifest(model.manifest, model.repository.scope)])
-            self._jobs[key] = (job, record)
-            if self._janitor is None:
-                self._janitor = threading.Thread(target=self._expire, name="pull-janitor", daemon=True)
-                self._janitor.start()
-        threading.Thread(
-            target=self._run, args=(key, job, record), name=f"pull-{model.manifest.hex[:12]}", daemon=True
-        ).start()
-        return job
+            try:
+                self._start(key, job, record)
+            except RuntimeError as e:  # the node, or the driver's pod, has as many as it may have
+                record.close()
+                raise Unavailable(
+                    f"the pull of {model} got no thread; the driver's pod may need a higher limit of processes"
+                ) from e
+            return job
 
     def release(self, job: Job) -> None:
         """A lease on the finished job's tree stands: the job need not hold it any longer."""
@@ -113,6 +113,19 @@ class Puller:
         for _, record in ended:
             record.close()
 
+    def _start(self, key: _Key, job: Job, record: PullRecord) -> None:
+        if self._janitor is None:
+            janitor = threading.Thread(target=self._expire, name="pull-janitor", daemon=True)
+            janitor.start()
+            self._janitor = janitor
+        name = f"pull-{job.model.manifest.hex[:12]}"
+        self._jobs[key] = (job, record)
+        try:
+            threading.Thread(target=self._run, args=(key, job, record), name=name, daemon=True).start()
+        except RuntimeError:
+            del self._jobs[key]
+            raise
+
     # -- a job's thread
 
     def _run(self, key: _Key, job: Job, record: PullRecord) -> None:
@@ -133,12 +146,16 @@ class Puller:
                 outcome = Internal(f"pulling {job.model} failed unexpectedly; look at the driver's log")
             finally:
                 telemetry.jobs_running.dec()
-            if isinstance(outcome, ModelMountError):
-                with self._lock:
-                    if self._jobs.get(key, (None,))[0] is job:
-                        del self._jobs[key]
-                record.close()
-            job.finish(outcome)
+            self._end(key, job, record, outcome)
+
+    def _end(self, key: _Key, job: Job, record: PullRecord, outcome: Tree | ModelMountError) -> None:
+        """Tell whoever waits; a failed job is forgotten."""
+        if isinstance(outcome, ModelMountError):
+            with self._lock:
+                if self._jobs.get(key, (None,))[0] is job:
+                    del self._jobs[key]
+            record.close()
+        job.finish(outcome)
 
     def _pull(self, job: Job, record: PullRecord) -> Tree:
         model = job.model

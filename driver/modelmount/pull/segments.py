@@ -54,6 +54,17 @@ class Segments:
         with self._lock:
             return not self._free and not self._owned
 
+    @property
+    def missing_bytes(self) -> int:
+        """How much nobody has written yet."""
+        with self._lock:
+            return sum(end - start for start, end in self._free) + sum(each.missing for each in self._owned)
+
+    def is_first(self, segment: Segment) -> bool:
+        """Whether no other segment that is owned lies before this one."""
+        with self._lock:
+            return all(segment.start <= other.start for other in self._owned)
+
     def take(self, length: int | None, below: int) -> Segment | None:
         """The first `length` bytes (None: all) of the first range that nobody has; None when there is none, or when it
         begins at or behind `below`. The caller owns the segment until `finish` or `give_back`.
@@ -91,16 +102,30 @@ class Segments:
             if segment.missing > 0:
                 bisect.insort(self._free, (segment.position, segment.end))
 
-    def merge(self, size: int) -> int:
-        """Make one range of everything from the first missing byte on, for a source that sends a blob only as a whole;
-        how many bytes of it were written already. Nobody may own a segment.
+    def extend(self, segment: Segment, size: int) -> int | None:
+        """Make everything from the owned `segment` to `size` its own, for a source that sends a blob only as a whole;
+        how many bytes of what is added were written already. None while others own something.
+        """
+        with self._lock:
+            if self._owned != [segment]:
+                return None
+            behind = [(max(start, segment.end), end) for start, end in self._free if end > segment.end]
+            missing = sum(end - start for start, end in behind)
+            self._free = [(start, end) for start, end in self._free if end <= segment.end]
+            written = size - segment.end - missing
+            segment.end = size
+            return written
+
+    def merge(self) -> int:
+        """Make one range from the first missing byte to the last, for a source that sends a blob only as a whole; how
+        many bytes of it were written already. Nobody may own a segment.
         """
         with self._lock:
             if not self._free:
                 return 0
             missing = sum(end - start for start, end in self._free)
-            self._free = [(self._free[0][0], size)]
-            return size - self._free[0][0] - missing
+            self._free = [(self._free[0][0], self._free[-1][1])]
+            return self._free[0][1] - self._free[0][0] - missing
 
 
 def _aligned(position: int, end: int) -> int:

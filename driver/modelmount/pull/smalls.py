@@ -6,7 +6,7 @@ take minutes. Nothing of a group is lost to resume: it is fetched again, and a g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from modelmount import telemetry
 from modelmount.content import ingest as ingests
@@ -38,9 +38,19 @@ def fits(part: Part) -> bool:
 class Group:
     """Some small parts of one model, fetched by one thread over one connection after the other."""
 
-    def __init__(self, store: Store, scope: str, source: BlobSource, progress: Progress, cancel: Cancel) -> None:
+    def __init__(
+        self,
+        store: Store,
+        scope: str,
+        source: BlobSource,
+        progress: Progress,
+        cancel: Cancel,
+        complained: Callable[[float | None], None] = lambda wait: None,
+    ) -> None:
+        """`complained` is called as by `fetch.Download`."""
         self._store, self._scope, self._source = store, scope, source
         self._progress, self._cancel = progress, cancel
+        self._complained = complained
         self._policy = Policy()
 
     def fetch(self, parts: Sequence[Part]) -> list[Part]:
@@ -107,9 +117,12 @@ class Group:
                 filled = self._receive(descriptor, memoryview(data))
             except Unavailable as e:
                 failures += 1
+                wait = self._policy.delay(failures, e.retry_after)
+                if e.retry_after is not None:
+                    self._complained(wait)
                 if failures >= fetch.ATTEMPTS:
                     raise
-                self._cancel.sleep(self._policy.delay(failures, e.retry_after))
+                self._cancel.sleep(wait)
                 if self._cancel():
                     raise fetch.stopped(descriptor.digest) from e
                 continue

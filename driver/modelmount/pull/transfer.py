@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,12 +23,12 @@ from modelmount.content import ingest as ingests
 from modelmount.content.backoff import Backoff
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, Cancelled, IntegrityError
+from modelmount.errors import BadArtifact, Cancelled, IntegrityError, ModelMountError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Manifest
 from modelmount.pull import fetch, smalls
 from modelmount.pull.connections import Connections
-from modelmount.pull.fetch import Cancel, Download
+from modelmount.pull.fetch import Cancel, Download, Line
 from modelmount.pull.governor import Governor
 from modelmount.pull.job import Job
 from modelmount.pull.plan import SMALL_BYTES, Part
@@ -96,6 +97,7 @@ class Transfer:
         self._active: list[_Active] = []
         self._opening = 0
         self._threads = self._idle = 0
+        self._quiet_until = 0.0
         self._error: BaseException | None = None
         self._governor = Governor(1, 1)
 
@@ -125,6 +127,9 @@ class Transfer:
                 if held is not None:
                     self._queue.append((part, held))
                     self._drive()
+        for _, held in self._queue:
+            if held is not None:
+                held.release()
         if self._error is not None:
             raise self._error
         if self._queue or self._cancel():  # the job was cancelled before anybody took these
@@ -150,10 +155,14 @@ class Transfer:
             if rate is not None:
                 self._governor.observe(rate, busy)
                 self._renew_laggards(ticks)
+            self._check()
         for thread in threads:
             thread.join()
         for active in self._active:  # cancelled when nobody was at them
-            self._end(active, complete=False)
+            try:
+                self._end(active, complete=False)
+            except Exception as e:  # noqa: BLE001 - `run` raises it when the others are ended too
+                self._fail(e)
         self._active.clear()
 
     def _has_work(self) -> bool:
@@ -167,8 +176,31 @@ class Transfer:
             self._threads += 1
         name = f"fetch-{self._job.model.manifest.hex[:8]}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the node, or the driver's pod, has as many as it may have
+            self._connections.release(self._source.name)
+            with self._changed:
+                self._threads -= 1
+                alone = self._threads == 0
+            if alone:
+                self._fail(
+                    Unavailable(
+                        f"the pull of {self._job.model} got no thread; the driver's pod may need a higher limit of "
+                        "processes"
+                    )
+                )
+            return None
         return thread
+
+    def _check(self) -> None:
+        with self._changed:
+            actives = [active for active in self._active if not active.ending]
+        try:
+            for active in actives:
+                active.download.check()
+        except ModelMountError as e:
+            self._fail(e)
 
     def _renew_laggards(self, ticks: _Ticks) -> None:
         with self._changed:
@@ -182,19 +214,24 @@ class Transfer:
     # -- one fetching thread
 
     def _work(self) -> None:
-        view = memoryview(bytearray(fetch.BUFFER_BYTES))
-        with telemetry.context(model=str(self._job.model)):
-            while (work := self._next()) is not None:
-                try:
-                    self._do(work, view)
-                except BaseException as e:  # noqa: BLE001 - `run` raises it in the job's own thread
-                    self._fail(e)
-        self._connections.release(self._source.name)
+        try:
+            line = Line()
+            with telemetry.context(model=str(self._job.model)):
+                while (work := self._next()) is not None:
+                    try:
+                        self._rest(self._do(work, line))
+                    except BaseException as e:  # noqa: BLE001 - `run` raises it in the job's own thread
+                        self._fail(e)
+        finally:
+            self._connections.release(self._source.name)
 
     def _next(self) -> _Work | None:
         """Something to do, waiting for it if need be; None, and the thread counts no longer, when it isn't needed."""
         with self._changed:
-            while self._has_work() and self._threads <= self._governor.wanted and not self._yields():
+            while self._is_needed() and not self._yields():
+                if time.monotonic() < self._quiet_until:
+                    self._wait(self._quiet_until)
+                    continue
                 if group := self._small_group():
                     self._opening += 1
                     return group
@@ -210,12 +247,36 @@ class Transfer:
                         return _Share(active, segment)
                 if self._divide():
                     continue
-                self._idle += 1
-                self._changed.wait(TICK_SECONDS)
-                self._idle -= 1
+                self._wait()
             self._threads -= 1
             self._changed.notify_all()
             return None
+
+    def _is_needed(self) -> bool:
+        """Whether a thread that has nothing to do at the moment should stay."""
+        return self._has_work() and self._threads <= self._governor.wanted
+
+    def _rest(self, seconds: float) -> None:
+        """Ask nothing for a while, after a failure; what the thread was at is free for others."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while time.monotonic() < until and self._is_needed():
+                self._wait(until)
+
+    def _wait(self, until: float | None = None) -> None:
+        """Be idle until something changes, a tick at most, and not (much) beyond `until`. The caller has `_changed`."""
+        left = TICK_SECONDS if until is None else min(TICK_SECONDS, until - time.monotonic())
+        self._idle += 1
+        self._changed.wait(max(0.0, left))
+        self._idle -= 1
+
+    def _complained(self, wait: float | None) -> None:
+        """The source is asked too much: fewer connections, and none asks anything new for `wait` seconds."""
+        with self._changed:
+            self._governor.complain(self._threads - self._idle)
+            if wait is not None:
+                self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
+            self._changed.notify_all()
 
     def _yields(self) -> bool:
         """Whether this connection should go to a job that has none."""
@@ -253,14 +314,16 @@ class Transfer:
             return False
         return any(active.download.share(length) for active in self._active if not active.ending)
 
-    def _do(self, work: _Work, view: memoryview) -> None:
+    def _do(self, work: _Work, line: Line) -> float:
+        """The seconds for which this thread should ask nothing."""
         if isinstance(work, _Share):
-            self._fetch(work.active, work.segment, view)
-            return
+            return self._fetch(work.active, work.segment, line)
         active = None
         try:
             if isinstance(work, list):
-                group = smalls.Group(self.store, self.scope, self._source, self._job.progress, self._cancel)
+                group = smalls.Group(
+                    self.store, self.scope, self._source, self._job.progress, self._cancel, self._complained
+                )
                 busy = group.fetch(work)
                 with self._changed:
                     self._busy += busy
@@ -270,13 +333,13 @@ class Transfer:
             with self._changed:
                 self._opening -= 1
                 self._changed.notify_all()
-        if active is not None:
-            self._fetch(active, active.download.take(self._segment_length()), view)
+        if active is None:
+            return 0.0
+        return self._fetch(active, active.download.take(self._segment_length()), line)
 
-    def _fetch(self, active: _Active, segment: Segment | None, view: memoryview) -> None:
+    def _fetch(self, active: _Active, segment: Segment | None, line: Line) -> float:
         try:
-            if segment is not None:
-                active.download.fetch(segment, view)
+            return 0.0 if segment is None else active.download.fetch(segment, line)
         finally:
             self._leave(active, segment)
 
@@ -286,7 +349,12 @@ class Transfer:
         if held is None:
             return None
         descriptor = part.descriptor
-        if part.present(self.store, self.scope):  # somebody else finished it while we waited
+        try:
+            present = part.present(self.store, self.scope)
+        except BaseException:
+            held.release()
+            raise
+        if present:  # somebody else finished it while we waited
             held.release(unlink=True)
             self._job.progress.file(part.key).found()
             telemetry.blobs_total.labels("shared").inc()
@@ -308,14 +376,18 @@ class Transfer:
                 backoff,
                 self._job.progress.file(part.key),
                 self._cancel,
-                complained=self._governor.complain,
+                complained=self._complained,
             )
         except BaseException:
             ingest.close()
             raise
         active = _Active(part, download, owners=1)
-        if part.form == ingests.UNPACKED:
-            active.unpacking = self._unpack(ingest, part, download.stream)
+        try:
+            if part.form == ingests.UNPACKED:
+                active.unpacking = self._unpack(ingest, part, download.stream)
+        except BaseException:
+            self._end(active, complete=False)
+            raise
         with self._changed:
             self._active.append(active)
             self._changed.notify_all()
@@ -344,18 +416,18 @@ class Transfer:
     def _end(self, active: _Active, *, complete: bool) -> None:
         download = active.download
         again = False
-        try:
+        # Each of these whatever becomes of the others: a lock that stays would stop every later job.
+        with ExitStack() as ending:
+            ending.callback(download.ingest.close)
+            ending.callback(download.close)
+            if active.unpacking is not None:
+                ending.callback(active.unpacking.stop)
             if complete and not download.is_broken and not (again := self._is_elsewhere(download)):
                 if active.unpacking is not None:
                     self._commit_layer(download.ingest, active.part, active.unpacking)
                 else:
                     download.ingest.commit_blob()
                     self._job.progress.file(active.part.key).ready()
-        finally:
-            if active.unpacking is not None:
-                active.unpacking.stop()
-            download.close()
-            download.ingest.close()
         if again:
             with self._changed:
                 self._queue.append((active.part, None))

@@ -202,3 +202,14 @@ def test_a_job_whose_parts_are_all_there_holds_them_on_a_full_disk(small: Store)
     )
     assert dict(pulls.live_records(small))[record.id][0].hex == digest.hex
     record.close()
+
+
+def test_a_record_that_cannot_be_removed_is_dead_all_the_same(store: Store) -> None:
+    record = PullRecord.open(store)
+    path = store.root / "pulls" / f"{record.id}.json"
+    path.unlink()
+    path.mkdir()  # nothing that unlink can remove
+    record.close()
+    path.rmdir()
+    assert list(pulls.live_records(store)) == []
+    assert not list((store.root / "locks").glob(f"pull-{record.id}"))

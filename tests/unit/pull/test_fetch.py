@@ -15,7 +15,7 @@ from modelmount.content.store import Store
 from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull import fetch
-from modelmount.pull.fetch import Cancel, Download
+from modelmount.pull.fetch import Cancel, Download, Line
 from modelmount.pull.progress import Expected, Progress
 from modelmount.transport.retry import Policy
 from tests.fakes.source import Fault, MemorySource
@@ -85,13 +85,13 @@ class Bench:
             download.close()
 
     def _work(self, download: Download, length: int | None, errors: list[BaseException]) -> None:
-        view = memoryview(bytearray(fetch.BUFFER_BYTES))
+        line = Line()
         while not download.segments.is_complete and not errors and not self.cancel():
             segment = download.take(length)
             if segment is None:
                 continue
             try:
-                download.fetch(segment, view)
+                download.fetch(segment, line)
             except BaseException as e:  # noqa: BLE001 - raised again by whoever started the threads
                 errors.append(e)
             finally:
@@ -227,3 +227,78 @@ def test_a_resumed_download_asks_only_for_its_holes(bench: Bench) -> None:
     assert bench.fetch(1, None) == BLOB
     assert bench.progress.fetched_bytes == len(BLOB)
     assert had > 0
+
+
+def test_a_stream_goes_on_to_the_end_when_others_find_out_that_there_are_no_ranges(tmp_path: Path) -> None:
+    content = os.urandom(10 << 20)
+    bench = Bench(tmp_path, content)
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def hold(digest: object, position: int) -> None:
+        if position == 1 << 20:
+            arrived.set()
+            assert go_on.wait(60)
+
+    bench.source.gate = hold
+    ingest = bench.open()
+    download = Download(ingest, bench.descriptor, bench.source, bench.backoff(), bench.counters, bench.cancel)
+    whole = download.take(None)
+    assert whole is not None
+    first = threading.Thread(target=download.fetch, args=(whole, Line()))
+    first.start()
+    assert arrived.wait(60)
+    assert download.share(4 << 20)
+    behind = download.take(2 << 20)
+    assert behind is not None
+    bench.source.faults.append(Fault(from_start=True))
+    assert download.fetch(behind, Line()) == 0.0
+    download.finish(behind)
+    assert download.take(None) is None
+    go_on.set()
+    first.join()
+    download.finish(whole)
+    download.verify()
+    download.close()
+    ingest.commit_blob()
+    assert bench.store.blob_path(bench.descriptor.digest).read_bytes() == content
+    assert [offset for _, offset in bench.source.opens] == [0, 5 << 20]
+    assert bench.progress.snapshot().bytes_done == len(content)
+
+
+def test_a_thread_is_patient_while_others_are_served() -> None:
+    line, fetched = Line(), 0
+    assert not line.failed(0, fetched)  # others may just have had no time
+    for _ in range(5 * fetch.ATTEMPTS):
+        fetched += 1
+        assert line.failed(0, fetched)
+        assert not line.is_hopeless
+    for _ in range(fetch.ATTEMPTS - 1):
+        assert not line.is_hopeless
+        assert not line.failed(0, fetched)
+    assert line.is_hopeless
+
+
+def test_bytes_make_a_thread_patient_again() -> None:
+    line, fetched = Line(), 0
+    seen = []
+    for brought in (*[1] * fetch.ATTEMPTS, fetch.PROGRESS_BYTES):
+        line.failed(brought, fetched := fetched + brought)
+        seen.append((line.failures, line.is_hopeless))
+    assert seen[-2:] == [(fetch.ATTEMPTS, True), (1, False)]
+
+
+def test_a_source_that_asks_to_wait_is_heard(bench: Bench) -> None:
+    heard: list[float | None] = []
+    ingest = bench.open()
+    download = Download(
+        ingest, bench.descriptor, bench.source, bench.backoff(), bench.counters, bench.cancel, complained=heard.append
+    )
+    bench.source.faults.append(Fault(error=Unavailable("too much", retry_after=7.0)))
+    segment = download.take(None)
+    assert segment is not None
+    assert download.fetch(segment, Line()) >= 7.0
+    download.finish(segment)
+    download.close()
+    ingest.close()
+    assert [wait for wait in heard if wait is not None and 7.0 <= wait < 10.0] == heard
+    assert len(heard) == 1

@@ -54,13 +54,35 @@ def test_nothing_is_learned_while_connections_are_idle() -> None:
 def test_complaints_halve_the_number_and_hold_it() -> None:
     clock = Clock()
     made = Governor(8, 16, clock)
-    made.complain()
-    made.complain()  # of the same moment
+    made.complain(8)
+    made.complain(8)  # of the same moment
     assert made.wanted == 4
     assert made.observe(1 * MB, 4) == 4
-    clock.now += governor.HOLD_SECONDS
-    made.complain()
+    clock.now += governor.SPARED_SECONDS
+    made.complain(4)
     assert made.wanted == 2
+    for _ in range(20):
+        clock.now += governor.SPARED_SECONDS / 2
+        made.complain(2)
+    assert made.wanted == 1
+    assert made.observe(1 * MB, 1) == 1
+    clock.now += governor.HOLD_SECONDS
+    assert made.observe(1 * MB, 1) == 2
+
+
+def test_a_complaint_is_about_the_connections_there_are() -> None:
+    made = Governor(16, 16, Clock())
+    made.complain(4)
+    assert made.wanted == 2
+
+
+def test_a_complaint_counts_while_the_number_is_held_for_bringing_nothing() -> None:
+    made = Governor(4, 16, Clock())
+    assert made.observe(80 * MB, 4) == 8
+    made.observe(80 * MB, 8)
+    assert made.observe(80 * MB, 8) == 8
+    made.complain(8)
+    assert made.wanted == 4
 
 
 def test_the_limit_is_never_passed() -> None:

@@ -15,9 +15,19 @@ import pytest
 from prometheus_client import REGISTRY
 
 from modelmount.config import Settings
+from modelmount.content import ingest as ingests
 from modelmount.content import pulls
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, Cancelled, IntegrityError, NotFound, Precondition, Unavailable
+from modelmount.errors import (
+    BadArtifact,
+    Cancelled,
+    IntegrityError,
+    Internal,
+    ModelMountError,
+    NotFound,
+    Precondition,
+    Unavailable,
+)
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
@@ -26,12 +36,14 @@ from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
+from modelmount.system.lock import LockTimeout
 from tests.fakes import push
 from tests.fakes.source import Fault, MemorySource
 
 REPOSITORY = Repository("registry.example.com", "llm/tiny")
 ANONYMOUS = Credential.anonymous()
 SECONDS = 60.0
+WORKERS = ("fetch-", "hash-", "unpack-", "sync-")
 
 
 class Bench:
@@ -302,6 +314,109 @@ def test_a_registry_in_trouble_ends_the_job_with_its_words(bench: Bench, monkeyp
     bench.source.faults.append(Fault(error=Unavailable("the registry is on fire")))
     with pytest.raises(Unavailable, match="on fire"):
         bench.puller().ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+
+
+def test_bytes_that_cannot_be_read_back_end_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelmount.pull.fetch.WINDOW_BYTES", 2 << 20)
+    model = bench.model(("model.bin", os.urandom(16 << 20)))
+
+    def make_unreadable(digest: Digest, position: int) -> None:
+        if position == 1 << 20:
+            (fd,) = (int(n) for n in os.listdir("/proc/self/fd") if _link(n).endswith("/data"))
+            blind = os.open(_link(str(fd)), os.O_WRONLY)
+            os.dup2(blind, fd, inheritable=False)
+            os.close(blind)
+
+    bench.source.gate = make_unreadable
+    with pytest.raises(Internal, match=r"read .* back"):
+        bench.puller().ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+
+
+@pytest.mark.parametrize("name", ["pull-", "fetch-", "hash-", "unpack-", "sync-"])
+def test_a_node_without_threads_fails_the_job_and_leaves_nothing_locked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("modelmount.content.ingest.KEEPER_BYTES", 1 << 20)
+    archive = push.tar_of([("a.bin", _file(bench.store.root.parent / "a.bin", os.urandom(6 << 20)))])
+    model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar")
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(name) and not thread.name.endswith("janitor"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    puller = bench.puller()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ModelMountError):
+        puller.ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
+    tree_of(puller.ensure(model, "", ANONYMOUS))
+
+
+def test_a_lock_that_was_waited_for_is_given_back_when_the_job_is_cancelled(bench: Bench) -> None:
+    settings = msgspec.structs.replace(bench.settings, pull=msgspec.structs.replace(bench.settings.pull, connections=1))
+    puller = bench.puller(settings)
+    wanted, other, small = os.urandom(300_000), os.urandom(300_000), b"{}\n"
+    lock = bench.store.lock("ingest-" + ingests.name(Digest.of(wanted), REPOSITORY.scope, ingests.RAW))
+    held = lock.acquire()
+    waiting = puller.ensure(bench.model(("config.json", small), ("model.bin", wanted)), "", ANONYMOUS)
+    while not bench.store.has_blob(Digest.of(small), REPOSITORY.scope):
+        waiting.ended.wait(0.01)
+    arrived, go_on = threading.Event(), threading.Event()
+    hold = hold_at(0, arrived, go_on)
+    bench.source.gate = lambda digest, position: hold(digest, position) if digest == Digest.of(other) else None
+    busy = puller.ensure(bench.model(("model.bin", other)), "", ANONYMOUS)
+    assert arrived.wait(SECONDS)  # the other job has the only connection, which the first one gave back
+    held.release()
+    while True:
+        try:
+            lock.acquire(timeout=0).release()
+        except LockTimeout:
+            break  # the first job has the lock, and waits for a connection
+        waiting.ended.wait(0.001)
+    waiting.cancel.set()
+    with pytest.raises(Cancelled):
+        waiting.wait(Waiter(), SECONDS)
+    lock.acquire(timeout=0).release()
+    go_on.set()
+    tree_of(busy)
+
+
+def test_an_unpacked_part_that_cannot_be_removed_keeps_no_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = push.tar_of([("a.bin", _file(bench.store.root.parent / "a.bin", os.urandom(6 << 20)))])
+    model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar")
+
+    def fail(digest: Digest, position: int) -> None:
+        if position >= 2 << 20:
+            monkeypatch.setattr("modelmount.snapshots.layers.clear", _refuse)
+            raise NotFound("gone")
+
+    puller = bench.puller()
+    bench.source.gate = fail
+    with pytest.raises(NotFound):
+        puller.ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+    monkeypatch.undo()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
+    bench.source.gate = lambda digest, position: None
+    tree_of(puller.ensure(model, "", ANONYMOUS))
+
+
+def _refuse(directory: Path) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def _link(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        return ""
+
+
+def _file(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
 
 
 def hold_at(position: int, arrived: threading.Event, go_on: threading.Event) -> Callable[[Digest, int], None]:

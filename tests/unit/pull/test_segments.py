@@ -77,9 +77,23 @@ def test_a_source_without_ranges_gets_one_range_and_is_told_what_is_written_agai
     first.position, second.position = 4 * MB, second.end
     segments.finish(first)
     segments.finish(second)
-    assert segments.merge(30 * MB) == 10 * MB
+    assert segments.merge() == 10 * MB
     assert spans(segments) == [(4, 30)]
-    assert segments.merge(30 * MB) == 0
+    assert segments.merge() == 0
+
+
+def test_the_only_owner_may_go_on_to_the_end() -> None:
+    segments = Segments([(0, 30 * MB)])
+    first, second = taken(segments, 10 * MB), taken(segments, 10 * MB)
+    assert segments.is_first(first)
+    assert not segments.is_first(second)
+    assert segments.extend(first, 30 * MB) is None
+    second.position = 14 * MB
+    segments.finish(second)
+    assert segments.extend(first, 30 * MB) == 4 * MB
+    assert (first.position, first.end) == (0, 30 * MB)
+    assert spans(segments) == []
+    assert segments.missing_bytes == 30 * MB
 
 
 @given(
