@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from modelmount import formats
 from modelmount.formats.base import Encoding, Layout, Member
+from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
@@ -92,14 +93,14 @@ def read(document: Mapping[str, Any]) -> Manifest:
     return found
 
 
-def decide(artifact: Artifact) -> Layout:
+def decide(artifact: Artifact, selection: Selection = EVERYTHING) -> Layout:
     """As a pull decides: the config only where the manifest has one."""
-    return formats.decide(artifact.manifest(), artifact.config.content if artifact.config else None)
+    return formats.decide(artifact.manifest(), artifact.config.content if artifact.config else None, selection)
 
 
-def tree(artifact: Artifact, directory: Path) -> dict[str, bytes | None]:
+def tree(artifact: Artifact, directory: Path, selection: Selection = EVERYTHING) -> dict[str, bytes | None]:
     """Every path of the volume with its content, None for directories. Archives are unpacked in `directory`."""
-    layout = decide(artifact)
+    layout = decide(artifact, selection)
     blobs = {layer.digest.partition(":")[2]: layer.content for layer in artifact.layers}
     members: dict[Digest, list[Member]] = {}
     rules: dict[Digest, int] = {}
@@ -115,7 +116,7 @@ def tree(artifact: Artifact, directory: Path) -> dict[str, bytes | None]:
                     stream, layer.encoding, files, limits, lambda: False, uncompressed=layer.uncompressed
                 )
             rules[digest] = unpack.rules(layer.encoding)
-    placement = formats.place(layout, members, rules)
+    placement = formats.place(layout, members, rules, selection)
     found: dict[str, bytes | None] = dict.fromkeys(placement.directories)
     for file in placement.files:
         blob, _, member = file.source.partition("/")

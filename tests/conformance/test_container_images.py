@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from modelmount.errors import BadArtifact
+from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats.image import ContainerImage
+from modelmount.formats.selection import Selection
 from modelmount.formats.stack import MAX_HOPS, MAX_LINKED
 
 from .artifact import (
@@ -373,3 +374,33 @@ def test_a_blob_that_is_a_plain_archive_elsewhere_is_read_by_other_rules(tmp_pat
     (tmp_path / "second").mkdir()
     with pytest.raises(BadArtifact, match="symbolic link"):
         tree(modelpack, tmp_path / "second")
+
+
+MANY = image(
+    Blob(IMAGE_LAYER, system(("opt/a/w", WEIGHTS), ("opt/a/d/v", MORE), ("srv/b/c", CONFIG), ("srv/l", Link("/opt/a"))))
+)
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        pytest.param(Selection(path="opt/a"), {"w": WEIGHTS, "d": None, "d/v": MORE}, id="a-directory"),
+        pytest.param(Selection(path="srv/l"), {"w": WEIGHTS, "d": None, "d/v": MORE}, id="a-link-to-one"),
+        pytest.param(Selection(path="srv/l/d"), {"v": MORE}, id="through-a-link"),
+        pytest.param(Selection(path="opt", include=("/a/w",)), {"a": None, "a/w": WEIGHTS}, id="patterns-begin-there"),
+    ],
+)
+def test_a_path_is_one_of_the_image(tmp_path: Path, selection: Selection, expected: dict[str, bytes | None]) -> None:
+    assert tree(MANY, tmp_path, selection) == expected
+
+
+def test_the_whole_image_can_be_shown_even_beside_models(tmp_path: Path) -> None:
+    artifact = image(layer(("models/w", WEIGHTS), ("README.md", CONFIG)))
+    expected = {"models": None, "models/w": WEIGHTS, "README.md": CONFIG}
+    assert tree(artifact, tmp_path, Selection(path="/")) == expected
+
+
+@pytest.mark.parametrize("path", ["models", "opt/b", "opt/a/w", "opt/a/w/x"])
+def test_a_path_that_is_no_directory_is_told_with_what_there_is(tmp_path: Path, path: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"no directory '{path}' .*at its root are 'bin', 'dev', 'etc', 'opt'"):
+        tree(MANY, tmp_path, Selection(path=path))

@@ -12,6 +12,7 @@ import pytest
 from modelmount.errors import BadArtifact
 from modelmount.formats.files import Files
 from modelmount.formats.modelpack import ModelPack
+from modelmount.formats.selection import Selection
 
 from .artifact import (
     FILEPATH,
@@ -479,3 +480,56 @@ def test_archives_are_what_the_producers_of_the_field_write() -> None:
 def test_padding_to_a_record_makes_no_difference(tmp_path: Path) -> None:
     padded = single("a") + bytes(10240 - len(single("a")))
     assert tree(modelpack(model_layer("weight.v1.tar", padded)), tmp_path) == {"a": WEIGHTS}
+
+
+ALLFILES = gz(tar(("config.json", CONFIG), ("sub/w", WEIGHTS)))
+
+
+@pytest.mark.parametrize(
+    ("title", "content"),
+    [
+        ("allfiles.tar", tar(("config.json", CONFIG), ("sub/w", WEIGHTS))),
+        ("allfiles.tar.gz", ALLFILES),
+        ("AllFiles.TGZ", ALLFILES),
+        ("allfiles.tar.zst", zst(tar(("config.json", CONFIG), ("sub/w", WEIGHTS)))),
+    ],
+)
+def test_a_whole_model_in_one_archive_is_unpacked_when_asked_for(tmp_path: Path, title: str, content: bytes) -> None:
+    """As `aikit` packs generic models."""
+    artifact = oras(file(title, content))
+    assert tree(artifact, tmp_path) == {title: content}
+    (tmp_path / "always").mkdir()
+    expected = {"config.json": CONFIG, "sub": None, "sub/w": WEIGHTS}
+    assert tree(artifact, tmp_path / "always", Selection(unpack="always")) == expected
+
+
+def test_never_gives_the_blobs_as_they_are(tmp_path: Path) -> None:
+    packed = directory("tok", ("tok/a", WEIGHTS))
+    unmarked = file("more", ALLFILES, f"{IMAGE_LAYER}+gzip")
+    expected = {"tok": packed.content, "more": ALLFILES}
+    assert tree(oras(packed, unmarked), tmp_path, Selection(unpack="never")) == expected
+
+
+def test_of_archives_what_is_not_selected_is_left_out_though_it_is_pulled(tmp_path: Path) -> None:
+    artifact = modelpack(model_layer("weight.v1.tar", tar(("a.bin", WEIGHTS), ("a.json", CONFIG), ("d/", None))))
+    assert tree(artifact, tmp_path, Selection(include=("*.json",))) == {"a.json": CONFIG}
+
+
+@pytest.mark.parametrize(
+    ("metadata_of", "pulled"),
+    [
+        pytest.param(metadata("model.bin", size=8), 0, id="modctl"),
+        pytest.param(metadata("sub/model.bin", size=8, typeflag=48), 0, id="ramalama"),
+        pytest.param(metadata("model.bin", size=8, files=["a"]), 1, id="aikit"),
+        pytest.param(metadata("other", size=8), 1, id="of-another-name"),
+        pytest.param(metadata("model.bin", size=8, typeflag=5), 1, id="a-directory"),
+        pytest.param(metadata("model.bin", size=1 << 40), 1, id="larger-than-the-archive"),
+        pytest.param(metadata("model.bin", size="8"), 1, id="without-a-size"),
+        pytest.param("{}", 1, id="without-anything"),
+    ],
+)
+def test_an_archive_of_one_file_is_pulled_only_for_that_file(metadata_of: str, pulled: int) -> None:
+    archive = model_layer("weight.v1.tar", single("sub/model.bin"), "sub/model.bin", **{METADATA: metadata_of})
+    config = model_layer("weight.config.v1.raw", CONFIG, "config.json")
+    assert len(decide(modelpack(archive, config), Selection(include=("*.json",))).layers) == 1 + pulled
+    assert len(decide(modelpack(archive, config), Selection(include=("*.bin",))).layers) == 1

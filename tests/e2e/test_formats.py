@@ -52,3 +52,46 @@ def test_an_ollama_model_has_the_names_that_engines_expect(node: Node) -> None:
     found = {name: (node.mount(pod) / name).read_bytes() for name in names}
     assert found == dict(zip(names, (content for _, content in parts), strict=True))
     assert {path.name for path in node.mount(pod).iterdir()} == set(names)
+
+
+def test_only_what_is_shown_is_pulled_and_the_rest_when_it_is(node: Node, files: Path) -> None:
+    (files / "pytorch_model.bin").write_bytes(b"the same again" * 1000)
+    pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files, packing="tar"))
+    some = node.pod("some", pushed.reference, include='["/*"]', exclude="*.bin\nempty.txt\n1_Pooling/", subDir="model")
+    node.kubelet.wait_running(some)
+    expected = {name: data for name, data in contents(files).items() if name.endswith((".safetensors", ".json"))}
+    expected.pop("1_Pooling/config.json")
+    assert contents(node.mount(some) / "model") == expected
+    layers = dict(zip(push.files_below(files), pushed.layers, strict=True))
+    assert set(node.registry.blob_gets()) == {layers[name] for name in expected}
+    whole = node.pod("whole", pushed.reference)
+    node.kubelet.wait_running(whole)
+    assert contents(node.mount(whole)) == contents(files)
+    assert set(node.registry.blob_gets().values()) == {1}
+    assert os.path.samefile(node.mount(some) / "model/config.json", node.mount(whole) / "config.json")
+
+
+def test_a_model_is_found_by_its_name_in_the_cache_of_hugging_face(node: Node, files: Path) -> None:
+    pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
+    pod = node.pod("reader", pushed.reference, layout="hf-cache", hfRepo="org/tiny")
+    node.kubelet.wait_running(pod)
+    cached = node.mount(pod) / "models--org--tiny"
+    assert contents(cached / "snapshots" / (cached / "refs/main").read_text()) == contents(files)
+    assert {path.name for path in node.mount(pod).rglob("*") if path.parent in {node.mount(pod), cached}} == {
+        "models--org--tiny",
+        "refs",
+        "snapshots",
+    }
+
+
+def test_an_entry_of_an_index_is_chosen_by_its_annotation(node: Node, files: Path, tmp_path: Path) -> None:
+    other = write_model(tmp_path / "other", seed=3)
+    large = node.pusher.artifact("llm/many", "large", push.modelpack(files))
+    small = node.pusher.artifact("llm/many", "small", push.modelpack(other))
+    entries = [(large, {"annotations": {"quantization": "none"}}), (small, {"annotations": {"quantization": "Q4"}})]
+    index = node.pusher.index("llm/many", "v1", entries)
+    undecided = node.pod("undecided", index.reference)
+    node.kubelet.wait_event("FailedMount", "'quantization=Q4'", pod=undecided)
+    pod = node.pod("reader", index.reference, select="quantization=Q4")
+    node.kubelet.wait_running(pod)
+    assert contents(node.mount(pod)) == contents(other)

@@ -11,6 +11,7 @@ import pytest
 
 from modelmount import config, wiring
 from modelmount.errors import Forbidden, Unauthenticated
+from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.reference import Reference
 from modelmount.pull.job import Waiter
 from tests.e2e.conftest import contents, random_bytes
@@ -90,7 +91,7 @@ class Site:
         secrets = {"username": username, "password": password} if username else {}
         credential = self.node.credentials.find(reference.repository, secrets)
         model = self.node.resolver.resolve(reference, "IfNotPresent", credential)
-        tree = self.node.puller.ensure(model, "", credential).wait(Waiter(), SECONDS)
+        tree = self.node.puller.ensure(model, EVERYTHING, credential).wait(Waiter(), SECONDS)
         assert tree is not None
         return contents(tree.root)
 

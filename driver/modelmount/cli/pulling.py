@@ -17,6 +17,7 @@ from modelmount import wiring
 from modelmount.cli.display import display
 from modelmount.cli.output import Output
 from modelmount.errors import Cancelled
+from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.reference import Reference
 from modelmount.pull import progress
 from modelmount.pull.job import Waiter
@@ -64,7 +65,7 @@ def pull(
 ) -> tuple[Model, Tree]:
     """Have the model here; the node's job holds it until the node is closed. Raises what resolving and pulling do."""
     model = node.resolver.resolve(reference, policy, credential)
-    job = node.puller.ensure(model, "", credential)
+    job = node.puller.ensure(model, EVERYTHING, credential)
     while (tree := job.wait(Waiter(), LOOK_SECONDS)) is None:
         if cancelled.is_set():
             raise Cancelled("interrupted")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers, paths, placement, unsupported
 from modelmount.formats.base import Encoding, Format, Layout
-from modelmount.formats.choice import choose
+from modelmount.formats.choice import ANY, Choice, choose
 from modelmount.formats.dockermodel import DockerModel
 from modelmount.formats.files import Files
 from modelmount.formats.image import ContainerImage
@@ -18,10 +18,11 @@ from modelmount.formats.modelkit import ModelKit
 from modelmount.formats.modelpack import ModelPack
 from modelmount.formats.ollama import Ollama
 from modelmount.formats.placement import place
+from modelmount.formats.selection import EVERYTHING, Selection, documents, needed
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 
-__all__ = ["FORMATS", "choose", "decide", "place", "reads_config"]
+__all__ = ["ANY", "FORMATS", "Choice", "choose", "decide", "documents", "place", "reads_config"]
 
 FORMATS: tuple[Format, ...] = (ContainerImage(), ModelKit(), Ollama(), DockerModel(), ModelPack(), Files())
 """The most specific first: the first that matches decides."""
@@ -30,20 +31,21 @@ FORMATS: tuple[Format, ...] = (ContainerImage(), ModelKit(), Ollama(), DockerMod
 _SUPPORTED = "ModelPack, KitOps ModelKits, Docker Model Runner, Ollama, container images and ORAS files"
 
 
-def decide(manifest: Manifest, config: bytes | None) -> Layout:
+def decide(manifest: Manifest, config: bytes | None, selection: Selection = EVERYTHING) -> Layout:
     """What the artifact is and what of it is needed. `config` is the config blob, needed only where the matching format
     `reads_config`.
 
     Raises BadArtifact for kinds that aren't read, names that can't be used, names that collide as far as that is known
-    before a download, and artifacts without files.
+    before a download, and artifacts without files; InvalidRequest where the selection leaves none.
     """
     unsupported.refuse(manifest)
-    layout = _format(manifest).layout(manifest, config)
+    layout = _format(manifest).layout(manifest, config, selection.unpack)
     if not layout.layers:
         raise BadArtifact(
             f"an artifact of type {paths.show(layers.kind(manifest) or 'unknown')} is no model that can be mounted: "
             f"none of its layers ({len(manifest.layers)}) is a file with a name; supported are {_SUPPORTED}"
         )
+    layout = needed(layout, selection)
     _refuse_two_readings(layout)
     placement.refuse_collisions(layout)
     return layout

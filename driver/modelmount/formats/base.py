@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
+
+Unpack = Literal["auto", "always", "never"]
+"""What to do with archives that may as well be files: unpack those that are marked, all, or none."""
 
 
 class Encoding(enum.Enum):
@@ -69,6 +72,10 @@ class Layer:
     naming: Naming = Naming.ROOT
     uncompressed: Digest | None = None
     """Digest of the archive after decompression, where the artifact states it. Whoever unpacks compares."""
+    within: str | None = None
+    """Of an archive: the path that all its files are, or lie below, where the artifact says so."""
+    is_single: bool = False
+    """Whether the archive is one file at `path`, as the artifact says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,8 @@ class Format(Protocol):
         """
         ...
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
-        """Decide over an artifact that matches. Raises BadArtifact with the cause."""
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
+        """Decide over an artifact that matches. Raises BadArtifact with the cause. `unpack` is what the volume wants of
+        archives that may as well be files.
+        """
         ...

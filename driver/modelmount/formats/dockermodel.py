@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Final
 
 from modelmount.formats import layers, paths
-from modelmount.formats.base import Layer, Layout
+from modelmount.formats.base import Layer, Layout, Unpack
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest
 
@@ -46,7 +46,7 @@ class DockerModel:
         declared += [layers.media(layer.media_type) for layer in manifest.layers]
         return any(media_type.startswith(PREFIX) for media_type in declared)
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
         """Licences without a path are no files, as in Model Runner; other layers without a name are left out with a
         warning.
         """

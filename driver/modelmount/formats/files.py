@@ -11,7 +11,7 @@ import re
 
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import layers, paths
-from modelmount.formats.base import Encoding, Layer, Layout, Naming
+from modelmount.formats.base import Encoding, Layer, Layout, Naming, Unpack
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
@@ -22,6 +22,13 @@ UNCOMPRESSED = "io.deis.oras.content.digest"
 """Digest of that directory's tar before compression."""
 
 _PACKED_NAME = re.compile(r".+\.(tar|tgz|tzst|gz|zst)(\.[a-z0-9]+)?", re.IGNORECASE | re.ASCII | re.DOTALL)
+_ENDS = {
+    ".tar": Encoding.TAR,
+    ".tar.gz": Encoding.TAR_GZIP,
+    ".tgz": Encoding.TAR_GZIP,
+    ".tar.zst": Encoding.TAR_ZSTD,
+    ".tzst": Encoding.TAR_ZSTD,
+}
 _CURRENT_DIRECTORY = "."
 
 
@@ -35,8 +42,11 @@ class Files:
         """Always: what has no named layer is refused by its layout being empty."""
         return True
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
-        """Layers without a name are no files: left out with a warning, as oras-go leaves them out."""
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
+        """Layers without a name are no files: left out with a warning, as oras-go leaves them out. With `unpack` always
+        what is called like an archive is one, unpacked at the root (AIKit packs whole models so); with never all are
+        files.
+        """
         found: list[Layer] = []
         unnamed: list[Descriptor] = []
         for descriptor in manifest.layers:
@@ -45,14 +55,19 @@ class Files:
             claimed = layers.claimed_path(descriptor)
             if claimed is None:
                 unnamed.append(descriptor)
+            elif unpack == "never":
+                found.append(Layer(descriptor, Encoding.RAW, paths.check(claimed)))
             elif descriptor.annotations.get(UNPACK) == "true":
                 found.append(_directory(descriptor, claimed))
+            elif unpack == "always" and (packed := _packed(claimed)) is not None:
+                found.append(Layer(descriptor, packed, paths.check(claimed)))
             elif layers.filepath(descriptor) and layers.encoding(descriptor.media_type).is_archive:
                 # The first ModelPack artifacts: typed as image layers, without anything that says ModelPack but this.
                 encoding = layers.encoding(descriptor.media_type)
                 found.append(Layer(descriptor, encoding, layers.hint(descriptor), Naming.HINTED))
             elif _is_unmarked_directory(descriptor, claimed):
-                found.append(Layer(descriptor, Encoding.TAR_GZIP, paths.check(claimed), Naming.WITHIN))
+                path = paths.check(claimed)
+                found.append(Layer(descriptor, Encoding.TAR_GZIP, path, Naming.WITHIN, within=path))
             else:
                 found.append(Layer(descriptor, Encoding.RAW, paths.check(claimed)))
         return Layout(self.name, tuple(found), layers.left_out(unnamed))
@@ -67,7 +82,12 @@ def _directory(descriptor: Descriptor, claimed: str) -> Layer:
     except InvalidRequest as e:
         raise BadArtifact(f"layer {descriptor.digest} states a bad digest of its content: {e.message}") from e
     naming = Naming.ROOT if path is None else Naming.WITHIN
-    return Layer(descriptor, Encoding.TAR_GZIP, path, naming, uncompressed)
+    return Layer(descriptor, Encoding.TAR_GZIP, path, naming, uncompressed, within=path)
+
+
+def _packed(claimed: str) -> Encoding | None:
+    """What an archive's name says that it is."""
+    return next((encoding for end, encoding in _ENDS.items() if claimed.lower().endswith(end)), None)
 
 
 def _is_unmarked_directory(descriptor: Descriptor, claimed: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import layers
-from modelmount.formats.base import Encoding, Layer, Layout
+from modelmount.formats.base import Encoding, Layer, Layout, Unpack
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest, strict_json
@@ -42,7 +42,7 @@ class ContainerImage:
             and not any(_is_named_file(layer) for layer in manifest.layers)
         )
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
         """Every layer that is part of the file system; attestations and the like are left out with a warning."""
         uncompressed = _diff_ids(config, len(manifest.layers))
         found: list[Layer] = []

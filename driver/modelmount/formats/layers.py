@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import paths
@@ -37,6 +38,10 @@ _SINGLE = re.compile(r"\.raw\+(?P<compression>[a-z0-9+-]+)\Z")
 _ARCHIVES = {None: Encoding.TAR, "gzip": Encoding.TAR_GZIP, "zstd": Encoding.TAR_ZSTD}
 _SINGLES = {"gzip": Encoding.RAW_GZIP, "zstd": Encoding.RAW_ZSTD}
 _SHOWN_TYPES = 3
+_REGULAR = (0, 48)
+"""Type flags of a regular file: a number in Go's tools, the ASCII code in RamaLama."""
+_MOST_AROUND_A_FILE = 80 << 10
+"""Headers of one entry, with all that may extend them, and the end of an archive filled up to a record."""
 
 
 def media(media_type: str) -> str:
@@ -114,6 +119,23 @@ def hint(descriptor: Descriptor) -> str | None:
     return usable(claimed_path(descriptor))
 
 
+def is_single_file(descriptor: Descriptor, path: str | None) -> bool:
+    """Whether an archive says that it is the one file at `path`: by metadata of a regular file with this name, whose
+    size is about the archive's. AIKit gives metadata to archives of many files too, with a list of them.
+    """
+    metadata = _metadata(descriptor.annotations)
+    name, size = metadata.get("name"), metadata.get("size")
+    return (
+        path is not None
+        and isinstance(name, str)
+        and type(size) is int
+        and name.rpartition("/")[2] == path.rpartition("/")[2]
+        and metadata.get("typeflag", 0) in _REGULAR
+        and "files" not in metadata
+        and (encoding(descriptor.media_type) is not Encoding.TAR or 0 < descriptor.size - size <= _MOST_AROUND_A_FILE)
+    )
+
+
 def usable(claimed: str | None) -> str | None:
     """A path that decides nothing: checked, and None for what is no path at all.
 
@@ -138,7 +160,12 @@ def left_out(found: Sequence[Descriptor], what: str = "layers without a file nam
 
 
 def _metadata_name(annotations: Mapping[str, str]) -> str | None:
-    """The `name` in the file metadata. The rest of it, and metadata that is no valid JSON, is nothing a mount depends
+    name = _metadata(annotations).get("name")
+    return name if isinstance(name, str) else None
+
+
+def _metadata(annotations: Mapping[str, str]) -> Mapping[str, Any]:
+    """The file metadata that has a name; empty where there is none. What is no valid JSON is nothing a mount depends
     on.
     """
     for key in METADATA:
@@ -149,7 +176,6 @@ def _metadata_name(annotations: Mapping[str, str]) -> str | None:
             metadata = strict_json(text.encode())
         except (BadArtifact, UnicodeEncodeError):
             continue
-        name = metadata.get("name") if isinstance(metadata, dict) else None
-        if isinstance(name, str) and name:
-            return name
-    return None
+        if isinstance(metadata, dict) and isinstance(metadata.get("name"), str) and metadata["name"]:
+            return metadata
+    return {}

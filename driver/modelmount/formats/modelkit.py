@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers, paths
-from modelmount.formats.base import Layer, Layout, Naming
+from modelmount.formats.base import Layer, Layout, Naming, Unpack
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest, strict_json
 
@@ -52,7 +52,7 @@ class ModelKit:
         declared += [layers.media(layer.media_type) for layer in manifest.layers]
         return any(media_type.startswith(PREFIX) for media_type in declared)
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
         """Raises BadArtifact too where the model itself is another ModelKit, which is not followed."""
         kitfile = _read(config)
         if kitfile.model and not any(_MODEL_LAYER.fullmatch(layers.media(one.media_type)) for one in manifest.layers):
@@ -79,10 +79,11 @@ def _layer(descriptor: Descriptor, part: _Part | None) -> Layer | None:
     if not encoding.is_archive:
         return None if claimed is None else Layer(descriptor, encoding, paths.check(claimed))
     if part is None or part.digest or layers.filepath(descriptor):
-        return Layer(descriptor, encoding, layers.usable(claimed))
+        path = layers.usable(claimed)
+        return Layer(descriptor, encoding, path, within=path)
     path = part.path.rstrip("/").removeprefix("./")
     above = paths.check(path).rpartition("/")[0] if path not in {"", "."} else ""
-    return Layer(descriptor, encoding, above or None, Naming.BELOW if above else Naming.ROOT)
+    return Layer(descriptor, encoding, above or None, Naming.BELOW if above else Naming.ROOT, within=above or None)
 
 
 def _part(parts: Sequence[_Part], number: int, descriptor: Descriptor, count: int) -> _Part | None:

@@ -7,7 +7,7 @@ producers write anything from a full description to `{}`, and nothing that a mou
 from __future__ import annotations
 
 from modelmount.formats import layers, paths
-from modelmount.formats.base import Layer, Layout, Naming
+from modelmount.formats.base import Layer, Layout, Naming, Unpack
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest
 
@@ -32,7 +32,7 @@ class ModelPack:
             declared.startswith(_PREFIXES) for declared in (layers.kind(manifest), layers.config_type(manifest))
         ) or any(_is_model_layer(layer) for layer in manifest.layers)
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
         """Layers that claim no path and aren't archives are no files: left out with a warning."""
         found: list[Layer] = []
         unnamed: list[Descriptor] = []
@@ -42,7 +42,10 @@ class ModelPack:
             encoding = layers.encoding(descriptor.media_type)
             claimed = layers.claimed_path(descriptor)
             if encoding.is_archive:
-                found.append(Layer(descriptor, encoding, layers.hint(descriptor), Naming.HINTED))
+                path = layers.hint(descriptor)
+                found.append(
+                    Layer(descriptor, encoding, path, Naming.HINTED, is_single=layers.is_single_file(descriptor, path))
+                )
             elif claimed is None:
                 unnamed.append(descriptor)
             else:

@@ -12,7 +12,7 @@ from typing import Final
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers, paths
-from modelmount.formats.base import Encoding, Layer, Layout
+from modelmount.formats.base import Encoding, Layer, Layout, Unpack
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest, strict_json
 
@@ -41,7 +41,7 @@ class Ollama:
         """By any layer's type; the config's is that of a container image."""
         return any(layers.media(layer.media_type).startswith(PREFIX) for layer in manifest.layers)
 
-    def layout(self, manifest: Manifest, config: bytes | None) -> Layout:
+    def layout(self, manifest: Manifest, config: bytes | None, unpack: Unpack = "auto") -> Layout:
         """Raises BadArtifact too for models that come as one layer for each tensor."""
         kinds = [layers.media(layer.media_type).removeprefix(PREFIX) for layer in manifest.layers]
         if "tensor" in kinds:

@@ -5,10 +5,13 @@ on every node.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import paths
+from modelmount.formats import selection as selections
 from modelmount.formats.base import Encoding, File, Layer, Layout, Member, Naming, Placement
+from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.formats.stack import Stack
 from modelmount.oci.digest import Digest
 
@@ -32,20 +35,32 @@ class _Tree:
         self.files.setdefault(file.path, file)
 
 
-def place(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int]) -> Placement:
-    """Where every file of the volume comes from.
+def place(
+    layout: Layout,
+    members: Mapping[Digest, Sequence[Member]],
+    rules: Mapping[Digest, int],
+    selection: Selection = EVERYTHING,
+    revision: str = "",
+) -> Placement:
+    """Where every file of the volume comes from. `revision` names the model in layouts that want one.
 
     `members` has an entry for each layer that isn't RAW, and `rules` the version of the unpacking rules which that
     layer was made under: one model may mix versions. Raises BadArtifact when names collide, an entry lies outside its
-    layer's directory, or there is no file at all; KeyError when a layer's members or rules are missing.
+    layer's directory, or there is no file at all; InvalidRequest when the selection leaves none; KeyError when a
+    layer's members or rules are missing.
     """
-    gather = _stacked if layout.is_image else _side_by_side
-    files, directories, warnings = gather(layout, members, rules)
+    if layout.is_image:
+        files, directories, warnings = _stacked(layout, members, rules, selection.path)
+        selection = replace(selection, path="")
+    else:
+        files, directories, warnings = _side_by_side(layout, members, rules)
     if not files:
         raise BadArtifact(
             f"the {layout.format} artifact has no files, only directories; ask its publisher what it should contain"
         )
-    warnings += paths.collisions((file.path for file in files), directories)
+    files, directories, more = selections.selected(files, directories, selection)
+    files, directories = selections.shaped(files, directories, selection, revision)
+    warnings += more + paths.collisions((file.path for file in files), directories)
     for file in files:
         directories.update(paths.parents(file.path))
     for directory in list(directories):
@@ -77,12 +92,14 @@ def _side_by_side(layout: Layout, members: Mapping[Digest, Sequence[Member]], ru
     return *_lifted(tree, layout.lift), ()
 
 
-def _stacked(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int]) -> _Gathered:
+def _stacked(
+    layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int], path: str
+) -> _Gathered:
     stack = Stack()
     for layer in layout.layers:
         digest = layer.descriptor.digest
         stack.apply(members[digest], f"{digest.hex}/{rules[digest]}")
-    return stack.shows()
+    return stack.shows(path)
 
 
 def _place_raw(tree: _Tree, layer: Layer) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from modelmount.errors import BadArtifact
+from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import paths
 from modelmount.formats.base import HARDLINK, SYMLINK, File, Member
 
@@ -80,20 +80,27 @@ class Stack:
                 continue
             self._add(tuple(above), name, member, source)
 
-    def shows(self) -> tuple[list[File], set[str], tuple[str, ...]]:
-        """The files and directories of the volume, by unchecked path, and warnings: what lies in /models, or the whole
-        image when it is nothing but the model. Raises BadArtifact where neither is so, and for devices and pipes.
+    def shows(self, path: str = "") -> tuple[list[File], set[str], tuple[str, ...]]:
+        """The files and directories of the volume, and warnings: what lies in `path`; without one in /models, or the
+        whole image when it is nothing but the model. Raises InvalidRequest where `path` is no directory, BadArtifact
+        where it is needed, and for devices and pipes.
         """
-        found = self.walk((), (MODELS,))
+        found = self.walk((), tuple((path or MODELS).split("/")))
         if found is not None and isinstance(found[0], _Directory):
             return _Listing(self).of(*found)
+        if path:
+            raise InvalidRequest(
+                f"the container image has no directory {paths.show(path)} (path); at its root are {self._names()}"
+            )
         if _SYSTEM & self._root.children.keys():
-            names = ", ".join(paths.show(name) for name in sorted(self._root.children)[:_SHOWN_NAMES])
             raise BadArtifact(
                 f"the container image has no directory /{MODELS}, and holds an operating system, so that its model "
-                f"could be anywhere; at its root are {names}; build it with the model in /{MODELS}"
+                f"could be anywhere; name the directory with the attribute `path`; at its root are {self._names()}"
             )
         return _Listing(self).of(self._root, ())
+
+    def _names(self) -> str:
+        return ", ".join(paths.show(name) for name in sorted(self._root.children)[:_SHOWN_NAMES])
 
     # -- building
 

@@ -8,6 +8,7 @@ import time
 from enum import Enum
 
 from modelmount.errors import ModelMountError
+from modelmount.formats.selection import Selection
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.progress import Progress, Snapshot
 from modelmount.pull.resolver import Model
@@ -50,7 +51,7 @@ class Waiter:
 class Job:
     """One pull of one model with one selection. Made and run by the Puller."""
 
-    def __init__(self, model: Model, selection: str, credential: Credential, *, fetches: bool = True) -> None:
+    def __init__(self, model: Model, selection: Selection, credential: Credential, *, fetches: bool = True) -> None:
         """RUNNING from the start. One that doesn't fetch makes do with the blobs that are here, or fails."""
         self.model, self.selection, self.fetches = model, selection, fetches
         self.progress = Progress()

@@ -5,6 +5,7 @@ tree it becomes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelmount import formats
@@ -14,6 +15,7 @@ from modelmount.content.pulls import Claim
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact
 from modelmount.formats.base import Encoding, Layout, Member, Placement
+from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
@@ -83,11 +85,27 @@ class Plan:
     manifest: Manifest
     layout: Layout
     parts: tuple[Part, ...]
+    selection: Selection = EVERYTHING
+    revision: str = ""
+    """Names the model in layouts that want one."""
 
     @property
     def total_bytes(self) -> int:
-        """Declared bytes of all distinct blobs."""
+        """Declared bytes of all distinct blobs that are needed."""
         return sum(part.descriptor.size for part in self.parts)
+
+    @property
+    def documents(self) -> tuple[bytes, ...]:
+        """What the tree needs beside the parts; it has to be put into the store."""
+        return tuple(formats.documents(self.selection, self.revision).values())
+
+    def claims(self, scope: str) -> Iterator[Claim]:
+        """All that the tree will be linked from, and what its download takes on disk."""
+        for part in self.parts:
+            yield part.claim(scope)
+        for document in self.documents:
+            digest = Digest.of(document)
+            yield Claim(digest.hex, ingest.RAW, ingest.name(digest, scope, ingest.RAW), len(document))
 
     def facts(self, digest: Digest) -> Facts:
         """What is true of this manifest under any rules."""
@@ -97,7 +115,7 @@ class Plan:
             manifest.media_type,
             manifest.kind_type or "",
             self.layout.format,
-            self.total_bytes,
+            sum(size for _, size in {(layer.digest, layer.size) for layer in manifest.layers}),
             len(manifest.layers),
         )
 
@@ -109,6 +127,8 @@ class Plan:
         """Where every file goes, or None when a source is missing. The caller holds the shared store lock until the
         tree is linked.
         """
+        if not all(store.has_blob(Digest.of(document), scope) for document in self.documents):
+            return None
         members: dict[Digest, tuple[Member, ...]] = {}
         rules: dict[Digest, int] = {}
         for part in self.parts:
@@ -121,12 +141,16 @@ class Plan:
             if version is None:
                 return None
             members[digest], rules[digest] = layers.members(store, digest, version), version
-        return formats.place(self.layout, members, rules)
+        return formats.place(self.layout, members, rules, self.selection, self.revision)
 
 
-def make_plan(manifest: Manifest, config: bytes | None, limits: Limits) -> Plan:
-    """Decide the layout and check the declared sizes. Raises BadArtifact."""
-    layout = formats.decide(manifest, config)
+def make_plan(
+    manifest: Manifest, config: bytes | None, limits: Limits, selection: Selection = EVERYTHING, revision: str = ""
+) -> Plan:
+    """Decide the layout and check the declared sizes. Raises BadArtifact, InvalidRequest where the selection leaves
+    nothing.
+    """
+    layout = formats.decide(manifest, config, selection)
     parts: dict[progress.Key, Part] = {}
     for layer in layout.layers:
         part = Part(layer.descriptor, layer.encoding, layer.uncompressed, layer.path)
@@ -134,7 +158,7 @@ def make_plan(manifest: Manifest, config: bytes | None, limits: Limits) -> Plan:
         if known.descriptor.size != part.descriptor.size:
             raise BadArtifact(f"{part.descriptor.digest} is listed with two sizes; push the model again")
     ordered = sorted(parts.values(), key=lambda part: (part.descriptor.size > SMALL_BYTES, _natural(part.path or "")))
-    plan = Plan(manifest, layout, tuple(ordered))
+    plan = Plan(manifest, layout, tuple(ordered), selection, revision)
     if plan.total_bytes > limits.model_bytes:
         raise BadArtifact(
             f"the model declares {human_bytes(plan.total_bytes)}, more than the {human_bytes(limits.model_bytes)} an "

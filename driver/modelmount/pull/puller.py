@@ -17,6 +17,8 @@ from modelmount.config import Settings
 from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace, Unavailable
+from modelmount.formats.selection import Selection
+from modelmount.oci.digest import Digest
 from modelmount.pull import verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
@@ -56,7 +58,7 @@ class Puller:
         telemetry.pull_files_left.set_function(lambda: sum(len(s.files) - s.files_ready for s in self._running()))
         telemetry.pull_bytes_per_second.set_function(lambda: sum(s.rate for s in self._running()))
 
-    def ensure(self, model: Model, selection: str, credential: Credential, *, fetch: bool = True) -> Job:
+    def ensure(self, model: Model, selection: Selection, credential: Credential, *, fetch: bool = True) -> Job:
         """The job for `model`: the one that runs or just ended well, or a new one. The caller has proved its own
         access. Without `fetch` it links what is here and asks no source for anything; something missing is a
         Precondition then.
@@ -159,11 +161,12 @@ class Puller:
 
     def _pull(self, job: Job, record: PullRecord) -> Tree:
         model = job.model
-        verdicts.check(self._store, model.manifest, self._settings.limits)
+        limits, selection = self._settings.limits, job.selection.key
+        verdicts.check(self._store, model.manifest, limits, selection)
         try:
             return self._pull_unjudged(job, record)
         except BadArtifact as e:
-            verdicts.remember(self._store, model.manifest, self._settings.limits, e)
+            verdicts.remember(self._store, model.manifest, limits, selection, e)
             raise
 
     def _pull_unjudged(self, job: Job, record: PullRecord) -> Tree:
@@ -172,7 +175,8 @@ class Puller:
         manifest = self._resolver.manifest(model, job.credential)
         source = self._source(model, lambda: job.credential)
         transfer = Transfer(store, scope, source, job, self._settings, self._connections)
-        plan = make_plan(manifest, transfer.config(manifest), self._settings.limits)
+        config = transfer.config(manifest)
+        plan = make_plan(manifest, config, self._settings.limits, job.selection, _revision(model))
         verdicts.record_facts(store, plan.facts(model.manifest))
         _warn(plan.layout.warnings)
         while True:
@@ -182,7 +186,7 @@ class Puller:
                 placement = plan.placement(store, scope)
                 if placement is not None:
                     _warn(placement.warnings)
-                    return trees.build(store, scope, model.manifest, job.selection, placement)
+                    return trees.build(store, scope, model.manifest, job.selection.key, placement)
             log.warning("content vanished before it was linked; fetching it again")
 
     def _fetch_missing(self, transfer: Transfer, plan: Plan, record: PullRecord, job: Job) -> None:
@@ -196,8 +200,9 @@ class Puller:
             telemetry.blobs_total.labels("found").inc()
         # What is present is named too: it costs no space, and a sweep spares only what is named.
         whole = Claim.of_manifest(job.model.manifest, transfer.scope)
-        claims = [whole, *(part.claim(transfer.scope) for part in plan.parts)]
-        record.claim(claims, keep_free=self._settings.limits.free_bytes)
+        record.claim([whole, *plan.claims(transfer.scope)], keep_free=self._settings.limits.free_bytes)
+        for document in plan.documents:
+            self._store.put_document(document, Digest.of(document), transfer.scope)
         if missing:
             try:
                 transfer.run(missing)
@@ -225,7 +230,12 @@ class Puller:
 
 
 def _key(job: Job) -> _Key:
-    return job.model.repository.scope, str(job.model.manifest), job.selection, job.fetches
+    return job.model.repository.scope, str(job.model.manifest), job.selection.key, job.fetches
+
+
+def _revision(model: Model) -> str:
+    """As long as a commit of git, which is what revisions are elsewhere."""
+    return model.manifest.hex[:40]
 
 
 def _warn(warnings: Iterable[str]) -> None:

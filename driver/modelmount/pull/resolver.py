@@ -20,6 +20,7 @@ import msgspec
 from modelmount import formats
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, InvalidRequest, Precondition
+from modelmount.formats import ANY, Choice
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index, Manifest
@@ -79,14 +80,14 @@ class Resolver:
         """`prove` is the admin's `auth.verification = "always"`."""
         self._store, self._client, self._prove = store, client, prove
 
-    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential) -> Model:
-        """The manifest `reference` means now, on disk and available to its scope.
+    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential, choice: Choice = ANY) -> Model:
+        """The manifest `reference` means now, on disk and available to its scope; of an index what `choice` says.
 
         Raises Precondition when the policy is Never and it isn't here, BadArtifact for manifests no reader can use, and
         whatever the registry's answer means (NotFound, Unauthenticated, Forbidden, Unavailable).
         """
         repository = reference.repository
-        known = self._known(reference)
+        known = self._known(reference, choice)
         if known is None and policy == "Never":
             known = self._here(reference)
             if known is None:
@@ -97,8 +98,8 @@ class Resolver:
                 self._client.exists(repository, Digest.parse(known.digest), credential)
             return model
         top, found = self._fetch_top(reference, credential, known)
-        model = Model(repository, self._choose(repository, top, found, credential))
-        self._remember(reference, top, model.manifest)
+        model = Model(repository, self._choose(repository, top, found, credential, choice))
+        self._remember(reference, choice, top, model.manifest)
         return model
 
     def manifest(self, model: Model, credential: Credential) -> Manifest:
@@ -112,7 +113,7 @@ class Resolver:
         """What the reference meant when it was last resolved here, if its manifest is still present. No network, no
         proof.
         """
-        known = self._known(reference)
+        known = self._known(reference, ANY)
         return Digest.parse(known.manifest) if known else None
 
     # -- inside
@@ -136,13 +137,13 @@ class Resolver:
         return fetched.digest, parsed
 
     def _choose(
-        self, repository: Repository, digest: Digest, document: Manifest | Index, credential: Credential
+        self, repository: Repository, digest: Digest, document: Manifest | Index, credential: Credential, choice: Choice
     ) -> Digest:
         seen = {digest}
         for _ in range(INDEX_DEPTH):
             if isinstance(document, Manifest):
                 return digest
-            digest = formats.choose(document, platform.machine()).digest
+            digest = formats.choose(document, platform.machine(), choice).digest
             if digest in seen:
                 raise BadArtifact(f"the index of {repository} names itself at {digest}; push it again")
             seen.add(digest)
@@ -159,9 +160,9 @@ class Resolver:
         self._store.put_document(fetched.data, digest, repository.scope)
         return parsed
 
-    def _known(self, reference: Reference) -> Ref | None:
+    def _known(self, reference: Reference, choice: Choice) -> Ref | None:
         try:
-            known = msgspec.json.decode(atomic.read_file(self._ref_path(reference)), type=Ref)
+            known = msgspec.json.decode(atomic.read_file(self._ref_path(reference, choice)), type=Ref)
             manifest = Digest.parse(known.manifest)
         except (FileNotFoundError, msgspec.DecodeError, InvalidRequest):
             return None  # what can't be read is resolved again
@@ -176,10 +177,11 @@ class Resolver:
             return None
         return Ref(str(reference), str(digest), str(digest), time.time())
 
-    def _remember(self, reference: Reference, digest: Digest, manifest: Digest) -> None:
+    def _remember(self, reference: Reference, choice: Choice, digest: Digest, manifest: Digest) -> None:
         record = Ref(str(reference), str(digest), str(manifest), time.time())
         with self._store.locks.shared():
-            atomic.write_file(self._ref_path(reference), msgspec.json.encode(record))
+            atomic.write_file(self._ref_path(reference, choice), msgspec.json.encode(record))
 
-    def _ref_path(self, reference: Reference) -> str:
-        return f"{self._store.root}/refs/{hashlib.sha256(str(reference).encode()).hexdigest()}"
+    def _ref_path(self, reference: Reference, choice: Choice) -> str:
+        text = f"{reference}\n{choice.key}" if choice.key else str(reference)
+        return f"{self._store.root}/refs/{hashlib.sha256(text.encode()).hexdigest()}"

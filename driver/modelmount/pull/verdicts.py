@@ -32,17 +32,17 @@ class Facts(msgspec.Struct, frozen=True):
     layers: int
 
 
-def check(store: Store, manifest: Digest, limits: Limits) -> None:
-    """Raise the remembered BadArtifact, if there is one under the present rules, limits and program."""
+def check(store: Store, manifest: Digest, limits: Limits, selection: str) -> None:
+    """Raise the remembered BadArtifact, if this selection has one under the present rules, limits and program."""
     try:
-        raise BadArtifact(_path(store, manifest, limits).read_text())
+        raise BadArtifact(_path(store, manifest, limits, selection).read_text())
     except FileNotFoundError:
         return
 
 
-def remember(store: Store, manifest: Digest, limits: Limits, error: BadArtifact) -> None:
+def remember(store: Store, manifest: Digest, limits: Limits, selection: str, error: BadArtifact) -> None:
     """Keep a verdict that the bytes or declared sizes decided."""
-    path = _path(store, manifest, limits)
+    path = _path(store, manifest, limits, selection)
     with store.locks.shared():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         atomic.write_file(path, str(error).encode(errors="replace"))
@@ -88,6 +88,6 @@ def mark_used(store: Store, manifest: Digest) -> None:
         return
 
 
-def _path(store: Store, manifest: Digest, limits: Limits) -> Path:
-    bounds = hashlib.sha256(msgspec.json.encode(limits)).hexdigest()[:12]
+def _path(store: Store, manifest: Digest, limits: Limits, selection: str) -> Path:
+    bounds = hashlib.sha256(msgspec.json.encode(limits) + selection.encode()).hexdigest()[:12]
     return store.root / "models" / manifest.hex / "verdicts" / f"{__version__}-{LAYOUT_RULES}.{RULES}-{bounds}"

@@ -202,7 +202,7 @@ class Publications:
         return _located(fresh, tree), tree
 
     def _find(self, model: Model, wanted: Wanted) -> Tree | None:
-        return trees.find(self._store, model.repository.scope, model.manifest, wanted.spec.selection)
+        return trees.find(self._store, model.repository.scope, model.manifest, wanted.spec.selection.key)
 
     def _attach(self, lease: Lease, tree: Tree, target: TargetHandle, flags: frozenset[str]) -> None:
         """Mount, or raise and have no mount."""

@@ -19,6 +19,8 @@ from modelmount import telemetry
 from modelmount.config import Settings
 from modelmount.content.store import Store
 from modelmount.errors import Cancelled, InvalidRequest, ModelMountError, NotFound, Pending, Unavailable
+from modelmount.formats import ANY, Choice
+from modelmount.formats.selection import Selection
 from modelmount.oci.reference import Reference, Repository
 from modelmount.pull import progress
 from modelmount.pull.job import Job
@@ -69,14 +71,14 @@ class Request(Protocol):
 class Resolves(Protocol):
     """Says what a reference means and proves access to it: `pull.resolver.Resolver`."""
 
-    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential) -> Model:
+    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential, choice: Choice = ANY) -> Model:
         """The model, after one request to the registry where the admin wants proof."""
 
 
 class Pulls(Protocol):
     """Runs pulls: `pull.puller.Puller`."""
 
-    def ensure(self, model: Model, selection: str, credential: Credential, *, fetch: bool) -> Job:
+    def ensure(self, model: Model, selection: Selection, credential: Credential, *, fetch: bool) -> Job:
         """Join or start the model's job, which does without any source unless it may `fetch`; the caller has proved its
         access.
         """
@@ -213,11 +215,11 @@ class Publisher:
     ) -> tuple[How, Lease]:
         """Prove access, then mount what is here or pull it. A lease pins the digest: by that, never by tag."""
         wanted.spec.check_allowed(self._settings)
-        reference, policy = wanted.spec.reference, wanted.spec.pull_policy
+        reference, policy, choice = wanted.spec.reference, wanted.spec.pull_policy, wanted.spec.choice
         if lease is not None and not lease.adopted:
-            reference = replace(reference, tag=None, digest=lease.model.manifest)
+            reference, choice = replace(reference, tag=None, digest=lease.model.manifest), ANY
         credential = self._credentials.find(reference.repository, secrets)
-        model = self._resolver.resolve(reference, policy, credential)
+        model = self._resolver.resolve(reference, policy, credential, choice)
         made = self._publications.make(wanted, model, attempt)
         if made is not None:
             return "cached", made

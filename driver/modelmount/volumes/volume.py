@@ -8,31 +8,19 @@ from typing import get_args
 
 from modelmount.config import Settings
 from modelmount.errors import Forbidden, InvalidRequest
+from modelmount.formats import ANY, Choice
+from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.oci.reference import Reference
 from modelmount.pull.resolver import PullPolicy
+from modelmount.volumes import choices
+from modelmount.volumes.choices import quoted
 
 KUBERNETES_PREFIX = "csi.storage.k8s.io/"
 """Keys the kubelet adds (pod, service account, tokens): never part of what a volume is."""
 IGNORED_KEYS = frozenset({"storage.kubernetes.io/csiProvisionerIdentity"})
 """Keys that sidecars write into a PV's attributes."""
-KNOWN_KEYS = ("model", "pullPolicy", "mode")
-LATER_KEYS = frozenset(
-    {
-        "include",
-        "exclude",
-        "path",
-        "subDir",
-        "files",
-        "layout",
-        "hfRepo",
-        "platform",
-        "select",
-        "unpack",
-        "exec",
-        "pin",
-        "allowedReferences",
-    }
-)
+KNOWN_KEYS = ("model", "pullPolicy", "mode", *choices.KEYS)
+LATER_KEYS = frozenset({"exec", "pin", "allowedReferences"})
 _POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
 MAX_BYTES = 4096
 """The CSI specification's limit for a map ("Size Limits"); nobody in front of us enforces it."""
@@ -44,11 +32,10 @@ class VolumeSpec:
 
     reference: Reference
     pull_policy: PullPolicy
-
-    @property
-    def selection(self) -> str:
-        """Canonical text of which files are shown and how; part of job and view keys. Everything, for now."""
-        return ""
+    selection: Selection = EVERYTHING
+    """Which files are shown, and how."""
+    choice: Choice = ANY
+    """Which entry of an index is the model."""
 
     @classmethod
     def parse(cls, attributes: Mapping[str, str]) -> VolumeSpec:
@@ -64,7 +51,7 @@ class VolumeSpec:
                     f"volume attribute {key!r} is not supported by this version; remove it or upgrade modelmount"
                 )
             if key not in KNOWN_KEYS:
-                raise InvalidRequest(f"unknown volume attribute {_quoted(key)}; known: {', '.join(KNOWN_KEYS)}")
+                raise InvalidRequest(f"unknown volume attribute {quoted(key)}; known: {', '.join(KNOWN_KEYS)}")
         if not own.get("model"):
             raise InvalidRequest(
                 "volume attribute 'model' is missing: name a model, for example `model: "
@@ -75,8 +62,9 @@ class VolumeSpec:
                 raise InvalidRequest(
                     "mode: lazy does not exist yet; use eager, which mounts a model once all of it is verified"
                 )
-            raise InvalidRequest(f"volume attribute 'mode' must be eager, not {_quoted(own['mode'])}")
-        return cls(Reference.parse(own["model"]), _policy(own.get("pullPolicy", "IfNotPresent")))
+            raise InvalidRequest(f"volume attribute 'mode' must be eager, not {quoted(own['mode'])}")
+        policy = _policy(own.get("pullPolicy", "IfNotPresent"))
+        return cls(Reference.parse(own["model"]), policy, choices.selection(own), choices.choice(own))
 
     def check_allowed(self, settings: Settings) -> None:
         """Apply the admin's word on hosts. Raises Forbidden for hosts off the allow-list, InvalidRequest for addresses
@@ -91,7 +79,7 @@ def check_host_allowed(reference: Reference, settings: Settings) -> None:
     if repository.is_address_like and repository.registry not in settings.registries:
         raise InvalidRequest(
             f"registry {repository.registry} is an address or this host itself; an admin must list it first: "
-            f"[registries.{_quoted(repository.registry)}]"
+            f"[registries.{quoted(repository.registry)}]"
         )
     if not settings.permits(repository.registry):
         raise Forbidden(
@@ -120,9 +108,4 @@ def _policy(text: str) -> PullPolicy:
     for policy in _POLICIES:
         if text == policy:
             return policy
-    raise InvalidRequest(f"volume attribute 'pullPolicy' must be one of {', '.join(_POLICIES)}, not {_quoted(text)}")
-
-
-def _quoted(text: str) -> str:
-    """Somebody else's word in a message: cut, escaped."""
-    return ascii(text if len(text) <= 64 else text[:64] + "…")
+    raise InvalidRequest(f"volume attribute 'pullPolicy' must be one of {', '.join(_POLICIES)}, not {quoted(text)}")

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from modelmount import formats
-from modelmount.errors import BadArtifact
+from modelmount.errors import BadArtifact, InvalidRequest
+from modelmount.formats import Choice
 from modelmount.oci import manifest as manifests
+from modelmount.oci.descriptor import Platform
 from modelmount.oci.manifest import Index
 from tests.unit.oci.documents import descriptor
 
@@ -76,6 +78,70 @@ def test_one_entry_is_the_model(entries: list[dict[str, Any]], expected: int) ->
     assert chosen(*entries) == expected
 
 
+def annotated(**annotations: str) -> dict[str, Any]:
+    return {"annotations": annotations}
+
+
+@pytest.mark.parametrize(
+    ("entries", "choice", "expected"),
+    [
+        pytest.param([on("linux/amd64"), on("linux/arm64")], Choice(Platform("linux", "arm64")), 1, id="platform"),
+        pytest.param([MODELPACK, on("linux/amd64")], Choice(Platform("linux", "amd64")), 1, id="platform-before-model"),
+        pytest.param(
+            [on("linux/arm64/v9"), on("linux/arm64/v8")], Choice(Platform("linux", "arm64")), 1, id="lower-variant"
+        ),
+        pytest.param(
+            [on("linux/arm64/v9"), on("linux/arm64/v8")], Choice(Platform("linux", "arm64", "v9")), 0, id="variant"
+        ),
+        pytest.param([annotated(q="8"), annotated(q="4")], Choice(select=(("q", "4"),)), 1, id="annotation"),
+        pytest.param(
+            [annotated(q="4", f="a"), annotated(q="4", f="b")], Choice(select=(("f", "b"), ("q", "4"))), 1, id="several"
+        ),
+        pytest.param(
+            [on("linux/arm64") | annotated(q="4"), on("linux/amd64") | annotated(q="4"), on("linux/amd64")],
+            Choice(select=(("q", "4"),)),
+            1,
+            id="annotation-then-machine",
+        ),
+        pytest.param([{"mediaType": manifests.OCI_INDEX}], Choice(select=(("q", "4"),)), 0, id="within-the-only-index"),
+    ],
+)
+def test_a_choice_decides(entries: list[dict[str, Any]], choice: Choice, expected: int) -> None:
+    found = index(*entries)
+    assert found.manifests.index(formats.choose(found, "amd64", choice)) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "told"),
+    [
+        (Choice(Platform("linux", "s390x")), "platform"),
+        (Choice(select=(("q", "5"),)), "select"),
+        (Choice(Platform("linux", "amd64"), (("q", "4"),)), "platform and select"),
+    ],
+)
+def test_a_choice_that_nothing_meets_lists_what_there_is(choice: Choice, told: str) -> None:
+    entries = on("linux/amd64") | annotated(q="8"), on("linux/arm64") | annotated(q="4")
+    with pytest.raises(InvalidRequest, match=f"chosen by {told}; it has .* for 'linux/amd64' with 'q=8', .* 'q=4'"):
+        formats.choose(index(*entries), "amd64", choice)
+
+
+def test_two_entries_that_meet_a_choice_are_not_decided_for() -> None:
+    with pytest.raises(BadArtifact, match="`platform` or `select`"):
+        formats.choose(index(annotated(q="4"), annotated(q="4")), "amd64", Choice(select=(("q", "4"),)))
+
+
+def test_choices_have_keys_of_their_own() -> None:
+    choices = [
+        formats.ANY,
+        Choice(Platform("linux", "amd64")),
+        Choice(Platform("linux", "amd64", "v3")),
+        Choice(select=(("platform", "linux/amd64"),)),
+        Choice(select=(("a", "b"), ("c", "d"))),
+    ]
+    assert formats.ANY.key == ""
+    assert len({choice.key for choice in choices}) == len(choices)
+
+
 def test_an_entry_listed_twice_is_one_choice() -> None:
     same = descriptor(b"same", manifests.OCI_MANIFEST)
     assert chosen(same, same) == 0
@@ -102,7 +168,7 @@ def test_a_machine_is_known_by_either_name_and_without_one_the_first_linux_count
 )
 def test_where_nothing_decides_the_choices_are_listed(entries: list[dict[str, Any]]) -> None:
     found = index(*entries)
-    with pytest.raises(BadArtifact, match="name one by its digest") as caught:
+    with pytest.raises(BadArtifact, match="name it by its digest") as caught:
         formats.choose(found, "amd64")
     assert str(found.manifests[0].digest) in caught.value.message
     assert str(found.manifests[1].digest) in caught.value.message

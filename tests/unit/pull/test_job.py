@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelmount.errors import Unavailable
+from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
 from modelmount.pull.job import Job, State, Waiter
@@ -21,7 +22,7 @@ TREE = Tree("id", Path("/nowhere"), 1, 1)
 
 @pytest.fixture
 def job() -> Job:
-    return Job(MODEL, "", Credential.anonymous())
+    return Job(MODEL, EVERYTHING, Credential.anonymous())
 
 
 def test_every_waiter_gets_the_tree(job: Job) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from modelmount.content.backoff import Backoff
 from modelmount.errors import IntegrityError
+from modelmount.formats.selection import EVERYTHING
 from modelmount.pull.job import Job, Waiter
 from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Resolver
@@ -55,7 +56,7 @@ class MirroredBench(Bench):
         )
 
     def pull(self, *layers: tuple[str, bytes], **options: str) -> Job:
-        return self.puller().ensure(self.model(*layers, **options), "", ANONYMOUS)
+        return self.puller().ensure(self.model(*layers, **options), EVERYTHING, ANONYMOUS)
 
 
 @pytest.fixture

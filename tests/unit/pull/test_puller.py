@@ -23,11 +23,13 @@ from modelmount.errors import (
     Cancelled,
     IntegrityError,
     Internal,
+    InvalidRequest,
     ModelMountError,
     NotFound,
     Precondition,
     Unavailable,
 )
+from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
@@ -114,7 +116,7 @@ def tree_of(job: Job) -> Path:
 
 def test_a_model_becomes_a_tree_of_its_files(bench: Bench) -> None:
     model = bench.model(("config.json", b"{}\n"), ("sub/model.bin", b"weights" * 1000))
-    root = tree_of(bench.puller().ensure(model, "", ANONYMOUS))
+    root = tree_of(bench.puller().ensure(model, EVERYTHING, ANONYMOUS))
     assert (root / "config.json").read_bytes() == b"{}\n"
     assert (root / "sub/model.bin").read_bytes() == b"weights" * 1000
 
@@ -122,7 +124,7 @@ def test_a_model_becomes_a_tree_of_its_files(bench: Bench) -> None:
 def test_many_callers_share_one_job_and_one_download(bench: Bench) -> None:
     model = bench.model(("model.bin", os.urandom(200_000)))
     puller = bench.puller()
-    jobs = {puller.ensure(model, "", ANONYMOUS) for _ in range(20)}
+    jobs = {puller.ensure(model, EVERYTHING, ANONYMOUS) for _ in range(20)}
     assert len(jobs) == 1
     tree_of(jobs.pop())
     assert max(bench.opened().values()) == 1
@@ -133,7 +135,7 @@ def test_two_models_that_share_a_layer_fetch_it_once(bench: Bench) -> None:
     one = bench.model(shared, ("config.json", b"one"))
     two = bench.model(shared, ("config.json", b"two"))
     puller = bench.puller()
-    jobs = [puller.ensure(model, "", ANONYMOUS) for model in (one, two)]
+    jobs = [puller.ensure(model, EVERYTHING, ANONYMOUS) for model in (one, two)]
     roots = [tree_of(job) for job in jobs]
     assert bench.opened()[Digest.of(shared[1])] == 1
     assert (roots[0] / "model.bin").samefile(roots[1] / "model.bin")
@@ -141,7 +143,7 @@ def test_two_models_that_share_a_layer_fetch_it_once(bench: Bench) -> None:
 
 def test_two_pullers_on_one_store_fetch_each_blob_once(bench: Bench) -> None:
     model = bench.model(*((f"model-{n}.bin", os.urandom(50_000)) for n in range(12)))
-    roots = [tree_of(job) for job in [bench.puller().ensure(model, "", ANONYMOUS) for _ in range(2)]]
+    roots = [tree_of(job) for job in [bench.puller().ensure(model, EVERYTHING, ANONYMOUS) for _ in range(2)]]
     assert max(bench.opened().values()) == 1
     assert roots[0] == roots[1]
 
@@ -152,7 +154,7 @@ def test_an_archive_is_unpacked_and_does_not_stay_behind(bench: Bench, tmp_path:
     (files / "sub/a.bin").write_bytes(b"a" * 5000)
     archive = push.compress(push.tar_of([("sub", files / "sub"), ("sub/a.bin", files / "sub/a.bin")]), "tar+gzip")
     model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar+gzip")
-    root = tree_of(bench.puller().ensure(model, "", ANONYMOUS))
+    root = tree_of(bench.puller().ensure(model, EVERYTHING, ANONYMOUS))
     assert (root / "sub/a.bin").read_bytes() == b"a" * 5000
     assert not bench.store.blob_path(Digest.of(archive)).exists()
     assert list((bench.store.root / "ingest").iterdir()) == []
@@ -160,7 +162,7 @@ def test_an_archive_is_unpacked_and_does_not_stay_behind(bench: Bench, tmp_path:
 
 def test_a_finished_job_holds_its_record_until_a_lease_stands(bench: Bench) -> None:
     puller = bench.puller()
-    job = puller.ensure(bench.model(("a", b"a")), "", ANONYMOUS)
+    job = puller.ensure(bench.model(("a", b"a")), EVERYTHING, ANONYMOUS)
     tree_of(job)
     assert len(list(pulls.live_records(bench.store))) == 1
     puller.release(job)
@@ -172,12 +174,12 @@ def test_a_failed_job_leaves_no_record_and_the_next_call_starts_anew(bench: Benc
     model = bench.model(("model.bin", os.urandom(100_000)))
     bench.source.faults.append(Fault(error=NotFound("gone")))
     puller = bench.puller()
-    job = puller.ensure(model, "", ANONYMOUS)
+    job = puller.ensure(model, EVERYTHING, ANONYMOUS)
     with pytest.raises(NotFound):
         job.wait(Waiter(), SECONDS)
     assert job.state is State.FAILED
     assert list(pulls.live_records(bench.store)) == []
-    tree_of(puller.ensure(model, "", ANONYMOUS))
+    tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS))
 
 
 def test_one_bad_blob_ends_the_job_and_the_good_ones_stay(bench: Bench) -> None:
@@ -186,7 +188,7 @@ def test_one_bad_blob_ends_the_job_and_the_good_ones_stay(bench: Bench) -> None:
     settings = msgspec.structs.replace(bench.settings, pull=msgspec.structs.replace(bench.settings.pull, connections=1))
     bench.source.faults.extend([Fault(), Fault(flip=5)])
     with pytest.raises(IntegrityError, match="wrong bytes"):
-        bench.puller(settings).ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+        bench.puller(settings).ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
     assert bench.store.has_blob(Digest.of(good), REPOSITORY.scope)
     assert not bench.store.has_blob(Digest.of(bad), REPOSITORY.scope)
 
@@ -196,7 +198,7 @@ def test_a_verdict_on_the_bytes_is_remembered_without_another_download(bench: Be
     puller = bench.puller()
     for _ in range(2):
         with pytest.raises(BadArtifact):
-            puller.ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+            puller.ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
     assert max(bench.opened().values()) == 1
 
 
@@ -206,7 +208,7 @@ def test_stopping_cancels_the_job_and_keeps_its_bytes(bench: Bench) -> None:
     arrived, go_on = threading.Event(), threading.Event()
     bench.source.gate = hold_at(4 << 20, arrived, go_on)
     puller = bench.puller()
-    job = puller.ensure(model, "", ANONYMOUS)
+    job = puller.ensure(model, EVERYTHING, ANONYMOUS)
     assert arrived.wait(SECONDS)
     stopping = threading.Thread(target=puller.stop, args=(SECONDS,))
     stopping.start()
@@ -217,9 +219,9 @@ def test_stopping_cancels_the_job_and_keeps_its_bytes(bench: Bench) -> None:
     with pytest.raises(Cancelled):
         job.wait(Waiter(), SECONDS)
     with pytest.raises(Cancelled):
-        puller.ensure(model, "", ANONYMOUS)
+        puller.ensure(model, EVERYTHING, ANONYMOUS)
     bench.source.gate = lambda digest, position: None
-    tree_of(bench.puller().ensure(model, "", ANONYMOUS))
+    tree_of(bench.puller().ensure(model, EVERYTHING, ANONYMOUS))
     resumed = [offset for digest, offset in bench.source.opens if digest == Digest.of(content)]
     assert resumed[0] == 0
     assert resumed[1] >= 3 << 20
@@ -233,7 +235,7 @@ def test_a_job_nobody_asks_for_stops_and_keeps_its_bytes(bench: Bench) -> None:
     settings = msgspec.structs.replace(
         bench.settings, pull=msgspec.structs.replace(bench.settings.pull, idle_seconds=0.2)
     )
-    job = bench.puller(settings).ensure(model, "", ANONYMOUS)
+    job = bench.puller(settings).ensure(model, EVERYTHING, ANONYMOUS)
     while not arrived.wait(0.01):
         job.join(ANONYMOUS)  # somebody asks for it until it has begun
     while not job.cancel():
@@ -247,7 +249,7 @@ def test_a_job_nobody_asks_for_stops_and_keeps_its_bytes(bench: Bench) -> None:
 def test_another_selection_is_another_job(bench: Bench) -> None:
     model = bench.model(("a", b"a"))
     puller = bench.puller()
-    assert puller.ensure(model, "", ANONYMOUS) is not puller.ensure(model, "other", ANONYMOUS)
+    assert puller.ensure(model, EVERYTHING, ANONYMOUS) is not puller.ensure(model, Selection(include=("*",)), ANONYMOUS)
 
 
 def test_progress_and_metrics_of_a_pull_under_way_are_the_same(bench: Bench) -> None:
@@ -256,7 +258,7 @@ def test_progress_and_metrics_of_a_pull_under_way_are_the_same(bench: Bench) -> 
     bench.store.put_document(b"{}\n", Digest.of(b"{}\n"), REPOSITORY.scope)
     arrived, go_on = threading.Event(), threading.Event()
     bench.source.gate = hold_at(4 << 20, arrived, go_on)
-    job = bench.puller().ensure(model, "", ANONYMOUS)
+    job = bench.puller().ensure(model, EVERYTHING, ANONYMOUS)
     assert arrived.wait(SECONDS)
     now = job.snapshot()
     assert {file.name: file.state for file in now.files} == {"config.json": "found", "model.bin": "fetching"}
@@ -275,12 +277,12 @@ def test_a_job_that_may_not_fetch_links_what_is_here_and_opens_nothing(bench: Be
     model = bench.model(("config.json", b"{}\n"), ("model.bin", os.urandom(100_000)))
     puller = bench.puller()
     with pytest.raises(Precondition, match="not complete on this node"):
-        puller.ensure(model, "", ANONYMOUS, fetch=False).wait(Waiter(), SECONDS)
+        puller.ensure(model, EVERYTHING, ANONYMOUS, fetch=False).wait(Waiter(), SECONDS)
     assert bench.source.opens == []
-    root = tree_of(puller.ensure(model, "", ANONYMOUS))
+    root = tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS))
     shutil.rmtree(root.parent)
     bench.source.opens.clear()
-    assert tree_of(puller.ensure(model, "", ANONYMOUS, fetch=False)) == root
+    assert tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS, fetch=False)) == root
     assert (root / "config.json").read_bytes() == b"{}\n"
     assert bench.source.opens == []
 
@@ -290,7 +292,7 @@ def test_a_job_that_may_not_fetch_unpacks_an_archive_that_is_here(bench: Bench, 
     archive = push.compress(push.tar_of([("a.bin", tmp_path / "a.bin")]), "tar+gzip")
     model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar+gzip")
     bench.store.put_document(archive, Digest.of(archive), REPOSITORY.scope)
-    root = tree_of(bench.puller().ensure(model, "", ANONYMOUS, fetch=False))
+    root = tree_of(bench.puller().ensure(model, EVERYTHING, ANONYMOUS, fetch=False))
     assert (root / "a.bin").read_bytes() == b"a" * 5000
     assert bench.source.opens == []
 
@@ -300,12 +302,56 @@ def test_who_may_not_fetch_does_not_wait_for_who_does(bench: Bench) -> None:
     arrived, go_on = threading.Event(), threading.Event()
     bench.source.gate = hold_at(0, arrived, go_on)
     puller = bench.puller()
-    job = puller.ensure(model, "", ANONYMOUS)
+    job = puller.ensure(model, EVERYTHING, ANONYMOUS)
     assert arrived.wait(SECONDS)
     with pytest.raises(Precondition):
-        puller.ensure(model, "", ANONYMOUS, fetch=False).wait(Waiter(), SECONDS)
+        puller.ensure(model, EVERYTHING, ANONYMOUS, fetch=False).wait(Waiter(), SECONDS)
     go_on.set()
     tree_of(job)
+
+
+def test_a_selection_fetches_what_it_shows_and_everything_fetches_the_rest(bench: Bench) -> None:
+    files = {"config.json": b"{}\n", "model.safetensors": b"s" * 1000, "pytorch_model.bin": b"p" * 1000}
+    model = bench.model(*files.items())
+    puller = bench.puller()
+    some = tree_of(puller.ensure(model, Selection(files="vllm"), ANONYMOUS))
+    assert {path.name for path in some.iterdir()} == {"config.json", "model.safetensors"}
+    assert Digest.of(files["pytorch_model.bin"]) not in bench.opened()
+    whole = tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS))
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == files
+    assert set(bench.opened().values()) == {1}
+    assert (some / "model.safetensors").samefile(whole / "model.safetensors")
+
+
+def test_a_cache_of_hugging_face_has_the_revision_as_a_file(bench: Bench) -> None:
+    model = bench.model(("config.json", b"{}\n"), ("sub/model.bin", b"weights"))
+    selection = Selection(hf_repo="org/tiny", sub_dir="hub")
+    root = tree_of(bench.puller().ensure(model, selection, ANONYMOUS)) / "hub/models--org--tiny"
+    revision = (root / "refs/main").read_text()
+    assert revision == model.manifest.hex[:40]
+    assert (root / "snapshots" / revision / "sub/model.bin").read_bytes() == b"weights"
+    assert {path.name for path in root.iterdir()} == {"refs", "snapshots"}
+    blobs = {path.name for path in (bench.store.root / "blobs/sha256").iterdir()}
+    assert Digest.of(revision.encode()).hex in blobs
+
+
+def test_a_selection_of_nothing_fetches_nothing_and_spoils_no_other(bench: Bench) -> None:
+    model = bench.model(("config.json", b"{}\n"), ("model.bin", b"weights"))
+    puller = bench.puller()
+    with pytest.raises(InvalidRequest, match=r"left to show by include; it has 'config.json', 'model.bin'"):
+        puller.ensure(model, Selection(include=("*.gguf",)), ANONYMOUS).wait(Waiter(), SECONDS)
+    assert not bench.opened()
+    assert tree_of(puller.ensure(model, Selection(include=("*.bin",)), ANONYMOUS))
+
+
+def test_a_verdict_is_about_what_was_selected(bench: Bench) -> None:
+    model = bench.model(("x", b"file"), ("x/y", b"below a file"), ("z", b"fine"))
+    puller = bench.puller()
+    for _ in range(2):
+        with pytest.raises(BadArtifact, match="both a file and a directory"):
+            puller.ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
+    root = tree_of(puller.ensure(model, Selection(include=("z",)), ANONYMOUS))
+    assert [path.name for path in root.iterdir()] == ["z"]
 
 
 def test_a_registry_in_trouble_ends_the_job_with_its_words(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +359,7 @@ def test_a_registry_in_trouble_ends_the_job_with_its_words(bench: Bench, monkeyp
     model = bench.model(("model.bin", os.urandom(100_000)))
     bench.source.faults.append(Fault(error=Unavailable("the registry is on fire")))
     with pytest.raises(Unavailable, match="on fire"):
-        bench.puller().ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+        bench.puller().ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
 
 
 def test_bytes_that_cannot_be_read_back_end_the_job(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +375,7 @@ def test_bytes_that_cannot_be_read_back_end_the_job(bench: Bench, monkeypatch: p
 
     bench.source.gate = make_unreadable
     with pytest.raises(Internal, match=r"read .* back"):
-        bench.puller().ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+        bench.puller().ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
 
 
 @pytest.mark.parametrize("name", ["pull-", "fetch-", "hash-", "unpack-", "sync-"])
@@ -349,10 +395,10 @@ def test_a_node_without_threads_fails_the_job_and_leaves_nothing_locked(
     puller = bench.puller()
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(ModelMountError):
-        puller.ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+        puller.ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
     monkeypatch.setattr(threading.Thread, "start", start)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
-    tree_of(puller.ensure(model, "", ANONYMOUS))
+    tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS))
 
 
 def test_a_lock_that_was_waited_for_is_given_back_when_the_job_is_cancelled(bench: Bench) -> None:
@@ -361,13 +407,13 @@ def test_a_lock_that_was_waited_for_is_given_back_when_the_job_is_cancelled(benc
     wanted, other, small = os.urandom(300_000), os.urandom(300_000), b"{}\n"
     lock = bench.store.lock("ingest-" + ingests.name(Digest.of(wanted), REPOSITORY.scope, ingests.RAW))
     held = lock.acquire()
-    waiting = puller.ensure(bench.model(("config.json", small), ("model.bin", wanted)), "", ANONYMOUS)
+    waiting = puller.ensure(bench.model(("config.json", small), ("model.bin", wanted)), EVERYTHING, ANONYMOUS)
     while not bench.store.has_blob(Digest.of(small), REPOSITORY.scope):
         waiting.ended.wait(0.01)
     arrived, go_on = threading.Event(), threading.Event()
     hold = hold_at(0, arrived, go_on)
     bench.source.gate = lambda digest, position: hold(digest, position) if digest == Digest.of(other) else None
-    busy = puller.ensure(bench.model(("model.bin", other)), "", ANONYMOUS)
+    busy = puller.ensure(bench.model(("model.bin", other)), EVERYTHING, ANONYMOUS)
     assert arrived.wait(SECONDS)  # the other job has the only connection, which the first one gave back
     held.release()
     while True:
@@ -396,11 +442,11 @@ def test_an_unpacked_part_that_cannot_be_removed_keeps_no_lock(bench: Bench, mon
     puller = bench.puller()
     bench.source.gate = fail
     with pytest.raises(NotFound):
-        puller.ensure(model, "", ANONYMOUS).wait(Waiter(), SECONDS)
+        puller.ensure(model, EVERYTHING, ANONYMOUS).wait(Waiter(), SECONDS)
     monkeypatch.undo()
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
     bench.source.gate = lambda digest, position: None
-    tree_of(puller.ensure(model, "", ANONYMOUS))
+    tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS))
 
 
 def _refuse(directory: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from modelmount.config import Settings
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, NotFound, Precondition, Unavailable
+from modelmount.formats import ANY, Choice
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
 from modelmount.pull.resolver import PullPolicy, Resolver
@@ -38,9 +39,9 @@ class Bench:
         self.resolver = Resolver(self.store, self.client, prove=True)
         registry.forget()
 
-    def resolve(self, text: str | None = None, policy: PullPolicy = "IfNotPresent") -> str:
+    def resolve(self, text: str | None = None, policy: PullPolicy = "IfNotPresent", choice: Choice = ANY) -> str:
         reference = Reference.parse(text or self.pushed.reference)
-        return str(self.resolver.resolve(reference, policy, Credential.anonymous()).manifest)
+        return str(self.resolver.resolve(reference, policy, Credential.anonymous(), choice).manifest)
 
     def requests(self) -> list[str]:
         return [f"{r.method} {r.path.rpartition('/')[2]}" for r in self.registry.manifest_requests()]
@@ -140,6 +141,18 @@ def test_an_index_is_followed_to_a_manifest(bench: Bench) -> None:
     bench.registry.forget()
     assert bench.resolve(index.reference) == bench.pushed.digest
     assert bench.requests() == [f"HEAD {index.digest}"]
+
+
+def test_each_choice_of_an_index_is_remembered_by_itself(bench: Bench) -> None:
+    other = bench.pusher.artifact("llm/tiny", "v2", push.oras(bench.files))
+    entries = [(bench.pushed, {"annotations": {"q": "8"}}), (other, {"annotations": {"q": "4"}})]
+    index = bench.pusher.index("llm/tiny", "all", entries)
+    with pytest.raises(BadArtifact, match=r"with 'q=8'.*`select`"):
+        bench.resolve(index.reference)
+    for _ in range(2):
+        assert bench.resolve(index.reference, choice=Choice(select=(("q", "8"),))) == bench.pushed.digest
+        assert bench.resolve(index.reference, choice=Choice(select=(("q", "4"),))) == other.digest
+    assert bench.requests()[-2:] == [f"HEAD {index.digest}"] * 2
 
 
 def test_indexes_nested_too_deeply_are_refused(bench: Bench) -> None:

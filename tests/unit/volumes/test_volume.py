@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from modelmount.config import Settings
 from modelmount.errors import Forbidden, InvalidRequest, ModelMountError
+from modelmount.formats.selection import EVERYTHING
 from modelmount.volumes import volume
 from modelmount.volumes.volume import VolumeSpec
 
@@ -31,7 +32,7 @@ def refusal(attributes: Mapping[str, str]) -> str:
 
 def test_a_model_alone_means_the_defaults() -> None:
     spec = VolumeSpec.parse({"model": MODEL})
-    assert (str(spec.reference), spec.pull_policy, spec.selection) == (MODEL, "IfNotPresent", "")
+    assert (str(spec.reference), spec.pull_policy, spec.selection) == (MODEL, "IfNotPresent", EVERYTHING)
 
 
 @pytest.mark.parametrize("policy", ["IfNotPresent", "Always", "Never"])
