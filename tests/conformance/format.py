@@ -100,6 +100,18 @@ class FormatConformance:
         if not self.format.reads_config:
             assert self.format.layout(manifest, b"\xff" * 10) == self.format.layout(manifest, None)
 
+    def test_what_it_says_of_the_model_is_bounded_text_whatever_the_config_is(self, sample: Sample) -> None:
+        ways: dict[str, Any] = {}
+        for way in self.format.facts.values():
+            inner = ways
+            for key in way[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[way[-1]] = ["x" * 1000, 1.5, {"a": 1}, None, True]
+        manifest = sample.artifact.manifest()
+        assert formats.describe(manifest, json.dumps(ways).encode()).keys() >= self.format.facts.keys()
+        for config in (json.dumps(ways).encode(), b"\xff", b"[]", b"[" * 100_000, None, _config(sample.artifact)):
+            assert all(0 < len(text) <= 201 for text in formats.describe(manifest, config).values())
+
     def test_a_layout_names_the_manifests_own_blobs_and_checked_paths_only(self, sample: Sample) -> None:
         manifest = sample.artifact.manifest()
         for layer in decide(sample.artifact).layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ class _Found:
     manifest: Manifest
     layout: Layout | None
     problem: str
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,11 @@ class _Asked:
         if isinstance(document, Index):
             raise BadArtifact(f"indexes are nested more than {INDEX_DEPTH} deep; name a manifest by digest")
         try:
-            return _Found(digest, size, index, document, formats.decide(document, self._config(document)), "")
+            content = self._config(document)
+            facts = formats.describe(document, content)
+            return _Found(digest, size, index, document, formats.decide(document, content), "", facts)
         except BadArtifact as e:
-            return _Found(digest, size, index, document, None, e.message)
+            return _Found(digest, size, index, document, None, e.message, {})
 
     def _document(self, name: str | Digest) -> tuple[Manifest | Index, int, Digest]:
         answer = self._client.manifest(self._repository, name, self._credential)
@@ -165,6 +168,9 @@ def _lines(reference: Reference, found: _Found, parts: list[_Part]) -> Iterator[
         "here": f"{output.size(sum(part.descriptor.size for part in here))} in {output.counted(len(here), 'layer')}",
     }
     yield from (f"  {name:<8}{text}" for name, text in facts.items() if text)
+    if found.facts:
+        yield ""
+        yield from (f"  {name:<14}{text}" for name, text in found.facts.items())
     for warning in found.layout.warnings if found.layout is not None else ():
         yield f"  {'warning':<8}{warning}"
     yield ""
@@ -201,6 +207,7 @@ def _plain(reference: Reference, found: _Found, parts: list[_Part]) -> dict[str,
         "format": None if found.layout is None else found.layout.format,
         "problem": found.problem or None,
         "warnings": [] if found.layout is None else list(found.layout.warnings),
+        "facts": dict(found.facts),
         "annotations": dict(found.manifest.annotations),
         "layers": [
             {

@@ -8,7 +8,7 @@ is one file with a class as `base.Format` has it and one line in `FORMATS`; form
 from __future__ import annotations
 
 from modelmount.errors import BadArtifact
-from modelmount.formats import layers, paths, placement, unsupported
+from modelmount.formats import description, layers, paths, placement, unsupported
 from modelmount.formats.base import Encoding, Format, Layout
 from modelmount.formats.choice import ANY, Choice, choose
 from modelmount.formats.dockermodel import DockerModel
@@ -22,7 +22,7 @@ from modelmount.formats.selection import EVERYTHING, Selection, documents, neede
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 
-__all__ = ["ANY", "FORMATS", "Choice", "choose", "decide", "documents", "place", "reads_config"]
+__all__ = ["ANY", "FORMATS", "Choice", "choose", "decide", "describe", "documents", "place", "reads_config"]
 
 FORMATS: tuple[Format, ...] = (ContainerImage(), ModelKit(), Ollama(), DockerModel(), ModelPack(), Files())
 """The most specific first: the first that matches decides."""
@@ -49,6 +49,12 @@ def decide(manifest: Manifest, config: bytes | None, selection: Selection = EVER
     _refuse_two_readings(layout)
     placement.refuse_collisions(layout)
     return layout
+
+
+def describe(manifest: Manifest, config: bytes | None) -> dict[str, str]:
+    """What the artifact says of its model, by name of the fact. Raises BadArtifact for kinds that aren't read."""
+    unsupported.refuse(manifest)
+    return description.describe(manifest, config, _format(manifest).facts)
 
 
 def reads_config(manifest: Manifest) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
@@ -146,6 +147,10 @@ class Format(Protocol):
     """Shown to users."""
     reads_config: bool
     """Whether `layout` needs the config blob; where not, it never has to be fetched."""
+    facts: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Where the config says what the model is: names of facts, and the way through its JSON to each. For people to
+    read.
+    """
 
     def matches(self, manifest: Manifest) -> bool:
         """Whether the artifact is of this format, decided from the manifest alone. Formats are asked in order; never

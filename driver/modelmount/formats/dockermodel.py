@@ -7,7 +7,8 @@ each file, with its path). Names of layers without a path are those that Model R
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from collections.abc import Mapping
+from typing import ClassVar, Final
 
 from modelmount.formats import layers, paths
 from modelmount.formats.base import Layer, Layout, Unpack
@@ -39,6 +40,14 @@ class DockerModel:
 
     name = "Docker Model Runner"
     reads_config = False
+    facts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "architecture": ("config", "architecture"),
+        "weights": ("config", "format"),
+        "parameters": ("config", "parameters"),
+        "quantization": ("config", "quantization"),
+        "context": ("config", "context_size"),
+        "created": ("descriptor", "created"),
+    }
 
     def matches(self, manifest: Manifest) -> bool:
         """By config type, artifact type or any layer's type."""

@@ -8,6 +8,8 @@ about what a blob holds; what does is below.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import layers, paths
@@ -37,6 +39,7 @@ class Files:
 
     name = "ORAS files"
     reads_config = False
+    facts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def matches(self, manifest: Manifest) -> bool:
         """Always: what has no named layer is refused by its layout being empty."""

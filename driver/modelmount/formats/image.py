@@ -7,6 +7,9 @@ zstd:chunked layers are ordinary gzip and zstd, and read as such.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import layers
 from modelmount.formats.base import Encoding, Layer, Layout, Unpack
@@ -30,6 +33,12 @@ class ContainerImage:
 
     name = "container image"
     reads_config = True
+    facts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "system": ("os",),
+        "machine": ("architecture",),
+        "created": ("created",),
+        "authors": ("author",),
+    }
 
     def matches(self, manifest: Manifest) -> bool:
         """By config and layer types together: Ollama has the config of an image, and early ORAS and CRI-O examples push

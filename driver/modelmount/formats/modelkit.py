@@ -7,9 +7,9 @@ entries are named from the kit's root; before, from the directory of the part, a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers, paths
@@ -45,6 +45,15 @@ class ModelKit:
 
     name = "KitOps ModelKit"
     reads_config = True
+    facts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "name": ("package", "name"),
+        "version": ("package", "version"),
+        "weights": ("model", "format"),
+        "framework": ("model", "framework"),
+        "authors": ("package", "authors"),
+        "licenses": ("package", "license"),
+        "description": ("package", "description"),
+    }
 
     def matches(self, manifest: Manifest) -> bool:
         """By artifact type, config type or any layer's type."""

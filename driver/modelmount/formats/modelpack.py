@@ -6,6 +6,9 @@ producers write anything from a full description to `{}`, and nothing that a mou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from modelmount.formats import layers, paths
 from modelmount.formats.base import Layer, Layout, Naming, Unpack
 from modelmount.oci.descriptor import Descriptor
@@ -25,6 +28,26 @@ class ModelPack:
 
     name = "ModelPack"
     reads_config = False
+    facts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "name": ("descriptor", "name"),
+        "version": ("descriptor", "version"),
+        "family": ("descriptor", "family"),
+        "architecture": ("config", "architecture"),
+        "weights": ("config", "format"),
+        "parameters": ("config", "paramSize"),
+        "precision": ("config", "precision"),
+        "quantization": ("config", "quantization"),
+        "inputs": ("config", "capabilities", "inputTypes"),
+        "outputs": ("config", "capabilities", "outputTypes"),
+        "languages": ("config", "capabilities", "languages"),
+        "authors": ("descriptor", "authors"),
+        "vendor": ("descriptor", "vendor"),
+        "licenses": ("descriptor", "licenses"),
+        "created": ("descriptor", "createdAt"),
+        "source": ("descriptor", "sourceURL"),
+        "revision": ("descriptor", "revision"),
+        "description": ("descriptor", "description"),
+    }
 
     def matches(self, manifest: Manifest) -> bool:
         """By artifact type, by config type (before artifact types existed), or by any layer's type."""

@@ -7,8 +7,9 @@ what they are. None has a path, so that the names here are ours.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Final
+from typing import ClassVar, Final
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import layers, paths
@@ -36,6 +37,12 @@ class Ollama:
 
     name = "Ollama"
     reads_config = True
+    facts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "family": ("model_family",),
+        "weights": ("model_format",),
+        "parameters": ("model_type",),
+        "quantization": ("file_type",),
+    }
 
     def matches(self, manifest: Manifest) -> bool:
         """By any layer's type; the config's is that of a container image."""

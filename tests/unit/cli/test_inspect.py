@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.fakes import push
@@ -20,6 +22,17 @@ def test_what_a_model_is_without_a_layer_and_without_a_store(machine: Machine) -
     assert "vocab.txt" not in done.out
     assert machine.registry.blob_gets().keys() & set(pushed.layers) == set()
     assert not machine.driver.store.exists()
+
+
+def test_what_the_config_says_of_the_model_is_shown(machine: Machine) -> None:
+    pusher = push.Pusher(machine.registry.host, machine.registry.connection)
+    config = {"descriptor": {"name": "tiny"}, "config": {"architecture": "transformer", "paramSize": "0.1m"}}
+    layer = push.Layer("application/vnd.cncf.model.weight.v1.raw", b"w", {push.FILEPATH: "model.bin"})
+    content = push.Layer(push.MODELPACK_CONFIG, json.dumps(config).encode())
+    pushed = pusher.artifact("llm/said", "v1", push.Artifact(content, (layer,), push.MODELPACK_ARTIFACT))
+    assert "architecture  transformer" in machine.run("inspect", pushed.reference).out
+    found = machine.run("inspect", pushed.reference, "--json").object
+    assert found["facts"] == {"name": "tiny", "architecture": "transformer", "parameters": "0.1m"}
 
 
 def test_json_has_every_layer(machine: Machine) -> None:
