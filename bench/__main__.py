@@ -43,7 +43,7 @@ CASES: dict[str, Callable[[Setting], Outcome]] = {
 RESULTS = Path(__file__).parent / "results"
 PLACE = Path("/var/tmp")
 """A disk on most machines, where /tmp may be memory. The name is short: there are sockets below it."""
-ROUNDS = 5
+ROUNDS, QUICK_ROUNDS = 5, 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BUSY_LOAD = 0.25
 """Load per processor, before anything began, above which figures say more about others than about us."""
@@ -78,11 +78,13 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure modelmount on this machine.")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"interleaved rounds (default: {ROUNDS})")
+    parser.add_argument("--rounds", type=int, help=f"interleaved rounds (default: {ROUNDS}, quick {QUICK_ROUNDS})")
     parser.add_argument("--only", choices=CASES, action="append", help="only this case; may be repeated")
     parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works and to compare changes")
     parser.add_argument("--directory", type=Path, default=PLACE, help=f"on the disk to measure (default: {PLACE})")
     options = parser.parse_args()
+    if options.rounds is None:
+        options.rounds = QUICK_ROUNDS if options.quick else ROUNDS
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     return options

@@ -19,6 +19,11 @@ RSS_MIB = 150.0
 """Promised for every pull, of whatever size."""
 
 
+def touched(size: int) -> int:
+    """How much memory to touch before a pull of `size` bytes."""
+    return size + min(size, SPARE_BYTES)
+
+
 class Modelmount:
     """A driver with an empty store: the time of NodePublishVolume, from resolving the tag to the mount. The CPU and the
     peak memory are those of the driver, which was started before.
@@ -56,7 +61,7 @@ class Prepared:
     def run(self) -> Sample:
         """The inner one's sample."""
         os.sync()
-        memory.touch(self._target.artifact.size + SPARE_BYTES)
+        memory.touch(touched(self._target.artifact.size))
         server = self._target.server
         server.served()
         before = server.cpu()

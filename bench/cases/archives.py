@@ -68,7 +68,7 @@ def zstd(setting: Setting) -> Outcome:
 
 
 def _run(setting: Setting, case: str, compression: str) -> Outcome:
-    size = setting.size(GIB, 128 * MIB)
+    size = setting.size(GIB, 64 * MIB)
     site = setting.directory / "site"
     made = make(site, setting.directory / "making", compression, size)
     kinds = (CurlTar, LocalTar, Skopeo, Ctr, Oras, Crane)

@@ -19,7 +19,7 @@ SINGLE = (Curl, Skopeo, Oras, Crane)
 
 def run(setting: Setting) -> Outcome:
     """1 GiB."""
-    size = setting.size(GIB, 128 * MIB)
+    size = setting.size(GIB, 64 * MIB)
     site = setting.directory / "site"
     made = artifact.raw(site, [size])
     with memory.pinned([made.layers[0].path]), Paced(setting.directory / "paced", site) as server:

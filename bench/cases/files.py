@@ -16,7 +16,7 @@ SIZES = (1 << 10, 64 << 10)
 
 def run(setting: Setting) -> Outcome:
     """3,000 files of 1 to 64 KiB."""
-    count = setting.size(3000, 300)
+    count = setting.size(3000, 100)
     source = random.Random(count)
     site = setting.directory / "site"
     made = artifact.raw(site, [source.randint(*SIZES) for _ in range(count)])

@@ -16,7 +16,7 @@ ROUND_TRIP_SECONDS = 0.02
 
 def run(setting: Setting) -> Outcome:
     """1 GiB."""
-    size = setting.size(GIB, 128 * MIB)
+    size = setting.size(GIB, 64 * MIB)
     site = setting.directory / "site"
     made = artifact.raw(site, [size])
     with memory.pinned([made.layers[0].path]), Link(ROUND_TRIP_SECONDS) as link:

@@ -18,7 +18,7 @@ from isal import isal_zlib
 
 from bench import artifact, memory, processes
 from bench.cases import archives, whole
-from bench.pulls import SPARE_BYTES
+from bench.pulls import touched
 from bench.report import Outcome, Row
 from bench.rounds import Sample, interleave
 from bench.servers import Nginx
@@ -39,16 +39,17 @@ PIECE_BYTES = 128 << 10
 class _Bound:
     name: str
     how: Callable[[], Sample]
+    size: int
     version: str = ""
 
     def run(self) -> Sample:
-        memory.touch(GIB + SPARE_BYTES)
+        memory.touch(touched(self.size))
         return self.how()
 
 
 def run(setting: Setting) -> Outcome:
     """Each of them alone, in turn."""
-    size = setting.size(GIB, 128 * MIB)
+    size = setting.size(GIB, 64 * MIB)
     site, place = setting.directory / "site", setting.directory / "out"
     made = artifact.raw(site, [size])
     source = made.layers[0].path
@@ -83,19 +84,20 @@ def run(setting: Setting) -> Outcome:
 
             return written
 
-        bounds = [
-            _Bound("sha256, one thread", lambda: _hash(source, 1)),
-            _Bound("sha256, two threads", lambda: _hash(source, 2)),
-            _Bound("write", write()),
-            _Bound("write and fdatasync", write("conv=fdatasync")),
-            _Bound("write past the page cache", write("oflag=direct", f"bs={4 * MIB}")),
-            _Bound("receive, plain", receive(plain, 1)),
-            _Bound("receive, TLS", receive(secure, 1)),
-            _Bound("receive, TLS, two streams", receive(secure, 2)),
-            _Bound("inflate (isal)", lambda: _inflate(packed["gzip"])),
-            _Bound("unpack zstd", lambda: _zstd(packed["zstd"])),
-        ]
-        series = interleave(bounds, setting.rounds, setting.say)
+        bounds = {
+            "sha256, one thread": lambda: _hash(source, 1),
+            "sha256, two threads": lambda: _hash(source, 2),
+            "write": write(),
+            "write and fdatasync": write("conv=fdatasync"),
+            "write past the page cache": write("oflag=direct", f"bs={4 * MIB}"),
+            "receive, plain": receive(plain, 1),
+            "receive, TLS": receive(secure, 1),
+            "receive, TLS, two streams": receive(secure, 2),
+            "inflate (isal)": lambda: _inflate(packed["gzip"]),
+            "unpack zstd": lambda: _zstd(packed["zstd"]),
+        }
+        contenders = [_Bound(name, how, size) for name, how in bounds.items()]
+        series = interleave(contenders, setting.rounds, setting.say)
     rows = [Row("limits", each.name, series=each) for each in series]
     notes = ["GB/s are of the GiB that is hashed, written, received or unpacked to."]
     return Outcome(f"limits: {size / MIB:.0f} MiB", size, rows, (), notes)

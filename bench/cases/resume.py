@@ -21,7 +21,7 @@ from bench import artifact, memory, node, processes, programs
 from bench.paced import Paced
 from bench.peers import Target
 from bench.processes import FailedError
-from bench.pulls import RSS_MIB, SPARE_BYTES, peak_mib
+from bench.pulls import RSS_MIB, SPARE_BYTES, peak_mib, touched
 from bench.report import Figure, Outcome, Row
 from bench.rounds import Contender, Sample, interleave
 from bench.setting import Setting
@@ -50,7 +50,7 @@ class Interrupted:
     def run(self) -> Sample:
         """The second publish's time, CPU and memory."""
         os.sync()
-        memory.touch(self.target.artifact.size + SPARE_BYTES)
+        memory.touch(touched(self.target.artifact.size))
         self._server.answers()
         with self._place() as place, node.Node(place, self._server) as broken:
             pod = node.pod("bench", self.target.reference)

@@ -51,7 +51,7 @@ def several_over_tls(setting: Setting) -> Outcome:
 
 
 def _run(setting: Setting, case: str, blobs: int, server: str) -> Outcome:
-    total = setting.size(4 * GIB, 256 * MIB)
+    total = setting.size(4 * GIB, 128 * MIB)
     site = setting.directory / "site"
     made = artifact.raw(site, [total // blobs] * blobs)
     with ExitStack() as stack:
