@@ -21,6 +21,7 @@ from .artifact import (
     Blob,
     Link,
     Special,
+    decide,
     digest_of,
     gz,
     gz_members,
@@ -404,3 +405,46 @@ def test_the_whole_image_can_be_shown_even_beside_models(tmp_path: Path) -> None
 def test_a_path_that_is_no_directory_is_told_with_what_there_is(tmp_path: Path, path: str) -> None:
     with pytest.raises(InvalidRequest, match=f"no directory '{path}' .*at its root are 'bin', 'dev', 'etc', 'opt'"):
         tree(MANY, tmp_path, Selection(path=path))
+
+
+def olot(path: str, content: bytes, kind: str = "file") -> Blob:
+    annotations = {TITLE: path, "olot.layer.content.type": kind, "olot.layer.content.inlayerpath": f"/{path}"}
+    return Blob(IMAGE_LAYER, rootfs(("models/", None), (path, content)), annotations)
+
+
+OLOT = image(
+    Blob(IMAGE_LAYER, system()),
+    olot("models/w.safetensors", WEIGHTS),
+    olot("models/w.bin", MORE),
+    Blob(
+        IMAGE_LAYER,
+        rootfs(("models/tok/a.json", CONFIG)),
+        {"olot.layer.content.type": "directory", "olot.layer.content.inlayerpath": "/models/tok"},
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("selection", "pulled", "expected"),
+    [
+        pytest.param(Selection(files="vllm"), [0, 1, 3], {"w.safetensors", "tok", "tok/a.json"}, id="vllm"),
+        pytest.param(Selection(exclude=("tok/",)), [0, 1, 2], {"w.safetensors", "w.bin"}, id="excluded-directory"),
+        pytest.param(Selection(include=("*.json",)), [0, 3], {"tok", "tok/a.json"}, id="included"),
+        pytest.param(Selection(path="models/tok"), [0, 3], {"a.json"}, id="a-path-of-the-image"),
+        pytest.param(Selection(path="/", include=("*.bin",)), [0, 2, 3], {"models", "models/w.bin"}, id="whole-image"),
+    ],
+)
+def test_of_an_image_with_a_layer_for_each_file_only_those_are_pulled(
+    tmp_path: Path, selection: Selection, pulled: list[int], expected: set[str]
+) -> None:
+    manifest = OLOT.manifest()
+    assert [manifest.layers.index(one.descriptor) for one in decide(OLOT, selection).layers] == pulled
+    if selection.path != "/":  # else it has devices
+        assert tree(OLOT, tmp_path, selection).keys() == expected
+
+
+def test_nothing_of_such_an_image_is_not_its_operating_system() -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"left to show by include and exclude; it has 'models/w.bin', 'models/w.safetensors'"
+    ):
+        decide(OLOT, Selection(include=("*.gguf",), exclude=("tok",)))

@@ -19,6 +19,8 @@ from modelmount.oci.manifest import Manifest, strict_json
 
 _OLOT = "olot."
 """Prefix of annotations that olot puts on the layers of its images, along with a title."""
+_CONTENT_PATH, _CONTENT_TYPE = "olot.layer.content.inlayerpath", "olot.layer.content.type"
+"""Where in the image the layer's one file or directory is."""
 _READINGS = {
     Encoding.TAR: Encoding.ROOTFS_TAR,
     Encoding.TAR_GZIP: Encoding.ROOTFS_TAR_GZIP,
@@ -63,9 +65,16 @@ class ContainerImage:
             encoding = _READINGS[layers.encoding(descriptor.media_type)]
             # Of an uncompressed layer it is the layer's own digest, which is checked anyway.
             checked = uncompressed[number] if uncompressed and encoding is not Encoding.ROOTFS_TAR else None
-            found.append(Layer(descriptor, encoding, None, uncompressed=checked))
+            place = _place(descriptor)
+            is_single = place is not None and descriptor.annotations.get(_CONTENT_TYPE) == "file"
+            found.append(Layer(descriptor, encoding, place, uncompressed=checked, within=place, is_single=is_single))
         warnings = layers.left_out(others, "layers that are no part of the image's file system")
         return Layout(self.name, tuple(found), warnings, is_image=True)
+
+
+def _place(layer: Descriptor) -> str | None:
+    """The path in the image that is all of the layer, where olot says so."""
+    return layers.usable(layer.annotations.get(_CONTENT_PATH, "").lstrip("/"))
 
 
 def _is_named_file(layer: Descriptor) -> bool:

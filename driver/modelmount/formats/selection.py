@@ -14,6 +14,7 @@ from modelmount.errors import InvalidRequest
 from modelmount.formats import paths
 from modelmount.formats.base import File, Layer, Layout, Unpack
 from modelmount.formats.patterns import Patterns
+from modelmount.formats.stack import MODELS
 
 Files = Literal["all", "vllm"]
 
@@ -76,9 +77,9 @@ def needed(layout: Layout, selection: Selection) -> Layout:
     """The layout without the layers that hold nothing of what is selected, as far as that can be known from the
     manifest. Raises InvalidRequest where no layer is left.
     """
-    if not selection.chooses or layout.is_image or layout.lift is not None:
+    if not selection.chooses or layout.lift is not None:
         return layout
-    start = _start(selection)
+    start = f"{MODELS}/" if layout.is_image and not selection.path else _start(selection)
     known = [layer.path for layer in layout.layers if _is_file(layer) and layer.path is not None]
     kept, warnings = _chosen([name[len(start) :] for name in known if name.startswith(start)], selection)
     found = tuple(
@@ -90,7 +91,8 @@ def needed(layout: Layout, selection: Selection) -> Layout:
             else _may_hold(layer, start, selection)
         )
     )
-    if not found:
+    # The other layers of an image can't say what they hold, but without any of these it would be another one.
+    if not found or (known and not any(_is_file(layer) or layer.within for layer in found)):
         raise _nothing_left(known, selection)
     return replace(layout, layers=found, warnings=(*layout.warnings, *warnings))
 
