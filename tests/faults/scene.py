@@ -21,10 +21,10 @@ from modelmount import wiring
 from modelmount.cli import pulling
 from modelmount.config import Pull, Registry, Settings
 from modelmount.config.schema import Limits
-from modelmount.oci.reference import Reference
 from modelmount.registry.credentials import Credential
 from modelmount.transport.body import Pace
 from modelmount.transport.dial import Lookup
+from modelmount.volumes.volume import VolumeSpec
 from tests.e2e.conftest import contents, random_bytes
 from tests.fakes import push, registry
 from tests.fakes.gateway import Act, Fault, Gateway
@@ -112,8 +112,8 @@ class Scene:
         """Pull the model, as the command line does; its files as they would be mounted. Raises what it ends with."""
         if self.node is None:
             self.node = wiring.build(self.settings())
-        reference = Reference.parse(f"{self.host}/llm/tiny:v1")
-        _, tree = pulling.pull(self.node, reference, "Always", self.credential, threading.Event())
+        spec = VolumeSpec.parse({"model": f"{self.host}/llm/tiny:v1", "pullPolicy": "Always"})
+        _, tree = pulling.pull(self.node, spec, self.credential, threading.Event())
         return contents(tree.root)
 
     def settings(self) -> Settings:

@@ -9,7 +9,7 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cli.access import Access, access_options
-from modelmount.cli.options import json_option, output_of, quiet_option, settings_options
+from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
 from modelmount.cli.pulling import watch
 from modelmount.oci.reference import Reference
@@ -22,6 +22,7 @@ from modelmount.pull.progress import human_bytes
 Examples:
   modelmount mount harbor.example.com/llm/llama3-70b:v1 /mnt/llama3
   modelmount mount harbor.example.com/llm/llama3-70b:v1 /mnt/llama3 --pull always
+  modelmount mount harbor.example.com/llm/llama3-70b:v1 /mnt/llama3 --attribute files=vllm
   modelmount umount /mnt/llama3
 
 The mount shows the same files until `modelmount umount` or a reboot, though the tag may move. Needs root.
@@ -36,13 +37,20 @@ The mount shows the same files until `modelmount umount` or a reboot, though the
     show_default=True,
     help="When to ask what the tag names now, and to fetch: if it isn't known here, always, or never.",
 )
+@attributes_option
 @access_options
 @settings_options
 @json_option
 @quiet_option
 @click.pass_context
 def mount(
-    context: click.Context, reference: str, directory: Path, pull: str, effective: config.Effective, access: Access
+    context: click.Context,
+    reference: str,
+    directory: Path,
+    pull: str,
+    attributes: dict[str, str],
+    effective: config.Effective,
+    access: Access,
 ) -> None:
     """Show the model REFERENCE read-only at DIRECTORY, which is made if it doesn't exist; pull it first if need be.
 
@@ -51,7 +59,7 @@ def mount(
     output = output_of(context)
     named = Reference.parse(reference)
     settings = access.applied(effective.settings, named.repository)
-    attributes = {"model": str(named), "pullPolicy": _POLICIES[pull]}
+    attributes = {**attributes, "model": str(named), "pullPolicy": _POLICIES[pull]}
     with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         done = watch(
             node,

@@ -13,6 +13,7 @@ import click
 
 from modelmount import config, telemetry
 from modelmount.cli.output import Output
+from modelmount.volumes import choices
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,6 +71,32 @@ def quiet_option(function: Callable[P, R]) -> Callable[P, R]:
         expose_value=False,
         callback=remember,
         help="Say nothing unless it fails.",
+    )(function)
+
+
+def attributes_option(function: Callable[..., R]) -> Callable[..., R]:
+    """`--attribute`, as often as there are attributes; the command gets `attributes: dict[str, str]` with a volume's
+    keys.
+    """
+
+    def read(context: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for value in values:
+            key, equals, text = value.partition("=")
+            if not equals or key not in choices.KEYS:
+                known = ", ".join(choices.KEYS)
+                raise click.BadParameter(f"{value!r} is no KEY=VALUE with one of the keys {known}", context, param)
+            # Again, it is one more line of a list.
+            found[key] = f"{found[key]}\n{text}" if key in found else text
+        return found
+
+    return click.option(
+        "--attribute",
+        "attributes",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=read,
+        help="What of the model, as a volume's attribute says it: include, exclude, path, files and others.",
     )(function)
 
 

@@ -8,12 +8,12 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cli.access import Access, access_options
-from modelmount.cli.options import json_option, output_of, quiet_option, settings_options
+from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
 from modelmount.cli.pulling import pull as fetch
 from modelmount.cli.pulling import watch
-from modelmount.oci.reference import Reference
 from modelmount.pull.progress import human_bytes, human_seconds
+from modelmount.volumes.volume import VolumeSpec
 
 
 @click.command(
@@ -23,29 +23,34 @@ Examples:
   modelmount pull harbor.example.com/llm/llama3-70b:v1
   modelmount pull registry.internal:5000/llm/tiny@sha256:1f2e... --plain-http
   modelmount pull harbor.example.com/llm/secret:v1 --username robot --password-stdin <word.txt
+  modelmount pull harbor.example.com/llm/llama3-70b:v1 --attribute files=vllm
   modelmount pull harbor.example.com/llm/llama3-70b:v1 --json | tail -n1 | jq -r .result.tree
 
 With --json every line is an object: {"progress": ...} now and then, {"result": ...} or {"error": ...} at the end.
 """,
 )
 @click.argument("reference", metavar="REFERENCE")
+@attributes_option
 @access_options
 @settings_options
 @json_option
 @quiet_option
 @click.pass_context
-def pull(context: click.Context, reference: str, effective: config.Effective, access: Access) -> None:
+def pull(
+    context: click.Context, reference: str, attributes: dict[str, str], effective: config.Effective, access: Access
+) -> None:
     """Pull the model REFERENCE (host/path:tag or host/path@digest) into the store.
 
     A tag is resolved anew: from now on new pods here get what it names now, running ones keep what they have. What is
     here already is not fetched again, an interrupted pull goes on where it was, and a running driver shares the work.
     """
     output = output_of(context)
-    named = Reference.parse(reference)
+    spec = VolumeSpec.parse({**attributes, "model": reference, "pullPolicy": "Always"})
+    named = spec.reference
     settings = access.applied(effective.settings, named.repository)
     with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         credential = access.credential(node.credentials, named.repository)
-        done = watch(node, named, output, lambda cancelled: fetch(node, named, "Always", credential, cancelled))
+        done = watch(node, named, output, lambda cancelled: fetch(node, spec, credential, cancelled))
     model, tree = done.result
     if output.json:
         result = {

@@ -17,13 +17,13 @@ from modelmount import wiring
 from modelmount.cli.display import display
 from modelmount.cli.output import Output
 from modelmount.errors import Cancelled
-from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.reference import Reference
 from modelmount.pull import progress
 from modelmount.pull.job import Waiter
-from modelmount.pull.resolver import Model, PullPolicy
+from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
 from modelmount.snapshots.tree import Tree
+from modelmount.volumes.volume import VolumeSpec
 
 LOOK_SECONDS = 0.2
 """How often the display moves on a terminal."""
@@ -60,12 +60,12 @@ def watch(node: wiring.Node, reference: Reference, output: Output, work: Callabl
     return Watched(worker.result(), _fetched() - before, time.monotonic() - started)
 
 
-def pull(
-    node: wiring.Node, reference: Reference, policy: PullPolicy, credential: Credential, cancelled: threading.Event
-) -> tuple[Model, Tree]:
-    """Have the model here; the node's job holds it until the node is closed. Raises what resolving and pulling do."""
-    model = node.resolver.resolve(reference, policy, credential)
-    job = node.puller.ensure(model, EVERYTHING, credential)
+def pull(node: wiring.Node, spec: VolumeSpec, credential: Credential, cancelled: threading.Event) -> tuple[Model, Tree]:
+    """Have here what a volume of these attributes would show; the node's job holds it until the node is closed. Raises
+    what resolving and pulling do.
+    """
+    model = node.resolver.resolve(spec.reference, spec.pull_policy, credential, spec.choice)
+    job = node.puller.ensure(model, spec.selection, credential)
     while (tree := job.wait(Waiter(), LOOK_SECONDS)) is None:
         if cancelled.is_set():
             raise Cancelled("interrupted")

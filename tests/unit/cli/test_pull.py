@@ -276,3 +276,25 @@ def test_a_store_that_cannot_be_used_is_named(machine: Machine, tmp_path: Path) 
     assert done.code == 1
     *_, line = done.err.splitlines()
     assert str(tmp_path / "file") in line
+
+
+def test_attributes_choose_as_a_volumes_do(machine: Machine) -> None:
+    pushed = machine.push()
+    chosen = ("--attribute", "include=*.json", "--attribute", "include=*.txt", "--attribute", "subDir=model")
+    done = machine.run("pull", pushed.reference, "--json", *chosen)
+    tree = Path(done.objects[-1]["result"]["tree"])
+    found = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.is_file()}
+    assert found == {"model/config.json", "model/tokenizer/vocab.txt"}
+
+
+@pytest.mark.parametrize("value", ["include", "model=x", "Include=*", "=x", ""])
+def test_an_attribute_that_is_none_lists_those_there_are(machine: Machine, value: str) -> None:
+    done = machine.run("pull", "registry.example.com/llm/x:v1", "--attribute", value)
+    assert done.code == 2
+    assert "include, exclude, path" in done.err
+
+
+def test_an_attribute_without_sense_is_refused_before_anything_is_asked(machine: Machine) -> None:
+    done = machine.run("pull", "registry.example.com/llm/x:v1", "--attribute", "files=everything")
+    assert done.code == 2
+    assert "'files' must be one of all, vllm" in done.err
