@@ -1,9 +1,10 @@
-"""A download under way for one scope and one form: `ingest/<hex>-<scope>-<form>/` with `data` and `journal`.
+"""A download under way for one scope and one form: `ingest/<hex>-<scope>-<form>/` with a `journal` and the blob's
+bytes, as one file `data` or where another `Body` puts them.
 
 Whoever holds the ingest's lock works on it; the lock outlives nothing, the bytes outlive everything. Writers, a thread
-each, fill `data` anywhere; each piece of at most 1 MiB that is written gets a line in the journal. After whatever end,
-only what the journal proves is believed and the rest is missing: nothing that a crash or a power cut tore is believed,
-and nothing finished is fetched twice.
+each, fill the blob anywhere; each piece of at most 1 MiB that is written gets a line in the journal. After whatever
+end, only what the journal proves is believed and the rest is missing: nothing that a crash or a power cut tore is
+believed, and nothing finished is fetched twice.
 
 What was written once stays as it is for as long as the ingest is open: it may have been hashed already, and nobody
 would hash it again.
@@ -11,6 +12,7 @@ would hash it again.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -25,13 +27,14 @@ from isal import isal_zlib
 
 from modelmount.content import journal as journals
 from modelmount.content import ranges
+from modelmount.content.body import Body, FileBody
 from modelmount.content.diskerrors import disk_error as disk_error
 from modelmount.content.diskerrors import translated
 from modelmount.content.ranges import Range
 from modelmount.content.store import Store
-from modelmount.errors import Cancelled, Internal, ModelMountError, NoSpace
+from modelmount.errors import Cancelled, IntegrityError, Internal, ModelMountError, NoSpace
 from modelmount.oci.digest import Digest
-from modelmount.system import atomic, disk
+from modelmount.system import atomic
 from modelmount.system.lock import Held
 
 log = logging.getLogger(__name__)
@@ -67,8 +70,8 @@ def finished(store: Store, ingest: str) -> bool:
 
 
 class Ingest:
-    """The open download. Any number of writers, each in one thread; any thread may `pread` what lies below `offset`,
-    and call anything else.
+    """The open download. Any number of writers, each in one thread; any thread may read what lies below `offset`, and
+    call anything else.
 
     Lifecycle: `open` (lock held by the caller) → `writer`… → `commit_*`, or `close` to keep the bytes for later, or
     `discard` to drop them. The end closes the writers that are open; a write after it raises. Failures are
@@ -85,7 +88,10 @@ class Ingest:
         self.store, self.digest, self.size, self.scope, self.form = store, digest, size, scope, form
         self.directory = store.root / "ingest" / name(digest, scope, form)
         self._held = held
-        self._data = self._journal = -1
+        self._body: Body | None = None
+        self._group: atomic.GroupSync | None = None
+        self._journal = -1
+        self._resumed = False
         self._checkpoint = threading.Lock()
         self._checkpointed_at = time.monotonic()
         self._named = False
@@ -109,21 +115,29 @@ class Ingest:
         form: str,
         held: Held,
         *,
+        body: Callable[[Path], Body] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Ingest:
         """Open or create the ingest and believe of its bytes what the journal proves, which takes a read of them.
 
-        Takes over `held` even when it raises. Raises Cancelled, and then nothing of the ingest has changed.
+        `body` opens what holds the bytes, in the ingest's directory; one file does where it isn't given. Takes over
+        `held` even when it raises. Raises Cancelled, and then nothing of the ingest has changed; IntegrityError where
+        the body can't go on with what is there, which is gone then.
         """
         ingest = cls(store, digest, size, scope, form, held)
         try:
             with translated(f"resume the download of {digest}"):
                 ingest.directory.mkdir(mode=0o700, exist_ok=True)
-                ingest._data = os.open(ingest.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                if form == UNPACKED:
+                    ingest._group = atomic.GroupSync(ingest.directory)
+                ingest._body = body(ingest.directory) if body is not None else FileBody.open(ingest.path, size)
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                 ingest._journal = os.open(ingest.directory / "journal", flags, 0o600)
                 ingest._recover(cancelled)
             ingest._start_keeper()
+        except IntegrityError:
+            ingest.discard()
+            raise
         except BaseException:
             ingest.close()
             raise
@@ -131,13 +145,18 @@ class Ingest:
 
     @property
     def path(self) -> Path:
-        """The file that is being filled."""
+        """The file that is being filled, where it is one."""
         return self.directory / "data"
 
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill the head of `view` with bytes from `offset` on; how many, 0 where there are none. Raises OSError."""
+        return self._open_body().read_into(view, offset)
+
     @property
-    def fd(self) -> int:
-        """Descriptor of `data` for positional reads below `offset`."""
-        return self._data
+    def front(self) -> int:
+        """Writers may begin here and before, not farther behind."""
+        body = self._body
+        return body.front if body is not None else self.size
 
     @property
     def offset(self) -> int:
@@ -175,11 +194,11 @@ class Ingest:
         with self._checkpoint:  # of two syncs at once only one is told of an error
             self._check_usable()
             left = sum(last - first for first, last in self.missing)
-            if left or os.fstat(self._data).st_size != self.size:
+            body = self._open_body()
+            if left or not isinstance(body, FileBody) or body.length != self.size:
                 raise Internal(f"refusing to commit {self.size - left} of the {self.size} bytes of {self.digest}")
             try:
-                os.fchmod(self._data, 0o444)
-                os.fsync(self._data)
+                body.seal()
             except OSError as e:
                 raise self._condemn(e, f"make {self.digest} durable") from e
         atomic.failpoint("content.ingest.before_commit")
@@ -192,7 +211,7 @@ class Ingest:
         with self._checkpoint:
             self._check_usable()
             try:
-                _sync_layer(layer)
+                self._sync_layer(layer)
             except OSError as e:
                 raise self._condemn(e, f"make the unpacked {self.digest} durable") from e
         atomic.failpoint("content.ingest.before_commit_unpacked")
@@ -237,17 +256,29 @@ class Ingest:
             log.warning("cannot remove the lock of the download of %s: %s", self.digest, e.strerror)
 
     def _close_files(self) -> None:
-        for fd in (self._data, self._journal):
-            if fd >= 0:
-                os.close(fd)
-        self._data = self._journal = -1
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
+        if self._journal >= 0:
+            os.close(self._journal)
+        self._journal = -1
+        if self._group is not None:
+            self._group.close()
 
     def _recover(self, cancelled: Callable[[], bool]) -> None:
-        found = journals.proved(self._journal, self._data, self.size, cancelled)
+        body = self._open_body()
+        found = journals.proved(self._journal, body.read_into, self.size, cancelled)
         if found is None:
             raise Cancelled(f"the download of {self.digest} was stopped; its bytes are kept")
         self._missing = ranges.between(found, self.size)
-        os.ftruncate(self._data, found[-1][1] if found else 0)
+        self._resumed = bool(found)
+        body.resume(found)
+
+    def _open_body(self) -> Body:
+        body = self._body
+        if body is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return body
 
     def _check_usable(self) -> None:
         condemned = self._condemned
@@ -267,6 +298,16 @@ class Ingest:
             log.warning("cannot remove the journal of %s: %s", self.digest, e.strerror)
         return self._condemned
 
+    def _sync_layer(self, layer: Path) -> None:
+        """With many files one sync of the file system covers all of them: one fsync after the other would wait for the
+        disk each time. What an earlier attempt wrote is told to nobody but whoever asks that file.
+        """
+        files = [Path(directory, name) for directory, _, names in os.walk(layer) for name in names]
+        many = self._group is not None and len(files) > GROUP_FILES
+        if self._group is not None and many:
+            self._group.sync(files)
+        atomic.sync_tree(layer, files=not many or self._resumed)
+
     # -- checkpoints
 
     def _sync(self) -> None:
@@ -280,7 +321,7 @@ class Ingest:
             writer.journal()
         try:
             atomic.failpoint("content.ingest.checkpoint")
-            os.fdatasync(self._data)
+            self._open_body().sync(self._group)
             os.fdatasync(self._journal)
             if not self._named:
                 atomic.fsync_directory(self.directory)
@@ -371,9 +412,7 @@ class Ingest:
         end = offset + len(view)
         try:
             for first, last in ranges.within(self._missing, offset, end):
-                done = first
-                while done < last:
-                    done += os.pwrite(self._data, view[done - offset : last - offset], done)
+                self._open_body().write(view[first - offset : last - offset], first)
         except OSError as e:
             raise disk_error(e, f"write {self.digest}") from e
         with self._lock:
@@ -385,7 +424,7 @@ class Ingest:
 
     def _start_writeback(self, offset: int, length: int) -> None:
         try:
-            disk.sync_range(self._data, offset, length)
+            self._open_body().start_writeback(offset, length)
         except OSError as e:
             raise self._condemn(e, f"write {self.digest} to the disk") from e
 
@@ -467,13 +506,3 @@ class Writer:
         if self.offset > self._piece:
             self._ingest._write_line(self._piece, self.offset - self._piece, self._crc)
         self._piece, self._crc = self.offset, 0
-
-
-def _sync_layer(layer: Path) -> None:
-    """With many files one flush of everything comes first: one fsync after the other would wait for the disk each time.
-    The fsyncs are still made, for only they report what went wrong with their file.
-    """
-    if len(os.listdir(layer / "files")) > GROUP_FILES:
-        with atomic.GroupSync(layer) as group:
-            group.sync(())
-    atomic.sync_tree(layer)

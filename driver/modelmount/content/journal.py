@@ -17,6 +17,9 @@ from isal import isal_zlib
 
 from modelmount.content.ranges import Range
 
+Reader = Callable[[memoryview, int], int]
+"""Fills the head of a view with the bytes at an offset; how many, 0 where there are none."""
+
 READ_BYTES = 1 << 20
 _LINE = re.compile(rb"^(([0-9]{1,20}) ([0-9]{1,20}) ([0-9a-f]{8})) ([0-9a-f]{8})$", re.MULTILINE)
 
@@ -30,8 +33,8 @@ def append(journal: int, offset: int, length: int, crc: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def proved(journal: int, data: int, size: int, cancelled: Callable[[], bool]) -> list[Range] | None:
-    """The ranges of `data` below `size` that the journal proves, sorted and apart from each other; None once
+def proved(journal: int, read_into: Reader, size: int, cancelled: Callable[[], bool]) -> list[Range] | None:
+    """The ranges of the bytes below `size` that the journal proves, sorted and apart from each other; None once
     `cancelled`. Takes a read of what it proves.
 
     Lines may overlap and contradict each other: whatever any of them is right about is proved.
@@ -47,7 +50,7 @@ def proved(journal: int, data: int, size: int, cancelled: Callable[[], bool]) ->
             continue  # proved already
         if cancelled():
             return None
-        if crc_of(data, offset, length) not in proofs[offset, length]:
+        if crc_of(read_into, offset, length) not in proofs[offset, length]:
             continue
         if found and offset <= end:
             found[-1] = (start, offset + length)
@@ -56,12 +59,12 @@ def proved(journal: int, data: int, size: int, cancelled: Callable[[], bool]) ->
     return found
 
 
-def crc_of(fd: int, offset: int, length: int) -> int:
+def crc_of(read_into: Reader, offset: int, length: int) -> int:
     """crc32 of the bytes; -1 when there are fewer."""
     buffer = memoryview(bytearray(min(length, READ_BYTES)))
     crc, end = 0, offset + length
     while offset < end:
-        count = os.preadv(fd, [buffer[: end - offset]], offset)
+        count = read_into(buffer[: end - offset], offset)
         if not count:
             return -1
         crc = isal_zlib.crc32(buffer[:count], crc)

@@ -119,7 +119,7 @@ class Download:
         self._source, self._backoff, self._progress, self._cancel = source, backoff, progress, cancel
         self._policy = policy or Policy()
         self._complained = complained
-        self._follower = Follower(ingest.fd, descriptor.digest, descriptor.size)
+        self._follower = Follower(ingest.read_into, descriptor.digest, descriptor.size)
         self._ranges = True
         self._error: IntegrityError | None = None
         self._wrong = self.is_elsewhere = False
@@ -147,11 +147,12 @@ class Download:
                 return None
             length = None
             self._progress.have(-self.segments.merge())
-        return self.segments.take(length, self._follower.position + WINDOW_BYTES)
+        below = min(self._follower.position + WINDOW_BYTES, self.ingest.front + 1)
+        return self.segments.take(length, below)
 
     def share(self, length: int) -> bool:
         """Make segments that others can take out of what somebody is at; whether there are some now."""
-        return self._ranges and self._error is None and self.segments.share(length)
+        return self._ranges and self._error is None and self.segments.share(length, self.ingest.front)
 
     def fetch(self, segment: Segment, line: Line) -> float:
         """Fetch `segment` until its end, a cancel, or until it is better given back: the blob is broken, the source
@@ -183,7 +184,7 @@ class Download:
 
     def stream(self, cancel: Cancel) -> Behind:
         """The blob from its beginning, for one reader, as far as it is hashed."""
-        return Behind(self.ingest.fd, self.descriptor.size, self._follower, cancel)
+        return Behind(self.ingest.read_into, self.descriptor.size, self._follower, cancel)
 
     def finish(self, segment: Segment) -> None:
         """The thread that took `segment` is done with it, however far it came."""

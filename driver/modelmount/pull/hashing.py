@@ -7,10 +7,10 @@ hashed in place.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 
+from modelmount.content.journal import Reader
 from modelmount.errors import Cancelled
 from modelmount.oci.digest import Digest
 
@@ -21,13 +21,13 @@ _LOOK_SECONDS = 0.25
 
 
 class Follower:
-    """Hashes `fd` from 0 up to where `advance` has allowed. Any thread calls `advance` and `wait_beyond`; one, at the
+    """Hashes a file from 0 up to where `advance` has allowed. Any thread calls `advance` and `wait_beyond`; one, at the
     end, `finish` or `stop`.
     """
 
-    def __init__(self, fd: int, digest: Digest, size: int) -> None:
+    def __init__(self, read_into: Reader, digest: Digest, size: int) -> None:
         """Small blobs get no thread: `finish` hashes them."""
-        self._fd, self._size, self._hasher = fd, size, digest.hasher()
+        self._read_into, self._size, self._hasher = read_into, size, digest.hasher()
         self._limit = self._position = 0
         self._end = self._stopped = False
         self._error: OSError | None = None
@@ -105,7 +105,7 @@ class Follower:
 
     def _consume(self, limit: int, buffer: memoryview) -> None:
         while self._position < limit and not self._stopped:
-            count = os.preadv(self._fd, [buffer[: limit - self._position]], self._position)
+            count = self._read_into(buffer[: limit - self._position], self._position)
             if not count:
                 raise OSError(5, "the download shrank while it was hashed")
             self._hasher.update(buffer[:count])
@@ -117,9 +117,9 @@ class Follower:
 class Behind:
     """The blob as a stream that never runs ahead of its hasher; for one reader."""
 
-    def __init__(self, fd: int, size: int, follower: Follower, cancelled: Callable[[], bool]) -> None:
-        """Reads `fd` from the beginning; it stays the caller's."""
-        self._fd, self._size, self._follower, self._cancelled = fd, size, follower, cancelled
+    def __init__(self, read_into: Reader, size: int, follower: Follower, cancelled: Callable[[], bool]) -> None:
+        """At the blob's beginning."""
+        self._read_into, self._size, self._follower, self._cancelled = read_into, size, follower, cancelled
         self._position = 0
 
     def readinto(self, buffer: memoryview, /) -> int:
@@ -129,7 +129,7 @@ class Behind:
             if self._cancelled():
                 raise Cancelled("the pull was stopped; its bytes are kept")
             if limit > self._position:
-                count = os.preadv(self._fd, [buffer[: limit - self._position]], self._position)
+                count = self._read_into(buffer[: limit - self._position], self._position)
                 self._position += count
                 return count
         return 0

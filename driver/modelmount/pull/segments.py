@@ -82,13 +82,15 @@ class Segments:
             self._owned.append(segment)
             return segment
 
-    def share(self, length: int) -> bool:
+    def share(self, length: int, front: int) -> bool:
         """Draw in the end of an owned segment with much left, so that others can take what lies behind; whether there
-        was one. Its owner stops at the new end.
+        was one. Its owner stops at the new end. Nobody can begin behind `front` yet.
         """
         with self._lock:
             for segment in self._owned:
-                cut = _aligned(segment.position + length, segment.end)
+                cut = min(_aligned(segment.position + length, segment.end), front)
+                if cut - segment.position < ALIGNMENT_BYTES:
+                    continue
                 if segment.end - cut >= length:
                     bisect.insort(self._free, (cut, segment.end))
                     segment.end = cut

@@ -3,13 +3,13 @@
 Sources: POSIX.1-2017 pax(1) "ustar Interchange Format" and "pax Interchange Format"; the GNU tar manual, "Basic Tar
 Format". Regular files and directories are read, with long names of GNU (`L`) and POSIX (`x`). Everything else that an
 archive can hold has been a way out of a directory, a bomb, or a difference between readers, and is refused with its
-name. Layers of container images (`rootfs_entries`) may have links, devices and names that come again; all of that stays
+name. Layers of container images (`rootfs`) may have links, devices and names that come again; all of that stays
 text here, and what it means is worked out on names alone. Mode, owner and times are not even parsed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -94,7 +94,7 @@ class Source:
         while count:
             piece = self.some(count)
             if not piece:
-                raise BadArtifact("the archive is cut off; push the model again")
+                raise cut_off()
             count -= len(piece)
             yield piece
 
@@ -126,64 +126,126 @@ class _Extensions:
         self.link = target
 
 
-def entries(source: Source, limit: int) -> Iterator[Entry]:
-    """Every file and directory in the order of the archive; not its own root (`./`), which every volume has.
+class Headers:
+    """Reads headers as they come, block by block. Fed everything but what lies between an entry's header and the next.
+
+    More than `limit` headers, a name that occurs twice, or anything that isn't plain raises BadArtifact; then it is of
+    no use any more.
+
+    With `rootfs` it reads a layer of a container image (OCI image-spec, layer.md): names may be absolute and come
+    again, and besides files and directories there are links, devices and named pipes. `..` in a name is refused.
+    """
+
+    def __init__(self, limit: int, *, rootfs: bool = False) -> None:
+        self._limit, self._rootfs = limit, rootfs
+        self._extending = (*_EXTENSIONS, _LONG_LINK) if rootfs else _EXTENSIONS
+        self._count = self._names = 0
+        self._seen: set[str] = set()
+        self._extensions = _Extensions()
+        self._kind = b""
+        self._size = 0
+        self._data: bytes | None = None
+        self._zeros = 0
+        self.ended = False
+        """Whether the first zero block has come; the rest goes to `feed_end`."""
+
+    def feed(self, block: bytes) -> Entry | None:
+        """The next block. Where it completes an entry, its `size` bytes and their padding come next, and aren't fed.
+
+        Not returned is the archive's own root (`./`), which every volume has.
+        """
+        if self._data is not None:
+            self._data += block
+            if len(self._data) >= self._size:
+                self._extend(self._data[: self._size])
+            return None
+        if block == _ZEROS:
+            self._refuse_dangling()
+            self.ended = True
+            return None
+        _check_header(block)
+        kind, size = block[156:157], _number(block[124:136], "size")
+        if kind in self._extending:
+            self._start_extension(kind, size)
+            return None
+        self._count_header()
+        read = _rootfs_entry if self._rootfs else _entry
+        entry = read(block, kind, size, self._extensions)
+        self._extensions = _Extensions()
+        if entry is not None:
+            self._note(entry)
+        return entry
+
+    def feed_end(self, data: memoryview) -> None:
+        """What comes after the first zero block, in pieces of any size: nothing but whole zero blocks, not too many."""
+        self._zeros += len(data)
+        if bytes(data).count(0) != len(data):
+            _refuse("something follows its end")
+        if self._zeros > MAX_END_BYTES:
+            _refuse(f"more than {MAX_END_BYTES} zeros follow its end")
+
+    def finish(self) -> None:
+        """Nothing comes any more."""
+        if self._data is not None:
+            raise cut_off()
+        self._refuse_dangling()
+        if self._zeros % BLOCK_BYTES:
+            _refuse("it ends in the middle of a block")
+
+    def _note(self, entry: Entry) -> None:
+        if self._rootfs:
+            self._names += len(entry.path) + len(entry.target)
+            if self._names > MAX_ROOTFS_NAMES:
+                _refuse(f"its names take more than {MAX_ROOTFS_NAMES} characters")
+            return
+        if entry.path in self._seen:
+            _refuse(f"it has {paths.show(entry.path)} twice")
+        self._seen.add(entry.path)
+
+    def _start_extension(self, kind: bytes, size: int) -> None:
+        if size > MAX_EXTENSION_BYTES:
+            _refuse(f"an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}")
+        self._kind, self._size, self._data = kind, size, b""
+        if not size:
+            self._extend(b"")
+
+    def _extend(self, data: bytes) -> None:
+        self._data = None
+        _extend(self._extensions, self._kind, data)
+        if self._kind == _GLOBAL_RECORDS:
+            self._count_header()
+
+    def _count_header(self) -> None:
+        self._count += 1
+        if self._count > self._limit:
+            _refuse(f"it has more than the {self._limit} entries an admin allows (limits.archive_entries)")
+
+    def _refuse_dangling(self) -> None:
+        if self._extensions.kinds:
+            _refuse("it ends between an extended header and its entry")
+
+
+def entries(source: Source, limit: int, *, rootfs: bool = False) -> Iterator[Entry]:
+    """Every entry in the order of the archive, as `Headers` reads them.
 
     Before the next step the caller takes exactly `size` bytes from `source`. After the last entry the source is at its
-    end. More than `limit` headers, a name that occurs twice, or anything that isn't plain raises BadArtifact.
+    end.
     """
-    seen: set[str] = set()
-    for entry in _read(source, limit, _EXTENSIONS, _entry):
-        if entry.path in seen:
-            _refuse(f"it has {paths.show(entry.path)} twice")
-        seen.add(entry.path)
-        yield entry
+    headers = Headers(limit, rootfs=rootfs)
+    while not headers.ended and (block := source.block()) is not None:
+        entry = headers.feed(block)
+        if entry is not None:
+            yield entry
+            for _ in source.take(-entry.size % BLOCK_BYTES):
+                pass
+    while headers.ended and (rest := source.some(MAX_END_BYTES)):
+        headers.feed_end(rest)
+    headers.finish()
 
 
-def rootfs_entries(source: Source, limit: int) -> Iterator[Entry]:
-    """The same for a layer of a container image (OCI image-spec, layer.md): names may be absolute and come again, and
-    besides files and directories there are links, devices and named pipes. `..` in a name is refused.
-    """
-    names = 0
-    for entry in _read(source, limit, (*_EXTENSIONS, _LONG_LINK), _rootfs_entry):
-        names += len(entry.path) + len(entry.target)
-        if names > MAX_ROOTFS_NAMES:
-            _refuse(f"its names take more than {MAX_ROOTFS_NAMES} characters")
-        yield entry
-
-
-def _read(
-    source: Source,
-    limit: int,
-    extending: tuple[bytes, ...],
-    read: Callable[[bytes, bytes, int, _Extensions], Entry | None],
-) -> Iterator[Entry]:
-    """What `read` makes of each header that isn't `extending` the next one."""
-    extensions = _Extensions()
-    count = 0
-    while (header := source.block()) is not None and header != _ZEROS:
-        _check_header(header)
-        kind, size = header[156:157], _number(header[124:136], "size")
-        if kind in extending:
-            _extend(extensions, kind, _extension(source, size))
-            if kind != _GLOBAL_RECORDS:
-                continue
-        count += 1
-        if count > limit:
-            _refuse(f"it has more than the {limit} entries an admin allows (limits.archive_entries)")
-        if kind == _GLOBAL_RECORDS:
-            continue
-        entry = read(header, kind, size, extensions)
-        extensions = _Extensions()
-        if entry is None:
-            continue
-        yield entry
-        for _ in source.take(-entry.size % BLOCK_BYTES):
-            pass
-    if extensions.kinds:
-        _refuse("it ends between an extended header and its entry")
-    if header is not None:
-        _require_end(source)
+def cut_off() -> BadArtifact:
+    """For an archive that ends too early."""
+    return BadArtifact("the archive is cut off; push the model again")
 
 
 def _check_header(header: bytes) -> None:
@@ -260,12 +322,6 @@ def _name(header: bytes) -> bytes:
     return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
 
 
-def _extension(source: Source, size: int) -> bytes:
-    if size > MAX_EXTENSION_BYTES:
-        _refuse(f"an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}")
-    return b"".join(source.take(size + -size % BLOCK_BYTES))[:size]
-
-
 def _extend(extensions: _Extensions, kind: bytes, data: bytes) -> None:
     if kind == _GLOBAL_RECORDS:
         for key in _records(data):
@@ -326,19 +382,6 @@ def _decimal(value: bytes) -> int:
     if not value.isdigit() or len(value) > _SIZE_DIGITS:
         _refuse("an extended header's size is not a number")
     return int(value)
-
-
-def _require_end(source: Source) -> None:
-    """After the first zero block: nothing but whole zero blocks."""
-    total = 0
-    while rest := source.some(MAX_END_BYTES):
-        total += len(rest)
-        if bytes(rest).count(0) != len(rest):
-            _refuse("something follows its end")
-        if total > MAX_END_BYTES:
-            _refuse(f"more than {MAX_END_BYTES} zeros follow its end")
-    if total % BLOCK_BYTES:
-        _refuse("it ends in the middle of a block")
 
 
 def _show(name: bytes) -> str:

@@ -90,8 +90,8 @@ def unpack(
         hasher = uncompressed.hasher() if uncompressed is not None else None
         source = tarstream.Source(_hashed(pieces, hasher) if hasher is not None else pieces)
         if encoding.is_archive:
-            read = tarstream.rootfs_entries if encoding.is_rootfs else tarstream.entries
-            found = _members(source, read(source, limits.entries), directory, limits)
+            entries = tarstream.entries(source, limits.entries, rootfs=encoding.is_rootfs)
+            found = _members(source, entries, directory, limits)
         else:
             found = [_single(source, directory, limits)]
         if uncompressed is not None and hasher is not None and hasher.hexdigest() != uncompressed.hex:

@@ -156,7 +156,13 @@ class GroupSync:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._fd)
+        self.close()
+
+    def close(self) -> None:
+        """For whoever doesn't use it as a context manager. Twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def sync(self, files: Iterable[Path]) -> None:
         """Make the content of `files` and the names in the directory durable. An OSError condemns the whole group."""

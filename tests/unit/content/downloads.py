@@ -18,7 +18,7 @@ from modelmount.content import ranges
 from modelmount.content.ingest import Ingest, Writer
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
-from modelmount.system import atomic
+from modelmount.system import atomic, syscalls
 
 SCOPE, OTHER_SCOPE = "ab" * 16, "cd" * 16
 PIECE = ingests.PIECE_BYTES
@@ -89,9 +89,18 @@ def died(ingest: Ingest) -> None:
     ingest._held.release()
 
 
+def read(ingest: Ingest, count: int, offset: int = 0) -> bytes:
+    """Bytes of the ingest, as many as there are."""
+    view = memoryview(bytearray(count))
+    filled = 0
+    while filled < count and (got := ingest.read_into(view[filled:], offset + filled)):
+        filled += got
+    return bytes(view[:filled])
+
+
 def assert_right(ingest: Ingest, data: bytes) -> None:
     """What the ingest doesn't call missing is what was to be downloaded."""
-    found = os.pread(ingest.fd, len(data) + 1, 0)
+    found = read(ingest, len(data) + 1)
     for first, last in ranges.between(ingest.missing, len(data)):
         assert found[first:last] == data[first:last]
 
@@ -133,6 +142,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[list[str]]
 
         return calling
 
+    def flushing(fd: int, original: Callable[[int], None] = syscalls.syncfs) -> None:
+        found.append("syncfs")
+        original(fd)
+
     def renaming(source: Path, destination: Path, original: object = atomic.rename_noreplace) -> None:
         found.append(f"rename {destination.relative_to(root)}")
         original(source, destination)  # type: ignore[operator]
@@ -141,4 +154,5 @@ def recorded(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[list[str]]
         patch.setattr(os, "fsync", spy("fsync", os.fsync))
         patch.setattr(os, "fdatasync", spy("fdatasync", os.fdatasync))
         patch.setattr(atomic, "rename_noreplace", renaming)
+        patch.setattr(syscalls, "syncfs", flushing)
         yield found

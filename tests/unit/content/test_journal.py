@@ -31,8 +31,11 @@ class Files:
     def line(self, offset: int, length: int, *, about: bytes = DATA) -> None:
         journal.append(self.journal, offset, length, zlib.crc32(about[offset : offset + length]))
 
+    def read_into(self, view: memoryview, offset: int) -> int:
+        return os.preadv(self.data, [view], offset)
+
     def proved(self, size: int = len(DATA)) -> list[tuple[int, int]] | None:
-        return journal.proved(self.journal, self.data, size, lambda: False)
+        return journal.proved(self.journal, self.read_into, size, lambda: False)
 
 
 @pytest.fixture
@@ -132,7 +135,7 @@ def test_a_cancel_ends_the_reading(files: Files) -> None:
     files.line(0, 10)
     files.line(50, 10)
     answers = iter([False, True])
-    assert journal.proved(files.journal, files.data, len(DATA), lambda: next(answers)) is None
+    assert journal.proved(files.journal, files.read_into, len(DATA), lambda: next(answers)) is None
 
 
 def test_a_short_write_is_a_full_disk(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +182,9 @@ def test_exactly_the_union_of_the_right_lines_is_proved(
             journal.append(file.fileno(), offset, length, zlib.crc32(about[offset : offset + length]))
             if offset + length <= size and now[offset : offset + length] == about[offset : offset + length]:
                 expected |= set(range(offset, offset + length))
-        found = journal.proved(file.fileno(), data.fileno(), size, lambda: False)
+        found = journal.proved(
+            file.fileno(), lambda view, offset: os.preadv(data.fileno(), [view], offset), size, lambda: False
+        )
     assert found is not None
     assert {byte for first, last in found for byte in range(first, last)} == expected
     assert all(found[n][1] < found[n + 1][0] for n in range(len(found) - 1))

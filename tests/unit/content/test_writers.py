@@ -31,6 +31,7 @@ from .downloads import (
     directory,
     feed,
     open_ingest,
+    read,
     recorded,
     resumed,
     wait_for,
@@ -146,11 +147,11 @@ def test_a_reader_close_behind_finds_only_right_bytes(store: Store) -> None:
     ingest = open_ingest(store, DATA)
     middle = len(DATA) // 2
 
-    def read() -> None:
+    def follow() -> None:
         position = 0
         while position < len(DATA):
             limit = ingest.offset
-            assert os.pread(ingest.fd, limit - position, position) == DATA[position:limit]
+            assert read(ingest, limit - position, position) == DATA[position:limit]
             position = limit
 
     def fill(first: int, last: int) -> Callable[[], None]:
@@ -160,7 +161,7 @@ def test_a_reader_close_behind_finds_only_right_bytes(store: Store) -> None:
 
         return call
 
-    together(read, fill(0, middle), fill(middle, len(DATA)))
+    together(follow, fill(0, middle), fill(middle, len(DATA)))
     ingest.commit_blob()
     assert store.blob_path(DIGEST).read_bytes() == DATA
 
@@ -188,7 +189,7 @@ def test_what_is_written_stays_when_another_source_says_otherwise(store: Store) 
     with ingest.writer(PIECE // 2) as writer:
         writer.append(memoryview(other)[PIECE // 2 : 3 * PIECE])
         assert writer.offset == 3 * PIECE
-    found = os.pread(ingest.fd, 3 * PIECE, 0)
+    found = read(ingest, 3 * PIECE)
     assert found[PIECE : 2 * PIECE] == DATA[PIECE : 2 * PIECE]
     assert found[PIECE // 2 : PIECE] == other[PIECE // 2 : PIECE]
     assert found[2 * PIECE :] == other[2 * PIECE : 3 * PIECE]
@@ -281,10 +282,18 @@ def test_the_end_keeps_what_writers_had_in_hand(store: Store) -> None:
     assert resumed(store, DATA) == ((777, 3 * PIECE), (3 * PIECE + 777, len(DATA)))
 
 
+def opens(fd: int) -> Path | None:
+    """What the descriptor is of; None when it has gone."""
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink()
+    except FileNotFoundError:
+        return None
+
+
 @pytest.mark.parametrize("end", [Ingest.close, Ingest.discard, Ingest.commit_blob])
 def test_after_the_end_a_writer_touches_nothing(store: Store, tmp_path: Path, end: Callable[[Ingest], None]) -> None:
     ingest = open_ingest(store, DATA)
-    number = ingest.fd
+    number = next(n for n in map(int, os.listdir("/proc/self/fd")) if opens(n) == ingest.path)
     late = ingest.writer(0)
     feed(ingest, DATA)
     end(ingest)

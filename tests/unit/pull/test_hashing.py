@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,13 @@ def content(request: pytest.FixtureRequest) -> bytes:
     return os.urandom(request.param)
 
 
+def reader(fd: int) -> Callable[[memoryview, int], int]:
+    return lambda view, offset: os.preadv(fd, [view], offset)
+
+
 def follow(path: Path, content: bytes) -> tuple[int, Follower]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    return fd, Follower(fd, Digest.of(content), len(content))
+    return fd, Follower(reader(fd), Digest.of(content), len(content))
 
 
 def test_the_digest_is_that_of_all_bytes_however_they_arrived(tmp_path: Path, content: bytes) -> None:

@@ -58,7 +58,7 @@ def test_a_segment_with_much_left_is_shared_well_ahead_of_its_owner() -> None:
     segments = Segments([(0, 100 * MB)])
     owner = taken(segments)
     owner.position = 10 * MB
-    assert segments.share(8 * MB)
+    assert segments.share(8 * MB, MUCH)
     assert owner.end == 18 * MB
     assert spans(segments) == [(18, 100)]
 
@@ -67,8 +67,18 @@ def test_a_segment_with_little_left_is_its_owner_s() -> None:
     segments = Segments([(0, 100 * MB)])
     owner = taken(segments)
     owner.position = 90 * MB
-    assert not segments.share(8 * MB)
+    assert not segments.share(8 * MB, MUCH)
     assert owner.end == 100 * MB
+
+
+def test_a_segment_is_shared_no_farther_than_what_has_its_place() -> None:
+    segments = Segments([(0, 100 * MB)])
+    owner = taken(segments)
+    assert not segments.share(8 * MB, MB - 1)
+    assert segments.share(8 * MB, 2 * MB + 512)
+    assert owner.end == 2 * MB + 512
+    behind = taken(segments, 8 * MB)
+    assert (behind.start, behind.end) == (2 * MB + 512, 11 * MB)
 
 
 def test_a_source_without_ranges_gets_one_range_and_is_told_what_is_written_again() -> None:
@@ -117,7 +127,7 @@ def test_whatever_owners_do_every_missing_byte_is_handed_out_exactly_once(
         segment = segments.take(length if len(owned) % 2 else None, MUCH)
         if segment is not None:
             owned.append(segment)
-            segments.share(length)
+            segments.share(length, MUCH)
             continue
         order.shuffle(owned)  # type: ignore[attr-defined]
         done = owned.pop()

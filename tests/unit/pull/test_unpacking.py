@@ -50,7 +50,7 @@ class Bench:
         name = "ingest-" + ingests.name(self.descriptor.digest, SCOPE, ingests.UNPACKED)
         held = self.store.lock(name).acquire(timeout=0)
         self.ingest = Ingest.open(self.store, self.descriptor.digest, len(archive), SCOPE, ingests.UNPACKED, held)
-        self.follower = Follower(self.ingest.fd, self.descriptor.digest, len(archive))
+        self.follower = Follower(self.ingest.read_into, self.descriptor.digest, len(archive))
         self.cancel = Cancel()
 
     def arrive(self, end: int) -> None:
@@ -62,7 +62,7 @@ class Bench:
         return Unpacking(
             self.ingest,
             self.part,
-            lambda cancel: Behind(self.ingest.fd, len(self.archive), self.follower, cancel),
+            lambda cancel: Behind(self.ingest.read_into, len(self.archive), self.follower, cancel),
             limits or Limits(free_bytes=0),
             self.cancel,
         )
@@ -92,12 +92,12 @@ def test_members_are_there_before_the_archive_is(bench: Bench) -> None:
 
 def test_the_reader_waits_for_the_hasher(bench: Bench) -> None:
     bench.arrive(hashing.READ_BYTES // 2)
-    stream = Behind(bench.ingest.fd, len(bench.archive), bench.follower, lambda: True)
+    stream = Behind(bench.ingest.read_into, len(bench.archive), bench.follower, lambda: True)
     with pytest.raises(Cancelled):
         stream.readinto(memoryview(bytearray(10)))
     bench.arrive(2 * hashing.READ_BYTES)
     view = memoryview(bytearray(4 << 20))
-    count = Behind(bench.ingest.fd, len(bench.archive), bench.follower, lambda: False).readinto(view)
+    count = Behind(bench.ingest.read_into, len(bench.archive), bench.follower, lambda: False).readinto(view)
     assert 0 < count <= 2 * hashing.READ_BYTES
     assert view[:count] == bench.archive[:count]
 
