@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -58,8 +59,8 @@ class SlowNode:
     proxy: Proxy
     reference: str = ""
 
-    def put(self, files: Path) -> push.Pushed:
-        pushed = self.node.pusher.artifact("llm/big", "v1", push.modelpack(files))
+    def put(self, files: Path, packing: push.Packing = "raw") -> push.Pushed:
+        pushed = self.node.pusher.artifact("llm/big", "v1", push.modelpack(files, packing=packing))
         self.reference = f"{self.proxy.host}/llm/big:v1"
         return pushed
 
@@ -80,9 +81,15 @@ class SlowNode:
         """Bytes of the weights that the registry sent. Those on their way when a connection ended count too."""
         return sum(size for status, size in self.weights_answers(pushed) if status in {200, 206})
 
+    @staticmethod
+    def weights(pushed: push.Pushed) -> dict[str, Any]:
+        """The descriptor of the weights' layer."""
+        layer: dict[str, Any] = max(json.loads(pushed.document)["layers"], key=lambda layer: layer["size"])
+        return layer
+
     def weights_answers(self, pushed: push.Pushed) -> list[tuple[int, int]]:
         """Status and bytes of each answer that carried some of the weights."""
-        weights = max(json.loads(pushed.document)["layers"], key=lambda layer: layer["size"])["digest"]
+        weights = self.weights(pushed)["digest"]
         return [(r.status, r.size) for r in self.node.registry.requests() if r.digest == weights and r.method == "GET"]
 
 
@@ -108,8 +115,11 @@ def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes
     assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
 
 
-def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(slow: SlowNode, files: Path) -> None:
-    pushed = slow.put(files)
+@pytest.mark.parametrize("packing", ["raw", "tar"])
+def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(
+    slow: SlowNode, files: Path, packing: push.Packing
+) -> None:
+    pushed = slow.put(files, packing)
     pod = slow.node.pod("patient", slow.reference)
     slow.wait_partial(WEIGHTS_BYTES // 3)
     slow.node.driver.kill()
@@ -120,7 +130,7 @@ def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(slow: SlowNode
     slow.proxy.rate = None
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
-    assert slow.served(pushed) == WEIGHTS_BYTES - had
+    assert slow.served(pushed) == slow.weights(pushed)["size"] - had
     assert contents(slow.node.mount(pod)) == contents(files)
 
 

@@ -19,7 +19,7 @@ def half_made(store: Path) -> list[Path]:
     """What an end left half-made; the next start must have removed it."""
     rooms = ("blobs/sha256", "blobs/sha512", "trees", "refs", "volumes", "pulls", "backoff")
     found = [path for room in rooms for path in (store / room).glob(".*")]
-    found += [path for room in ("views", "models") for path in (store / room).glob("*/.*")]
+    found += [path for room in ("views", "models", "unpacked") for path in (store / room).glob("*/.*")]
     return [*found, *(store / "trash").iterdir()]
 
 
@@ -35,6 +35,24 @@ def _blobs(store: Path) -> list[str]:
     return found
 
 
+def scattered(layer: Path) -> str:
+    """The digest of the archive that a scattered layer was: its members and what lies between them, in order."""
+    hasher, position = hashlib.sha256(), 0
+    files = sorted(layer.glob("files/*"), key=lambda path: int(path.name))
+    named = {m["number"] for m in json.loads((layer / "index.json").read_bytes()) if m["type"] == "file"}
+    if {int(path.name) for path in files} != named:
+        return "other files than its index says"
+    with (layer / "rest").open("rb") as rest:
+        for path in files:
+            hasher.update(rest.read(int(path.name) - position))
+            data = path.read_bytes()
+            hasher.update(data)
+            position = int(path.name) + len(data)
+            rest.seek(position)
+        hasher.update(rest.read())
+    return hasher.hexdigest()
+
+
 def _unpacked(store: Path) -> list[str]:
     found = []
     for layer in _visible(store / "unpacked"):
@@ -43,7 +61,12 @@ def _unpacked(store: Path) -> list[str]:
             if not index.exists():
                 found.append(f"unpacked {layer.name} has no index")
                 continue
-            for number, member in enumerate(json.loads(index.read_bytes())):
+            members = json.loads(index.read_bytes())
+            if (version / "rest").exists():
+                if scattered(version) != layer.name:
+                    found.append(f"unpacked {layer.name} isn't what its archive was")
+                continue
+            for number, member in enumerate(members):
                 if member["type"] == "file" and _sha256(version / "files" / str(number)) != member["sha256"]:
                     found.append(f"unpacked {layer.name}: member {member['path']} has other bytes")
     return found

@@ -44,7 +44,9 @@ def names() -> list[str]:
 
 @dataclass
 class Published:
-    """A model with raw layers and an archive in a real registry, and one with a layer that is worth a checkpoint."""
+    """A model with raw layers and an archive in a real registry, and one with an uncompressed archive that is worth a
+    checkpoint.
+    """
 
     registry: Registry
     pushed: push.Pushed
@@ -69,7 +71,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         weights = directory / "big"
         weights.mkdir()
         (weights / "model.safetensors").write_bytes(random_bytes(ingest.CHECKPOINT_BYTES + 1, 9))
-        big = pusher.artifact("llm/big", "v1", push.modelpack(weights))
+        big = pusher.artifact("llm/big", "v1", push.modelpack(weights, packing="tar"))
         yield Published(registry, pushed, contents(files), big, contents(weights))
 
 

@@ -18,7 +18,7 @@ from modelmount.system.lock import Held, LockTimeout
 
 _PATTERNS = (
     *(f"{room}/.*" for room in ("blobs/sha256", "blobs/sha512", "trees", "refs", "volumes", "pulls", "backoff")),
-    *(f"{room}/*/.*" for room in ("views", "models")),
+    *(f"{room}/*/.*" for room in ("views", "models", "unpacked")),
     "models/*/*/.*",
 )
 _COMING_AND_GOING = ("pull-", "ingest-", "target-")

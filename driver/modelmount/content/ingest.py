@@ -95,7 +95,7 @@ class Ingest:
         self._checkpoint = threading.Lock()
         self._checkpointed_at = time.monotonic()
         self._named = False
-        self._condemned: NoSpace | Internal | None = None
+        self._condemned: NoSpace | Internal | IntegrityError | None = None
         self._lock = threading.Lock()
         self._ended = False
         self._missing: list[Range] = [(0, size)] if size else []
@@ -291,12 +291,12 @@ class Ingest:
         """After a failed sync the kernel calls lost pages clean: also who finds them after our death, and could sync
         them without an error, must not believe them.
         """
-        self._condemned = disk_error(error, action)
+        condemned = self._condemned = disk_error(error, action)
         try:
             (self.directory / "journal").unlink(missing_ok=True)
         except OSError as e:
             log.warning("cannot remove the journal of %s: %s", self.digest, e.strerror)
-        return self._condemned
+        return condemned
 
     def _sync_layer(self, layer: Path) -> None:
         """With many files one sync of the file system covers all of them: one fsync after the other would wait for the
@@ -415,6 +415,9 @@ class Ingest:
                 self._open_body().write(view[first - offset : last - offset], first)
         except OSError as e:
             raise disk_error(e, f"write {self.digest}") from e
+        except IntegrityError as e:  # with what is here these bytes can't be right, so nobody goes on with it
+            self._condemned = e
+            raise
         with self._lock:
             self._missing = ranges.without(self._missing, offset, end)
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelmount.content.diskerrors import translated
@@ -40,6 +41,15 @@ ROOMS = (
     "trash",
     "quarantine",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NewLayer:
+    """A small layer whose archive was verified. `make` makes its directory; it need not sync anything."""
+
+    digest: Digest
+    rules: int
+    make: Callable[[Path], None]
 
 
 class Store:
@@ -83,7 +93,7 @@ class Store:
         return self.root / "blobs" / digest.algorithm / digest.hex
 
     def unpacked_path(self, digest: Digest, rules: int) -> Path:
-        """Where the unpacked form lies: `files/<ordinal>` and `index.json`."""
+        """Where the unpacked form lies: `files/<number>` and `index.json`."""
         return self.root / "unpacked" / digest.hex / str(rules)
 
     def lock(self, name: str) -> FileLock:
@@ -183,39 +193,67 @@ class Store:
                 temporary.unlink(missing_ok=True)
                 raise
 
-    def put_group(self, blobs: Mapping[Digest, bytes], scope: str) -> None:
-        """`put_document` for many at once, at the price of one: a sync of the file system covers all of them and their
-        scope records, one fsync their names. Raises like it; the ones that have their names by then keep them.
+    def put_group(self, blobs: Mapping[Digest, bytes], scope: str, layers: Sequence[NewLayer] = ()) -> None:
+        """`put_document` for many at once, at the price of one, and of small layers too: a sync of the file system
+        covers all of them and their scope records, one fsync their names, or another sync where those lie in a
+        directory each. Raises like it, and what makes the layers; the ones that have their names by then keep them.
         """
-        if len(blobs) < 2 or not atomic.syncs_groups():
+        if len(blobs) + len(layers) < 2 or not atomic.syncs_groups():
             for digest, data in blobs.items():
                 self.put_document(data, digest, scope)
+            for layer in layers:
+                self._put_layer(layer, scope)
             return
         if wrong := next((digest for digest, data in blobs.items() if not _is(data, digest)), None):
             raise Internal(f"refusing to store bytes that are not {wrong}")
         made: list[tuple[Path, Path]] = []
         try:
-            with self.locks.shared(), translated(f"store {len(blobs)} small blobs"):
-                with atomic.GroupSync(self.root / "blobs") as group:
-                    for digest, data in blobs.items():
-                        self._record_scope(digest, scope)
-                        target = self.blob_path(digest)
-                        if not target.exists():
-                            made.append((atomic.temporary_beside(target), target))
-                            _write_blob(made[-1][0], data, sync=False)
-                    atomic.failpoint("content.group.before_sync")
-                    group.sync(temporary for temporary, _ in made)
+            with (
+                self.locks.shared(),
+                translated(f"store {len(blobs) + len(layers)} small blobs"),
+                atomic.GroupSync(self.root) as group,
+            ):
+                for digest, data in blobs.items():
+                    self._record_scope(digest, scope)
+                    target = self.blob_path(digest)
+                    if not target.exists():
+                        made.append((atomic.temporary_beside(target), target))
+                        _write_blob(made[-1][0], data, sync=False)
+                for layer in layers:
+                    self._record_scope(layer.digest, scope)
+                    target = self.unpacked_path(layer.digest, layer.rules)
+                    if not target.exists():
+                        target.parent.mkdir(mode=0o700, exist_ok=True)
+                        made.append((atomic.temporary_beside(target), target))
+                        layer.make(made[-1][0])
+                atomic.failpoint("content.group.before_sync")
+                group.sync(temporary for temporary, _ in made)
                 for temporary, target in made:
                     try:
                         atomic.rename_noreplace(temporary, target)
                     except FileExistsError:
-                        temporary.unlink()
+                        _remove(temporary)
                 atomic.failpoint("content.group.after_rename")
-                for directory in {self.blob_path(digest).parent for digest in blobs}:
-                    atomic.fsync_directory(directory)
+                if layers:
+                    group.sync(())
+                else:
+                    for directory in {self.blob_path(digest).parent for digest in blobs}:
+                        atomic.fsync_directory(directory)
         finally:
             for temporary, _ in made:
-                temporary.unlink(missing_ok=True)
+                _remove(temporary)
+
+    def _put_layer(self, layer: NewLayer, scope: str) -> None:
+        target = self.unpacked_path(layer.digest, layer.rules)
+        with self.locks.shared(), translated(f"store the unpacked {layer.digest}"):
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary = atomic.temporary_beside(target)
+            try:
+                layer.make(temporary)
+                atomic.sync_tree(temporary)
+                self.commit_unpacked(temporary, layer.digest, layer.rules, scope)
+            finally:
+                _remove(temporary)
 
     def commit_blob(self, verified: Path, digest: Digest, scope: str) -> None:
         """Give a verified, fsynced, 0444 file its name in `blobs/`. Somebody else's equal blob wins; `verified` is gone
@@ -290,6 +328,14 @@ def _is(data: bytes, digest: Digest) -> bool:
     hasher = digest.hasher()
     hasher.update(data)
     return hasher.hexdigest() == digest.hex
+
+
+def _remove(path: Path) -> None:
+    """A half-made file or directory, if it is still there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_blob(path: Path, data: bytes, *, sync: bool = True) -> None:

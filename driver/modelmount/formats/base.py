@@ -99,14 +99,15 @@ class Member:
     """One entry of an unpacked archive. `path` is the checked name; a compressed single file has the path `""`, its
     layer names it. In layers of container images it is the name below the image's root, unchecked.
 
-    Only files have a size and a digest, and their bytes lie in a file named by `ordinal`.
+    Only files have a size and a digest, and their bytes lie in a file named by `number`.
     """
 
-    ordinal: int
+    number: int
     path: str
     is_directory: bool
     size: int
     sha256: str
+    """Empty for a file that nobody hashed: the archive's own digest covers it."""
     special: str = ""
     """SYMLINK, HARDLINK or the name of a kind that isn't read; for layers of container images only."""
     target: str = ""
@@ -120,7 +121,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of the volume. `source` is `<hex>` of a raw blob, or `<hex>/<rules>/<ordinal>` for a member of an
+    """One file of the volume. `source` is `<hex>` of a raw blob, or `<hex>/<rules>/<number>` for a member of an
     unpacked archive.
     """
 

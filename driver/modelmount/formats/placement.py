@@ -4,7 +4,7 @@ on every node.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from modelmount.errors import BadArtifact
@@ -19,20 +19,27 @@ from modelmount.oci.digest import Digest
 class _Tree:
     """Collects files and directories; the same path twice is fine only with the same bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, sha256_of: Callable[[str], str]) -> None:
         self.files: dict[str, File] = {}
         self.directories: set[str] = set()
         self._origin: dict[str, tuple[str, Digest]] = {}
+        self._sha256_of = sha256_of
 
     def add(self, file: File, content: str, layer: Layer) -> None:
+        """`content` says what the bytes are; empty where nobody knows yet."""
         digest = layer.descriptor.digest
         content_before, digest_before = self._origin.setdefault(file.path, (content, digest))
-        if content_before != content:
+        before = self.files.setdefault(file.path, file)
+        if before.source == file.source:
+            return
+        if (content_before or self._known(before)) != (content or self._known(file)):
             raise BadArtifact(
                 f"two layers put different bytes at {paths.show(file.path)}: {digest_before} and {digest}; ask the "
                 "artifact's publisher to keep one"
             )
-        self.files.setdefault(file.path, file)
+
+    def _known(self, file: File) -> str:
+        return f"sha256:{self._sha256_of(file.source)}"
 
 
 def place(
@@ -41,19 +48,22 @@ def place(
     rules: Mapping[Digest, int],
     selection: Selection = EVERYTHING,
     revision: str = "",
+    *,
+    sha256_of: Callable[[str], str] = lambda source: source,
 ) -> Placement:
     """Where every file of the volume comes from. `revision` names the model in layouts that want one.
 
     `members` has an entry for each layer that isn't RAW, and `rules` the version of the unpacking rules which that
-    layer was made under: one model may mix versions. Raises BadArtifact when names collide, an entry lies outside its
-    layer's directory, or there is no file at all; InvalidRequest when the selection leaves none; KeyError when a
-    layer's members or rules are missing.
+    layer was made under: one model may mix versions. `sha256_of` hashes what is at a source; it is asked only where two
+    layers have a member of the same name and nobody has hashed it yet. Raises BadArtifact when names collide, an entry
+    lies outside its layer's directory, or there is no file at all; InvalidRequest when the selection leaves none;
+    KeyError when a layer's members or rules are missing.
     """
     if layout.is_image:
         files, directories, warnings = _stacked(layout, members, rules, selection.path)
         selection = replace(selection, path="")
     else:
-        files, directories, warnings = _side_by_side(layout, members, rules)
+        files, directories, warnings = _side_by_side(layout, members, rules, sha256_of)
     if not files:
         raise BadArtifact(
             f"the {layout.format} artifact has no files, only directories; ask its publisher what it should contain"
@@ -70,7 +80,7 @@ def place(
 
 def refuse_collisions(layout: Layout) -> None:
     """What can be known before anything is downloaded: the paths of raw layers must not collide. Raises BadArtifact."""
-    tree = _Tree()
+    tree = _Tree(lambda source: source)
     for layer in layout.layers:
         if layer.encoding is Encoding.RAW:
             _place_raw(tree, layer)
@@ -81,8 +91,13 @@ _Gathered = tuple[list[File], set[str], tuple[str, ...]]
 """Files, directories without all of their parents, warnings."""
 
 
-def _side_by_side(layout: Layout, members: Mapping[Digest, Sequence[Member]], rules: Mapping[Digest, int]) -> _Gathered:
-    tree = _Tree()
+def _side_by_side(
+    layout: Layout,
+    members: Mapping[Digest, Sequence[Member]],
+    rules: Mapping[Digest, int],
+    sha256_of: Callable[[str], str],
+) -> _Gathered:
+    tree = _Tree(sha256_of)
     for layer in layout.layers:
         if layer.encoding is Encoding.RAW:
             _place_raw(tree, layer)
@@ -115,8 +130,8 @@ def _place_members(tree: _Tree, layer: Layer, members: Sequence[Member], rules: 
         if member.is_directory:
             tree.directories.add(path)
         else:
-            file = File(path, f"{digest.hex}/{rules}/{member.ordinal}", member.size)
-            tree.add(file, f"sha256:{member.sha256}", layer)
+            file = File(path, f"{digest.hex}/{rules}/{member.number}", member.size)
+            tree.add(file, f"sha256:{member.sha256}" if member.sha256 else "", layer)
 
 
 def _named(layer: Layer, members: Sequence[Member]) -> Iterator[tuple[Member, str]]:

@@ -128,7 +128,7 @@ class Stack:
         elif member.special == HARDLINK:
             directory.children[name] = self._hard_link(member)
         else:
-            directory.children[name] = _Leaf(f"{source}/{member.ordinal}", member.size, member.special, member.target)
+            directory.children[name] = _Leaf(f"{source}/{member.number}", member.size, member.special, member.target)
 
     def _make(self, place: Place) -> _Directory:
         """The directory at `place`, made where it is missing, and put in the place of a file."""

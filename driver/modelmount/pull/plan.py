@@ -34,7 +34,7 @@ class Part:
     descriptor: Descriptor
     encoding: Encoding
     uncompressed: Digest | None = None
-    """What the artifact says of the archive after decompression; checked when this is what unpacks it."""
+    """What the artifact says of a compressed archive after decompression; checked when this is what unpacks it."""
     path: str | None = None
     """Where the model has it first, or has what comes out of the archive."""
 
@@ -55,6 +55,11 @@ class Part:
         """`raw` or `unpacked`: presence, single flight and ingest are per form."""
         return ingest.RAW if self.encoding is Encoding.RAW else ingest.UNPACKED
 
+    @property
+    def is_scattered(self) -> bool:
+        """Whether it goes straight into its members, without lying here as an archive."""
+        return self.encoding in {Encoding.TAR, Encoding.ROOTFS_TAR}
+
     def present(self, store: Store, scope: str) -> bool:
         """Whether it is committed and available to this scope."""
         if self.encoding is Encoding.RAW:
@@ -70,10 +75,10 @@ class Part:
         return store.unpacked_rules(self.descriptor.digest, scope, unpack.versions(self.encoding))
 
     def claim(self, scope: str) -> Claim:
-        """What its download takes on disk. An archive is there twice while it is unpacked; what it unpacks to is known
-        only then.
+        """What its download takes on disk. A compressed archive is there twice while it is unpacked; what it unpacks to
+        is known only then.
         """
-        size = self.descriptor.size * (1 if self.encoding is Encoding.RAW else 2)
+        size = self.descriptor.size * (1 if self.encoding is Encoding.RAW or self.is_scattered else 2)
         digest = self.descriptor.digest
         return Claim(digest.hex, self.form, ingest.name(digest, scope, self.form), size)
 
@@ -141,7 +146,11 @@ class Plan:
             if version is None:
                 return None
             members[digest], rules[digest] = layers.members(store, digest, version), version
-        return formats.place(self.layout, members, rules, self.selection, self.revision)
+
+        def sha256_of(source: str) -> str:
+            return layers.sha256_of(store, source)
+
+        return formats.place(self.layout, members, rules, self.selection, self.revision, sha256_of=sha256_of)
 
 
 def make_plan(

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from modelmount import telemetry
+from modelmount.config import Limits
 from modelmount.content import ingest as ingests
 from modelmount.content.backoff import Backoff
-from modelmount.content.store import Store
+from modelmount.content.store import NewLayer, Store
 from modelmount.errors import IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
@@ -19,12 +20,14 @@ from modelmount.pull import fetch
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
 from modelmount.pull.progress import Counters, Progress
+from modelmount.pull.unpacking import bounds, named
+from modelmount.snapshots import scatter, unpack
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockTimeout
 from modelmount.transport.retry import Policy
 
 SMALL_FILE_BYTES = 256 << 10
-"""Raw blobs up to this size are fetched in groups."""
+"""Raw blobs and uncompressed archives up to this size are fetched in groups."""
 GROUP_BYTES = 1 << 20
 """What one connection may lose to a crash."""
 GROUP_FILES = 256
@@ -32,7 +35,7 @@ GROUP_FILES = 256
 
 def fits(part: Part) -> bool:
     """Whether the part is fetched this way."""
-    return part.form == ingests.RAW and part.descriptor.size <= SMALL_FILE_BYTES
+    return (part.form == ingests.RAW or part.is_scattered) and part.descriptor.size <= SMALL_FILE_BYTES
 
 
 class Group:
@@ -45,11 +48,12 @@ class Group:
         source: BlobSource,
         progress: Progress,
         cancel: Cancel,
+        limits: Limits,
         complained: Callable[[float | None], None] = lambda wait: None,
     ) -> None:
         """`complained` is called as by `fetch.Download`."""
         self._store, self._scope, self._source = store, scope, source
-        self._progress, self._cancel = progress, cancel
+        self._progress, self._cancel, self._bounds = progress, cancel, bounds(limits)
         self._complained = complained
         self._policy = Policy()
 
@@ -60,7 +64,8 @@ class Group:
         busy: list[Part] = []
         held: list[Held] = []
         blobs: dict[Digest, bytes] = {}
-        fetched: list[Part] = []
+        layers: list[NewLayer] = []
+        made: list[Part] = []
         try:
             try:
                 for part in parts:
@@ -73,19 +78,37 @@ class Group:
                     if part.present(self._store, self._scope):
                         self._progress.file(part.key).found()
                         telemetry.blobs_total.labels("shared").inc()
+                    elif part.is_scattered:
+                        layers.append(self._layer(part))
+                        made.append(part)
                     else:
-                        counters = self._progress.file(part.key)
-                        blobs[part.descriptor.digest] = self.read(part.descriptor, counters)
-                        fetched.append(part)
+                        blobs[part.descriptor.digest] = self._fetched(part)
+                        made.append(part)
             finally:
-                self._store.put_group(blobs, self._scope)
-            for part in fetched:
+                self._store.put_group(blobs, self._scope, layers)
+            for part in made:
                 self._progress.file(part.key).ready()
-                telemetry.blobs_total.labels("fetched").inc()
         finally:
             for lock_held in held:
                 lock_held.release(unlink=True)
         return busy
+
+    def _layer(self, part: Part) -> NewLayer:
+        digest, limits, rootfs = part.descriptor.digest, self._bounds, part.encoding.is_rootfs
+        if self._store.has_blob(digest, self._scope):
+            self._progress.file(part.key).have(part.descriptor.size)
+            data = self._store.read_document(digest)
+        else:
+            data = self._fetched(part)
+        with named(part):
+            scatter.check(data, limits, rootfs=rootfs)
+        rules = unpack.rules(part.encoding)
+        return NewLayer(digest, rules, lambda layer: scatter.build(data, layer, limits, rootfs=rootfs))
+
+    def _fetched(self, part: Part) -> bytes:
+        data = self.read(part.descriptor, self._progress.file(part.key))
+        telemetry.blobs_total.labels("fetched").inc()
+        return data
 
     def read(self, descriptor: Descriptor, counters: Counters) -> bytes:
         """One verified blob, however small or large. Raises as `fetch` does."""

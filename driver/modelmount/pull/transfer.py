@@ -21,6 +21,7 @@ from modelmount import formats, telemetry
 from modelmount.config import Settings
 from modelmount.content import ingest as ingests
 from modelmount.content.backoff import Backoff
+from modelmount.content.diskerrors import translated
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, IntegrityError, ModelMountError, Unavailable
@@ -35,7 +36,7 @@ from modelmount.pull.plan import SMALL_BYTES, Part
 from modelmount.pull.progress import Counters, Expected, Progress
 from modelmount.pull.resolver import not_here
 from modelmount.pull.segments import Segment
-from modelmount.pull.unpacking import Stream, Unpacking
+from modelmount.pull.unpacking import Layering, Scattering, Stream, Unpacking, fill
 from modelmount.snapshots import unpack
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockCancelled, LockTimeout
@@ -62,7 +63,7 @@ class _Active:
 
     part: Part
     download: Download
-    unpacking: Unpacking | None = None
+    layering: Layering | None = None
     owners: int = 0
     ending: bool = False
 
@@ -321,10 +322,7 @@ class Transfer:
         active = None
         try:
             if isinstance(work, list):
-                group = smalls.Group(
-                    self.store, self.scope, self._source, self._job.progress, self._cancel, self._complained
-                )
-                busy = group.fetch(work)
+                busy = self._group(self._job.progress).fetch(work)
                 with self._changed:
                     self._busy += busy
             else:
@@ -359,14 +357,21 @@ class Transfer:
             self._job.progress.file(part.key).found()
             telemetry.blobs_total.labels("shared").inc()
             return None
+        scattering = Scattering(part, self._settings.limits) if part.is_scattered else None
         ingest = Ingest.open(
-            self.store, descriptor.digest, descriptor.size, self.scope, part.form, held, cancelled=self._cancel
+            self.store,
+            descriptor.digest,
+            descriptor.size,
+            self.scope,
+            part.form,
+            held,
+            body=scattering.body if scattering is not None else None,
+            cancelled=self._cancel,
         )
         try:
             if part.form == ingests.UNPACKED and self.store.has_blob(descriptor.digest, self.scope):
                 self._job.progress.file(part.key).have(descriptor.size)
-                raw = self.store.blob_path(descriptor.digest)
-                self._commit_layer(ingest, part, self._unpack(ingest, part, lambda cancel: raw.open("rb", buffering=0)))
+                self._unpack_blob(ingest, part, scattering)
                 return None
             backoff = Backoff(self.store, descriptor.digest, self.scope, self._source.name)
             download = Download(
@@ -381,10 +386,10 @@ class Transfer:
         except BaseException:
             ingest.close()
             raise
-        active = _Active(part, download, owners=1)
+        active = _Active(part, download, scattering, owners=1)
         try:
-            if part.form == ingests.UNPACKED:
-                active.unpacking = self._unpack(ingest, part, download.stream)
+            if part.form == ingests.UNPACKED and scattering is None:
+                active.layering = self._unpack(ingest, part, download.stream)
         except BaseException:
             self._end(active, complete=False)
             raise
@@ -420,11 +425,11 @@ class Transfer:
         with ExitStack() as ending:
             ending.callback(download.ingest.close)
             ending.callback(download.close)
-            if active.unpacking is not None:
-                ending.callback(active.unpacking.stop)
+            if active.layering is not None:
+                ending.callback(active.layering.stop)
             if complete and not download.is_broken and not (again := self._is_elsewhere(download)):
-                if active.unpacking is not None:
-                    self._commit_layer(download.ingest, active.part, active.unpacking)
+                if active.layering is not None:
+                    self._commit_layer(download.ingest, active.part, active.layering)
                 else:
                     download.ingest.commit_blob()
                     self._job.progress.file(active.part.key).ready()
@@ -466,11 +471,25 @@ class Transfer:
     def _unpack(self, ingest: Ingest, part: Part, source: Callable[[Cancel], Stream]) -> Unpacking:
         return Unpacking(ingest, part, source, self._settings.limits, self._cancel)
 
-    def _commit_layer(self, ingest: Ingest, part: Part, unpacking: Unpacking) -> None:
+    def _group(self, progress: Progress) -> smalls.Group:
+        limits = self._settings.limits
+        return smalls.Group(self.store, self.scope, self._source, progress, self._cancel, limits, self._complained)
+
+    def _unpack_blob(self, ingest: Ingest, part: Part, scattering: Scattering | None) -> None:
+        """The archive is in the store: make its layer without asking anybody."""
+        raw = self.store.blob_path(part.descriptor.digest)
+        if scattering is None:
+            self._commit_layer(ingest, part, self._unpack(ingest, part, lambda cancel: raw.open("rb", buffering=0)))
+            return
+        with translated(f"unpack {part.descriptor.digest}"), raw.open("rb", buffering=0) as file:
+            fill(ingest, file, self._cancel)
+        self._commit_layer(ingest, part, scattering)
+
+    def _commit_layer(self, ingest: Ingest, part: Part, layering: Layering) -> None:
         """The archive is verified: wait for its layer and commit that; the archive goes."""
         try:
-            ingest.commit_unpacked(unpacking.finish(), unpack.rules(part.encoding))
-        except BadArtifact:
+            ingest.commit_unpacked(layering.finish(), unpack.rules(part.encoding))
+        except (BadArtifact, IntegrityError):
             ingest.discard()
             raise
         finally:
@@ -484,7 +503,7 @@ class Transfer:
                 "read"
             )
         nobodys = Counters(Progress(), Expected((str(descriptor.digest), ingests.RAW), "config", descriptor.size))
-        return smalls.Group(self.store, self.scope, self._source, Progress(), self._cancel).read(descriptor, nobodys)
+        return self._group(Progress()).read(descriptor, nobodys)
 
 
 class _Ticks:

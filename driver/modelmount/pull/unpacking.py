@@ -1,24 +1,26 @@
-"""An archive unpacked while it arrives: a thread follows the hasher through the page cache, into the ingest.
+"""Archives that become layers while they arrive. A compressed one lies in its ingest and a thread unpacks it, following
+the hasher through the page cache; an uncompressed one is written straight into its members.
 
-What it makes counts only once the whole archive has its digest: until then it lies in the ingest and nobody sees it.
+What is made counts only once the whole archive has its digest: until then it lies in the ingest and nobody sees it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from modelmount.config import Limits
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest
-from modelmount.errors import BadArtifact
+from modelmount.errors import BadArtifact, Cancelled
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
 from modelmount.snapshots import layers, unpack
-from modelmount.snapshots.decompress import RawReader
+from modelmount.snapshots.decompress import PIECE_BYTES, RawReader
+from modelmount.snapshots.scatter import Scatter
 
 
 class Stream(RawReader, Protocol):
@@ -26,6 +28,20 @@ class Stream(RawReader, Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+
+
+class Layering(Protocol):
+    """One archive on its way to a layer. `finish` once the archive is verified, or `stop`; then it is over."""
+
+    def finish(self) -> Path:
+        """The layer, not synced yet. Raises BadArtifact for what the archive's bytes decide, IntegrityError, NoSpace,
+        Cancelled.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Give up, unless it was finished. While the ingest is still held."""
+        ...
 
 
 class Unpacking:
@@ -37,9 +53,7 @@ class Unpacking:
         """Begins at once, in a thread of its own; `source` gets a cancel that ends a waiting read too."""
         self.layer = ingest.directory / "layer"
         self._part = part
-        self._limits = unpack.Limits(
-            bytes=limits.model_bytes, entries=limits.archive_entries, free_bytes=limits.free_bytes
-        )
+        self._limits = bounds(limits)
         self._cancel = Cancel(cancel)
         self._error: Exception | None = None
         self._over = False
@@ -49,24 +63,16 @@ class Unpacking:
         self._thread.start()
 
     def finish(self) -> Path:
-        """The unpacked layer, not synced yet. Raises BadArtifact for what the archive's bytes decide, NoSpace,
-        Cancelled.
-        """
+        """See Layering."""
         self._thread.join()
         self._over = True
-        digest = self._part.descriptor.digest
-        match self._error:
-            case None:
-                return self.layer
-            case BadArtifact() as e:
-                raise BadArtifact(f"archive {digest}: {e.message}") from e
-            case OSError() as e:
-                raise ingests.disk_error(e, f"unpack {digest}") from e
-            case e:
-                raise e
+        with named(self._part):
+            if self._error is not None:
+                raise self._error
+        return self.layer
 
     def stop(self) -> None:
-        """Give up, unless it was finished; what was made is gone. While the ingest is still held."""
+        """See Layering. What was made is gone."""
         if self._over:
             return
         self._cancel.set()
@@ -82,3 +88,54 @@ class Unpacking:
                 )
         except Exception as e:  # noqa: BLE001 - `finish` raises it in the thread that asks
             self._error = e
+
+
+class Scattering:
+    """One uncompressed archive whose ingest has `body`, made once and when the ingest is opened."""
+
+    def __init__(self, part: Part, limits: Limits) -> None:
+        """Nothing happens yet."""
+        self._part, self._limits = part, bounds(limits)
+        self._scatter: Scatter | None = None
+
+    def body(self, directory: Path) -> Scatter:
+        """For the ingest in this directory."""
+        rootfs = self._part.encoding.is_rootfs
+        self._scatter = Scatter(directory / "layer", self._part.descriptor.size, self._limits, rootfs=rootfs)
+        return self._scatter
+
+    def finish(self) -> Path:
+        """See Layering."""
+        assert self._scatter is not None
+        with named(self._part):
+            return self._scatter.finish()
+
+    def stop(self) -> None:
+        """See Layering. What was written stays, for the next attempt."""
+
+
+def fill(ingest: Ingest, raw: RawReader, cancel: Cancel) -> None:
+    """Write an archive that is in the store already into an ingest, as if it came from a source."""
+    view = memoryview(bytearray(PIECE_BYTES))
+    with ingest.writer(0) as writer:
+        while count := raw.readinto(view):
+            if cancel():
+                raise Cancelled("unpacking was stopped; what was unpacked is kept")
+            writer.append(view[:count])
+
+
+def bounds(limits: Limits) -> unpack.Limits:
+    """What an admin allows of one archive."""
+    return unpack.Limits(bytes=limits.model_bytes, entries=limits.archive_entries, free_bytes=limits.free_bytes)
+
+
+@contextlib.contextmanager
+def named(part: Part) -> Iterator[None]:
+    """Errors of the block say which archive it was."""
+    digest = part.descriptor.digest
+    try:
+        yield
+    except BadArtifact as e:
+        raise BadArtifact(f"archive {digest}: {e.message}") from e
+    except OSError as e:
+        raise ingests.disk_error(e, f"unpack {digest}") from e

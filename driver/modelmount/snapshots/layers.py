@@ -1,14 +1,16 @@
-"""Unpacked layers: `unpacked/<hex>/<rules>/` with `files/<ordinal>` and `index.json`.
+"""Unpacked layers: `unpacked/<hex>/<rules>/` with `files/<number>` and `index.json`. Those of uncompressed archives
+have `rest` beside them, the bytes that belong to no member (`snapshots.scatter`).
 
-Members are stored by their number in the archive, so no name out of an archive ever becomes a path in the store; names
-live in `index.json` and act only when a tree is linked.
+Members are stored by numbers, so no name out of an archive ever becomes a path in the store; names live in `index.json`
+and act only when a tree is linked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,17 +33,21 @@ class IndexEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     size: int
     sha256: str
     target: str = ""
+    number: int | None = None
+    """`Member.number`, where it isn't the place in the list."""
 
     @classmethod
-    def of(cls, member: Member) -> IndexEntry:
-        """The entry of one member."""
+    def of(cls, ordinal: int, member: Member) -> IndexEntry:
+        """The entry of one member, by its place in the list."""
         kind = member.special or ("directory" if member.is_directory else "file")
-        return cls(member.path, kind, member.size, member.sha256, member.target)
+        number = member.number if member.number != ordinal else None
+        return cls(member.path, kind, member.size, member.sha256, member.target, number)
 
     def member(self, ordinal: int) -> Member:
         """And back."""
         special = "" if self.type in {"file", "directory"} else self.type
-        return Member(ordinal, self.path, self.type == "directory", self.size, self.sha256, special, self.target)
+        number = self.number if self.number is not None else ordinal
+        return Member(number, self.path, self.type == "directory", self.size, self.sha256, special, self.target)
 
 
 def build(
@@ -63,11 +69,16 @@ def build(
     files.mkdir(mode=0o700, parents=True)
     try:
         found = unpack.unpack(source, encoding, files, limits, cancelled, uncompressed=uncompressed)
-        entries = [IndexEntry.of(member) for member in found]
-        (destination / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
+        write_index(destination, found)
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)
         raise
+
+
+def write_index(layer: Path, members: Sequence[Member]) -> None:
+    """Make the `index.json` of a layer that is under way, from its members in archive order. Nothing is synced."""
+    entries = [IndexEntry.of(ordinal, member) for ordinal, member in enumerate(members)]
+    (layer / "index.json").write_bytes(msgspec.json.format(msgspec.json.encode(entries)))
 
 
 def members(store: Store, digest: Digest, rules: int) -> tuple[Member, ...]:
@@ -81,13 +92,19 @@ def members(store: Store, digest: Digest, rules: int) -> tuple[Member, ...]:
 
 
 def source_path(store: Store, source: str) -> Path:
-    """The file behind a tree's source: `<hex>` is a blob, `<hex>/<rules>/<ordinal>` a member of an unpacked layer."""
+    """The file behind a tree's source: `<hex>` is a blob, `<hex>/<rules>/<number>` a member of an unpacked layer."""
     hex_digits, _, member = source.partition("/")
     if not member:
         algorithm = "sha512" if len(hex_digits) == 128 else "sha256"
         return store.blob_path(Digest(algorithm, hex_digits))
-    rules, _, ordinal = member.partition("/")
-    return store.root / "unpacked" / hex_digits / str(int(rules)) / "files" / str(int(ordinal))
+    rules, _, number = member.partition("/")
+    return store.root / "unpacked" / hex_digits / str(int(rules)) / "files" / str(int(number))
+
+
+def sha256_of(store: Store, source: str) -> str:
+    """Of the file behind a tree's source, which is read for it. Raises OSError."""
+    with source_path(store, source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def item(source: str) -> str:

@@ -114,7 +114,7 @@ def _members(
             continue
         total += entry.size
         if total > limits.bytes:
-            raise _too_large(limits, f"with {paths.show(entry.path)} ")
+            raise too_large(limits, f"with {paths.show(entry.path)} ")
         _, sha256 = directory.write(ordinal, source.take(entry.size))
         members.append(Member(ordinal, entry.path, False, entry.size, sha256))
     return members
@@ -131,11 +131,12 @@ def _bounded(source: tarstream.Source, limits: Limits) -> Iterator[memoryview]:
     while piece := source.some(decompress.PIECE_BYTES):
         left -= len(piece)
         if left < 0:
-            raise _too_large(limits, "")
+            raise too_large(limits, "")
         yield piece
 
 
-def _too_large(limits: Limits, what: str) -> BadArtifact:
+def too_large(limits: Limits, what: str) -> BadArtifact:
+    """For an archive that becomes more than it may; `what` begins the sentence."""
     return BadArtifact(
         f"{what}it unpacks to more than the {limits.bytes} bytes an admin allows (limits.model_bytes); "
         "publish a smaller model or have the limit raised"
@@ -146,6 +147,25 @@ def _hashed(pieces: Iterator[bytes], hasher: _Hash) -> Iterator[bytes]:
     for piece in pieces:
         hasher.update(piece)
         yield piece
+
+
+def require_space(directory: int, limits: Limits) -> None:
+    """Raise NoSpace where what must stay free on the file system of this descriptor isn't any more."""
+    keep = limits.free_bytes
+    if not keep:
+        return
+    figures = os.statvfs(directory)
+    free = figures.f_bavail * figures.f_frsize
+    if free < keep:
+        raise NoSpace(
+            f"unpacking stops with {free} bytes free on the store's file system, of which {keep} must stay "
+            "(limits.free_bytes); free space there or add some"
+        )
+    if figures.f_favail * 100 < figures.f_files * _FREE_INODES_PERCENT:
+        raise NoSpace(
+            f"unpacking stops with {figures.f_favail} of {figures.f_files} inodes free on the store's file system, "
+            f"of which {_FREE_INODES_PERCENT} % must stay; remove files there"
+        )
 
 
 class _Directory:
@@ -165,7 +185,7 @@ class _Directory:
 
     def write(self, ordinal: int, pieces: Iterable[memoryview]) -> tuple[int, str]:
         """Make the member's file (0444); its size and sha256."""
-        self._require_space()
+        require_space(self._fd, self._limits)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(str(ordinal), flags, 0o600, dir_fd=self._fd)
         try:
@@ -178,28 +198,11 @@ class _Directory:
                 if size - started >= WRITEBACK_BYTES:
                     disk.sync_range(fd, started, size - started)
                     started = size
-                    self._require_space()
+                    require_space(self._fd, self._limits)
             os.fchmod(fd, 0o444)  # whatever the umask
         finally:
             os.close(fd)
         return size, hasher.hexdigest()
-
-    def _require_space(self) -> None:
-        keep = self._limits.free_bytes
-        if not keep:
-            return
-        figures = os.statvfs(self._fd)
-        free = figures.f_bavail * figures.f_frsize
-        if free < keep:
-            raise NoSpace(
-                f"unpacking stops with {free} bytes free on the store's file system, of which {keep} must stay "
-                "(limits.free_bytes); free space there or add some"
-            )
-        if figures.f_favail * 100 < figures.f_files * _FREE_INODES_PERCENT:
-            raise NoSpace(
-                f"unpacking stops with {figures.f_favail} of {figures.f_files} inodes free on the store's file system, "
-                f"of which {_FREE_INODES_PERCENT} % must stay; remove files there"
-            )
 
 
 def _write_all(fd: int, data: memoryview) -> None:

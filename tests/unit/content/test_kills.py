@@ -11,7 +11,7 @@ import pytest
 from modelmount import content
 from modelmount.content import debris, ranges
 from modelmount.content import ingest as ingests
-from modelmount.content.store import Store
+from modelmount.content.store import NewLayer, Store
 from modelmount.oci.digest import Digest
 from tests.unit.system.processes import start, stop
 
@@ -54,14 +54,22 @@ else:
 """
 
 
+def make_layer(directory: Path) -> None:
+    (directory / "files").mkdir(parents=True)
+    (directory / "files" / "0").write_bytes(b"member")
+    (directory / "index.json").write_bytes(b"[]")
+
+
+LAYERS = [NewLayer(Digest.of(b"archive %d" % n), 1, make_layer) for n in range(3)]
+
 GATHER = """
 import sys
 from pathlib import Path
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
 from tests.unit.content.downloads import SCOPE
-from tests.unit.content.test_kills import GROUP
-Store(Path(sys.argv[1])).put_group({Digest.of(data): data for data in GROUP}, SCOPE)
+from tests.unit.content.test_kills import GROUP, LAYERS
+Store(Path(sys.argv[1])).put_group({Digest.of(data): data for data in GROUP}, SCOPE, LAYERS)
 """
 
 
@@ -115,8 +123,13 @@ def test_killed_in_a_group_what_has_a_name_is_whole_and_the_rest_is_gone(store: 
     named = {path.name: path.read_bytes() for path in (store.root / "blobs/sha256").iterdir()}
     assert len(named) == (len(GROUP) if point.endswith("after_rename") else 0)
     assert all(Digest.of(data).hex == name for name, data in named.items())
-    store.put_group({Digest.of(data): data for data in GROUP}, SCOPE)
+    layers = [store.unpacked_path(layer.digest, layer.rules) for layer in LAYERS]
+    assert {layer.exists() for layer in layers} == {point.endswith("after_rename")}
+    assert [path for path in (store.root / "unpacked").glob("*/*") if path not in layers] == []
+    store.put_group({Digest.of(data): data for data in GROUP}, SCOPE, LAYERS)
     assert all(store.has_blob(Digest.of(data), SCOPE) for data in GROUP)
+    assert all(store.unpacked_rules(layer.digest, SCOPE) == 1 for layer in LAYERS)
+    assert all((layer / "files" / "0").read_bytes() == b"member" for layer in layers)
 
 
 def test_killed_while_receiving_only_the_piece_in_hand_is_lost(store: Store) -> None:

@@ -102,8 +102,9 @@ def test_the_raw_form_of_an_archive_is_not_its_unpacked_form(tmp_path: Path) -> 
     assert len(made.missing(store, SCOPE)) == 1
 
 
-def test_an_archive_claims_room_for_itself_and_what_it_unpacks_to() -> None:
+def test_a_compressed_archive_claims_room_for_itself_and_what_it_unpacks_to() -> None:
     (raw,) = plan(model(("a.bin", 100, "x"))).parts
     (archive,) = plan(model((".", 100, "x"), media_type=ARCHIVE)).parts
-    assert (raw.claim(SCOPE).size, archive.claim(SCOPE).size) == (100, 200)
+    (packed,) = plan(model((".", 100, "x"), media_type=ARCHIVE + "+zstd")).parts
+    assert [part.claim(SCOPE).size for part in (raw, archive, packed)] == [100, 100, 200]
     assert raw.claim(SCOPE).ingest != archive.claim(SCOPE).ingest

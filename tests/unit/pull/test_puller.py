@@ -384,7 +384,8 @@ def test_a_node_without_threads_fails_the_job_and_leaves_nothing_locked(
 ) -> None:
     monkeypatch.setattr("modelmount.content.ingest.KEEPER_BYTES", 1 << 20)
     archive = push.tar_of([("a.bin", _file(bench.store.root.parent / "a.bin", os.urandom(6 << 20)))])
-    model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar")
+    archive = push.compress(archive, "tar+gzip")
+    model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar+gzip")
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:

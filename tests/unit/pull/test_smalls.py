@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from modelmount.config import Limits
 from modelmount.content import ingest as ingests
 from modelmount.content.store import Store
-from modelmount.errors import Cancelled, IntegrityError, Unavailable
+from modelmount.errors import BadArtifact, Cancelled, IntegrityError, Unavailable
 from modelmount.formats.base import Encoding
 from modelmount.pull import fetch, smalls
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
 from modelmount.pull.progress import Progress
 from modelmount.pull.smalls import Group
+from modelmount.snapshots import layers, unpack
 from modelmount.transport.retry import Policy
 from tests.fakes.source import Fault, MemorySource
+from tests.faults import oracle
+from tests.unit.content.downloads import recorded
+from tests.unit.snapshots.archives import END, file
 
 SCOPE = "0" * 32
 
@@ -31,9 +36,10 @@ class Bench:
         self.progress = Progress()
         self.progress.expect(part.expected for part in self.parts)
         self.cancel = Cancel()
+        self.limits = Limits(free_bytes=0)
 
     def fetch(self) -> list[Part]:
-        return Group(self.store, SCOPE, self.source, self.progress, self.cancel).fetch(self.parts)
+        return Group(self.store, SCOPE, self.source, self.progress, self.cancel, self.limits).fetch(self.parts)
 
     def stored(self) -> int:
         return sum(self.store.has_blob(part.descriptor.digest, SCOPE) for part in self.parts)
@@ -123,5 +129,62 @@ def test_a_cancelled_group_stops_and_keeps_what_is_whole(bench: Bench) -> None:
 def test_archives_and_large_files_are_not_fetched_this_way(bench: Bench) -> None:
     descriptor = bench.source.put(b"x" * (smalls.SMALL_FILE_BYTES + 1))
     assert not smalls.fits(Part(descriptor, Encoding.RAW))
-    assert not smalls.fits(Part(bench.parts[0].descriptor, Encoding.TAR))
+    assert not smalls.fits(Part(descriptor, Encoding.TAR))
+    assert not smalls.fits(Part(bench.parts[0].descriptor, Encoding.TAR_GZIP))
+    assert smalls.fits(Part(bench.parts[0].descriptor, Encoding.TAR))
     assert smalls.fits(bench.parts[0])
+
+
+# -- small archives, a file in each, as modctl makes them
+
+
+def packed(bench: Bench) -> list[Part]:
+    """Ten of them instead of the ten files."""
+    bench.parts = [Part(bench.source.put(file(b"%d" % n, b"small %d" % n) + END), Encoding.TAR) for n in range(10)]
+    bench.progress.expect(part.expected for part in bench.parts)
+    return bench.parts
+
+
+def test_small_archives_are_committed_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = packed(bench)
+    with recorded(monkeypatch, bench.store.root) as happened:
+        assert bench.fetch() == []
+    assert [line for line in happened if "sync" in line] == ["syncfs", "syncfs"]
+    assert len(bench.source.opens) == 10
+    assert bench.progress.snapshot().files_ready == 10
+    for n, part in enumerate(parts):
+        assert part.present(bench.store, SCOPE)
+        (member,) = layers.members(bench.store, part.descriptor.digest, unpack.rules(Encoding.TAR))
+        assert member.path == str(n)
+    assert oracle.faults(bench.store.root) == []
+    assert list((bench.store.root / "locks").glob("ingest-*")) == []
+
+
+def test_one_small_archive_alone_is_as_durable(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (part,) = bench.parts = packed(bench)[:1]
+    with recorded(monkeypatch, bench.store.root) as happened:
+        assert bench.fetch() == []
+    digest = part.descriptor.digest
+    named = happened.index(f"rename unpacked/{digest.hex}/{unpack.rules(Encoding.TAR)}")
+    synced = " ".join(happened[:named])
+    assert all(name in synced for name in ("/files/512 444", "/rest 444", "/index.json", f"scopes/{digest.hex}/"))
+    assert part.present(bench.store, SCOPE)
+
+
+def test_a_bad_archive_ends_the_group_and_the_others_before_it_stay(bench: Bench) -> None:
+    parts = packed(bench)
+    parts[2] = Part(bench.source.put(file(b"../x") + END), Encoding.TAR)
+    bench.progress.expect(part.expected for part in parts)
+    with pytest.raises(BadArtifact, match=f"archive {parts[2].descriptor.digest}: .*has the component"):
+        bench.fetch()
+    assert [part.present(bench.store, SCOPE) for part in parts] == [n < 2 for n in range(10)]
+    assert oracle.half_made(bench.store.root) == []
+
+
+def test_an_archive_that_is_here_as_a_blob_is_not_asked_for(bench: Bench) -> None:
+    (part,) = bench.parts = packed(bench)[:1]
+    digest = part.descriptor.digest
+    bench.store.put_document(bench.source.blobs[digest], digest, SCOPE)
+    assert bench.fetch() == []
+    assert bench.source.opens == []
+    assert part.present(bench.store, SCOPE)

@@ -122,7 +122,7 @@ class Directory:
 
     def contents(self, members: list[Member]) -> dict[str, bytes | None]:
         """Path to bytes, None for directories."""
-        return {m.path: None if m.is_directory else (self.files / str(m.ordinal)).read_bytes() for m in members}
+        return {m.path: None if m.is_directory else (self.files / str(m.number)).read_bytes() for m in members}
 
     def names(self) -> set[str]:
         """What lies in the directory."""

@@ -41,7 +41,7 @@ def publish(store: Store) -> tree.Tree:
     download(store, WEIGHTS)
     members = layers.members(store, Digest.of(ARCHIVE), RULES)
     source = f"{Digest.of(ARCHIVE).hex}/{RULES}"
-    files = [File(m.path, f"{source}/{m.ordinal}", m.size) for m in members]
+    files = [File(m.path, f"{source}/{m.number}", m.size) for m in members]
     files.append(File("weights", Digest.of(WEIGHTS).hex, len(WEIGHTS)))
     with store.locks.shared():
         return tree.build(store, SCOPE, MANIFEST, "all", Placement(tuple(files), ("layer",)))

@@ -80,7 +80,7 @@ def test_what_an_honest_writer_writes_comes_back_as_it_was(
         members = target.unpack(COMPRESS[encoding](data), encoding)
         assert target.contents(members) == tree
         assert [m.path for m in members] == list(tree)
-        assert [m.ordinal for m in members] == list(range(len(tree)))
+        assert [m.number for m in members] == list(range(len(tree)))
         assert target.is_contained()
 
 
