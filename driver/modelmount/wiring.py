@@ -25,6 +25,7 @@ from modelmount.sources.base import BlobSource
 from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
 from modelmount.sources.registry import RegistrySource
+from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from modelmount.volumes.leases import Leases
 from modelmount.volumes.local import LocalMounts
 from modelmount.volumes.publisher import Publisher
@@ -139,9 +140,11 @@ def build(settings: Settings) -> Node:
     store, remote = Store(Path(settings.root)), connect(settings)
     client, credentials = remote.client, remote.credentials
     mirrors = Mirrors(settings, credentials, store)
+    bandwidth = Bandwidth(settings.pull.bytes_per_second) if settings.pull.bytes_per_second else None
 
     def source(model: Model, credential: Callable[[], Credential]) -> BlobSource:
-        return mirrors.before(RegistrySource(client, model.repository, credential), model.repository)
+        found = mirrors.before(RegistrySource(client, model.repository, credential), model.repository)
+        return ThrottledSource(found, bandwidth) if bandwidth is not None else found
 
     resolver = Resolver(store, client, prove=settings.auth.verification == "always")
     puller = Puller(store, resolver, source, settings)

@@ -13,6 +13,7 @@ from modelmount.sources.base import BlobSource
 from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
 from modelmount.sources.registry import RegistrySource
+from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from tests.conformance.blob_source import BlobSourceConformance, MakeSource, descriptor
 from tests.fakes import push, registry
 from tests.fakes.source import Fault, MemorySource
@@ -140,6 +141,12 @@ class TestMirrorThatIsDown(_Mirrored):
             return self.mirrored(mirror, data)
 
         return down
+
+
+class TestThrottled(BlobSourceConformance):
+    @pytest.fixture
+    def make(self) -> MakeSource:
+        return lambda data: ThrottledSource(MemorySource(data), Bandwidth(10**9))
 
 
 class TestFakeSource(BlobSourceConformance):

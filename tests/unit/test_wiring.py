@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from modelmount import config, wiring
 from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Repository
+from modelmount.pull.resolver import Model
+from modelmount.registry.credentials import Credential
+from modelmount.sources.registry import RegistrySource
+from modelmount.sources.throttled import ThrottledSource
 
 
 def settings(root: Path) -> config.Settings:
@@ -36,3 +44,11 @@ def test_registries_can_be_asked_without_a_store(tmp_path: Path) -> None:
     remote.close()
     remote.close()
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(0, RegistrySource), (1_000_000, ThrottledSource)])
+def test_a_limit_on_bytes_costs_nothing_where_there_is_none(tmp_path: Path, limit: int, kind: type) -> None:
+    node = wiring.build(config.Settings(root=str(tmp_path / "store"), pull=config.Pull(bytes_per_second=limit)))
+    model = Model(Repository("registry.example.com", "llm/tiny"), Digest.of(b"manifest"))
+    assert type(node.puller._source(model, Credential.anonymous)) is kind
+    node.close()

@@ -47,6 +47,8 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32
     """Connections for blobs at the same time on this node. A pull uses few unless they turn out to be slow."""
+    bytes_per_second: Bytes = 0
+    """Most bytes of blobs a second that this process receives, all pulls together; 0 means no limit."""
     connect_timeout_seconds: Seconds = 10.0
     """How long one connection may take to be made."""
     read_timeout_seconds: Seconds = 30.0

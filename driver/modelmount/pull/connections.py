@@ -1,60 +1,179 @@
-"""The node's connections, shared by its jobs."""
+"""The node's connections among its jobs: a waiting pod's job before a prefetch, then equal shares."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Final
 
-_LOOK_SECONDS = 0.25
+WISH_SECONDS: Final = 1.0
+"""A wish for one more counts for so long; whoever still wants one asks again."""
+TURN_SECONDS: Final = 10.0
+"""With more jobs than connections, each has one for about this long."""
+_LOOK_SECONDS: Final = 0.25
 
 
 class Connections:
     """At most `limit` at a time on this node, and at most `of_registry(registry)` to one registry. Thread-safe.
 
-    A job that has none waits for its first; more are taken only while some are free, so that one job's thirty never
-    keep another from having one for longer than a segment takes.
+    Who comes first: jobs that somebody waits for, then those with fewer connections, then those that have waited
+    longer. Nothing is taken away; whoever has too many is told so, and gives one back when it can.
     """
 
-    def __init__(self, limit: int, of_registry: Callable[[str], int]) -> None:
+    def __init__(
+        self, limit: int, of_registry: Callable[[str], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """All are free."""
-        self._limit, self._of_registry = limit, of_registry
+        self._limit, self._of_registry, self._clock = limit, of_registry, clock
         self._taken: Counter[str] = Counter()
-        self._waiting = 0
+        self._shares: list[Share] = []
         self._changed = threading.Condition()
 
-    def most(self, registry: str) -> int:
-        """The most that one job may have."""
-        return min(self._limit, self._of_registry(registry))
+    def share(self, registry: str, is_awaited: Callable[[], bool] = lambda: True) -> Share:
+        """A job's share, with nothing in it. `is_awaited` says whether anybody waits for the job; it must not block."""
+        return Share(self, registry, is_awaited)
 
-    def acquire(self, registry: str, *, wait: bool, cancelled: Callable[[], bool]) -> bool:
-        """Take one. False when none is free and the caller doesn't `wait`, or once `cancelled`."""
-        with self._changed:
-            if not wait:
-                if self._waiting or not self._free(registry):
-                    return False
-            else:
-                self._waiting += 1
-                try:
-                    while not self._free(registry):
-                        if cancelled():
-                            return False
-                        self._changed.wait(_LOOK_SECONDS)
-                finally:
-                    self._waiting -= 1
-            self._taken[registry] += 1
-            return True
+    def most(self, share: Share) -> int:
+        """For `Share.most`, as the following are for its other methods."""
+        return min(self._limit, self._of_registry(share.registry))
 
-    def release(self, registry: str) -> None:
-        """Give one back."""
+    def acquire(self, share: Share, *, wait: bool, cancelled: Callable[[], bool]) -> bool:
+        """For `Share.acquire`."""
         with self._changed:
-            self._taken[registry] -= 1
+            if share not in self._shares:
+                share.since = self._clock()
+                self._shares.append(share)
+            taken = self._wait(share, cancelled) if wait else self._may_take(share)
+            if taken:
+                share.since = self._clock()
+                share.count += 1
+                self._taken[share.registry] += 1
+            share.wish_until = 0.0 if taken or wait else self._clock() + WISH_SECONDS
+            self._forget(share)
+            return taken
+
+    def release(self, share: Share) -> None:
+        """For `Share.release`."""
+        with self._changed:
+            share.count -= 1
+            share.leaving = max(0, share.leaving - 1)
+            share.since = self._clock()
+            self._taken[share.registry] -= 1
+            self._forget(share)
             self._changed.notify_all()
+
+    def is_wanted(self, share: Share, *, promise: bool) -> bool:
+        """For `Share.is_wanted` and, with a `promise`, `Share.yields`."""
+        with self._changed:
+            wanted = any(self._should_yield(share, other) for other in self._wanting(share))
+            if wanted and promise:
+                share.leaving += 1
+            return wanted
+
+    # -- inside; all with the lock
+
+    def _wait(self, share: Share, cancelled: Callable[[], bool]) -> bool:
+        share.waiting = True
+        try:
+            while not self._may_take(share):
+                if cancelled():
+                    return False
+                self._changed.wait(_LOOK_SECONDS)
+            return True
+        finally:
+            share.waiting = False
+
+    def _forget(self, share: Share) -> None:
+        """Who has none and waits for none doesn't count."""
+        if not share.count and share in self._shares:
+            self._shares.remove(share)
+
+    def _wanting(self, but: Share) -> Iterator[Share]:
+        now = self._clock()
+        return (each for each in self._shares if each is not but and (each.waiting or now < each.wish_until))
+
+    def _free(self, registry: str | None = None) -> int:
+        """How many are free on the node, or at one registry."""
+        if registry is None:
+            return self._limit - self._taken.total()
+        return self._of_registry(registry) - self._taken[registry]
+
+    def _may_take(self, share: Share) -> bool:
+        """Whether one is free, and one more for everybody who comes first and could have it."""
+        first = [
+            each
+            for each in self._wanting(share)
+            if each.rank < share.rank and (each.registry == share.registry or self._free(each.registry) > 0)
+        ]
+        same = sum(each.registry == share.registry for each in first)
+        return self._free() > len(first) and self._free(share.registry) > same
+
+    def _should_yield(self, share: Share, other: Share) -> bool:
+        """Whether `other` can't have one, deserves it more, and `share` is the one that should give it up."""
+        node_full, registry_full = self._free() <= 0, self._free(other.registry) <= 0
+        if not (node_full or registry_full):
+            return False
+        holders = [
+            each
+            for each in self._shares
+            if each is not other and each.kept > 0 and (not registry_full or each.registry == other.registry)
+        ]
+        return bool(holders) and max(holders, key=_wealth) is share and self._deserves(other, share)
+
+    def _deserves(self, other: Share, share: Share) -> bool:
+        if other.is_awaited() is not share.is_awaited():
+            return other.is_awaited()
+        if share.kept > other.count + 1:
+            return True
+        return other.count == 0 and self._clock() - max(other.since, share.since) >= TURN_SECONDS
+
+
+class Share:
+    """One job's connections to one registry: for its own threads."""
+
+    def __init__(self, connections: Connections, registry: str, is_awaited: Callable[[], bool]) -> None:
+        """Made by `Connections.share`."""
+        self.registry, self.is_awaited = registry, is_awaited
+        self.count = self.leaving = 0
+        self.waiting = False
+        self.since = self.wish_until = 0.0
+        self._connections = connections
+
+    @property
+    def most(self) -> int:
+        """The most that it may have."""
+        return self._connections.most(self)
+
+    @property
+    def kept(self) -> int:
+        """How many it has and doesn't give back yet."""
+        return self.count - self.leaving
+
+    @property
+    def rank(self) -> tuple[bool, int, float]:
+        """The lowest comes first."""
+        return not self.is_awaited(), self.count, self.since
+
+    def acquire(self, *, wait: bool, cancelled: Callable[[], bool]) -> bool:
+        """Take one more. False when there is none for this job and the caller doesn't `wait`, or once `cancelled`."""
+        return self._connections.acquire(self, wait=wait, cancelled=cancelled)
+
+    def release(self) -> None:
+        """Give one back."""
+        self._connections.release(self)
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a job waits for its first: whoever has several should give one back when it can."""
-        return self._waiting > 0
+        """Whether one of these should go to another job."""
+        return self._connections.is_wanted(self, promise=False)
 
-    def _free(self, registry: str) -> bool:
-        return self._taken.total() < self._limit and self._taken[registry] < self._of_registry(registry)
+    def yields(self) -> bool:
+        """The same; the caller that gets True releases one as soon as it can."""
+        return self._connections.is_wanted(self, promise=True)
+
+
+def _wealth(share: Share) -> tuple[bool, int, float]:
+    """The highest gives first: prefetches, then who has most, then who has had them longest."""
+    return not share.is_awaited(), share.kept, -share.since

@@ -155,13 +155,13 @@ class Download:
         return self._ranges and self._error is None and self.segments.share(length, self.ingest.front)
 
     def fetch(self, segment: Segment, line: Line) -> float:
-        """Fetch `segment` until its end, a cancel, or until it is better given back: the blob is broken, the source
-        does no ranges, or it has trouble. The seconds for which this thread should ask nothing then.
+        """Fetch `segment` until its end, its `leave`, a cancel, or until it is better given back: the blob is broken,
+        the source does no ranges, or it has trouble. The seconds for which this thread should ask nothing then.
 
         Raises Unavailable after repeated failures in which nobody got anything to speak of, NoSpace, and what the
         source's answer means; IntegrityError marks the blob as broken first.
         """
-        while segment.missing > 0 and not self._stops():
+        while segment.missing > 0 and not segment.leave and not self._stops():
             before = segment.position
             try:
                 if not self._receive(segment, line.view):
@@ -302,7 +302,7 @@ class Download:
 
     def _leaves(self, segment: Segment) -> bool:
         """Whether this request should end early: a fresh connection is wanted, or the blob needs one stream only."""
-        return segment.renew or self._is_in_the_way(segment)
+        return segment.renew or segment.leave or self._is_in_the_way(segment)
 
 
 def wrong_bytes(source: BlobSource, descriptor: Descriptor, found: str) -> IntegrityError:

@@ -15,6 +15,9 @@ from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
 from modelmount.snapshots.tree import Tree
 
+AWAITED_SECONDS = 130.0
+"""A pod's caller comes back within this time: the kubelet waits at most 122 s between its tries."""
+
 
 class State(Enum):
     """RUNNING becomes DONE or FAILED once and for all."""
@@ -80,6 +83,11 @@ class Job:
         """Time since a call last asked for this job; 0 while one waits."""
         with self._lock:
             return 0.0 if self._waiters else time.monotonic() - self._asked_at
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for it, or is likely to ask again: what nobody wants now comes later."""
+        return self.idle_seconds < AWAITED_SECONDS
 
     def join(self, credential: Credential) -> None:
         """A caller with its own proof wants the result."""

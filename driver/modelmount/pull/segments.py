@@ -16,16 +16,17 @@ ALIGNMENT_BYTES = 1 << 20
 
 class Segment:
     """The bytes from `position` to `end` are still to come. The owner's thread moves `position`; `end` may be drawn in
-    by others, but never to less than a segment's length ahead of it. `renew` asks the owner for a new connection.
+    by others, but never to less than a segment's length ahead of it. `renew` asks the owner for a new connection,
+    `leave` to be done with it.
     """
 
-    __slots__ = ("end", "position", "renew", "start")
+    __slots__ = ("end", "leave", "position", "renew", "start")
 
     def __init__(self, start: int, end: int) -> None:
         """Nothing of it is written yet."""
         self.start = self.position = start
         self.end = end
-        self.renew = False
+        self.renew = self.leave = False
 
     @property
     def missing(self) -> int:

@@ -90,7 +90,8 @@ class Transfer:
     ) -> None:
         """Nothing starts yet. `connections` are the node's, shared with other jobs."""
         self.store, self.scope = store, scope
-        self._source, self._job, self._settings, self._connections = source, job, settings, connections
+        self._source, self._job, self._settings = source, job, settings
+        self._connections = connections.share(source.name, lambda: job.is_awaited)
         self._cancel = Cancel(job.cancel)
         self._changed = threading.Condition()
         self._queue: deque[tuple[Part, Held | None]] = deque()
@@ -120,7 +121,7 @@ class Transfer:
     def run(self, parts: Sequence[Part]) -> None:
         """Fetch `parts`, several at a time."""
         self._queue.extend((part, None) for part in parts)
-        self._governor = Governor(min(FIRST_CONNECTIONS, len(parts)), self._connections.most(self._source.name))
+        self._governor = Governor(min(FIRST_CONNECTIONS, len(parts)), self._connections.most)
         self._drive()
         for part in self._busy:
             if self._error is None:
@@ -157,6 +158,8 @@ class Transfer:
                 self._governor.observe(rate, busy)
                 self._renew_laggards(ticks)
             self._check()
+            if self._connections.is_wanted:
+                self._interrupt_one()
         for thread in threads:
             thread.join()
         for active in self._active:  # cancelled when nobody was at them
@@ -172,7 +175,7 @@ class Transfer:
     def _spawn(self) -> threading.Thread | None:
         """One more thread, when the node has a connection left; the first one of a job always has."""
         with self._changed:
-            if not self._connections.acquire(self._source.name, wait=self._threads == 0, cancelled=self._cancel):
+            if not self._connections.acquire(wait=self._threads == 0, cancelled=self._cancel):
                 return None
             self._threads += 1
         name = f"fetch-{self._job.model.manifest.hex[:8]}"
@@ -180,7 +183,7 @@ class Transfer:
         try:
             thread.start()
         except RuntimeError:  # the node, or the driver's pod, has as many as it may have
-            self._connections.release(self._source.name)
+            self._connections.release()
             with self._changed:
                 self._threads -= 1
                 alone = self._threads == 0
@@ -212,6 +215,15 @@ class Transfer:
             for segment, rate in rates.items():
                 segment.renew = segment.renew or rate < least
 
+    def _interrupt_one(self) -> None:
+        """Have the thread with the longest way to go look up from its segment: its connection may be for another job.
+        What it fetched stays, and the rest is anybody's.
+        """
+        with self._changed:
+            segments = [s for active in self._active for s in active.download.segments.owned]
+        if segments and not any(segment.leave for segment in segments):
+            max(segments, key=lambda segment: segment.missing).leave = True
+
     # -- one fetching thread
 
     def _work(self) -> None:
@@ -224,12 +236,12 @@ class Transfer:
                     except BaseException as e:  # noqa: BLE001 - `run` raises it in the job's own thread
                         self._fail(e)
         finally:
-            self._connections.release(self._source.name)
+            self._connections.release()
 
     def _next(self) -> _Work | None:
         """Something to do, waiting for it if need be; None, and the thread counts no longer, when it isn't needed."""
         with self._changed:
-            while self._is_needed() and not self._yields():
+            while self._is_needed() and not self._connections.yields():
                 if time.monotonic() < self._quiet_until:
                     self._wait(self._quiet_until)
                     continue
@@ -261,7 +273,7 @@ class Transfer:
         """Ask nothing for a while, after a failure; what the thread was at is free for others."""
         until = time.monotonic() + seconds
         with self._changed:
-            while time.monotonic() < until and self._is_needed():
+            while time.monotonic() < until and self._is_needed() and not self._connections.is_wanted:
                 self._wait(until)
 
     def _wait(self, until: float | None = None) -> None:
@@ -278,10 +290,6 @@ class Transfer:
             if wait is not None:
                 self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
             self._changed.notify_all()
-
-    def _yields(self) -> bool:
-        """Whether this connection should go to a job that has none."""
-        return self._threads > 1 and self._connections.is_wanted
 
     def _small_group(self) -> list[Part]:
         """The small parts at the head of the queue, this thread's share of them."""

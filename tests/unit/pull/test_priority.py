@@ -1,0 +1,95 @@
+"""Jobs that compete for connections: what a pod waits for goes first, and a job that gives way loses no byte."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from modelmount.formats.selection import EVERYTHING
+from modelmount.oci.digest import Digest
+from modelmount.pull.job import AWAITED_SECONDS, Job, State
+from tests.unit.pull.test_puller import ANONYMOUS, SECONDS, Bench, tree_of
+
+LARGE = os.urandom(16 << 20)
+LARGE_DIGEST = Digest.of(LARGE)
+HELD_FROM = 1 << 20
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    made.settings = msgspec.structs.replace(
+        made.settings, pull=msgspec.structs.replace(made.settings.pull, connections=1)
+    )
+    yield made
+    for puller in made.pullers:
+        puller.stop(SECONDS)
+    for client in made.clients:
+        client.close()
+
+
+def test_a_prefetch_gives_its_only_connection_to_a_pods_job_and_goes_on_afterwards(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefetched, wanted = bench.model(("model.bin", LARGE)), bench.model(("model.bin", os.urandom(300_000)))
+    monkeypatch.setattr(Job, "is_awaited", property(lambda job: job.model is wanted))
+    under_way, pod_done = threading.Event(), threading.Event()
+
+    def slowly(digest: Digest, position: int) -> None:
+        if digest == LARGE_DIGEST and position >= HELD_FROM:
+            under_way.set()
+            pod_done.wait(0.05)  # each piece, as long as the pod's job isn't done
+
+    bench.source.gate = slowly
+    puller = bench.puller()
+    prefetch = puller.ensure(prefetched, EVERYTHING, ANONYMOUS)
+    assert under_way.wait(SECONDS)
+    pod = puller.ensure(wanted, EVERYTHING, ANONYMOUS)
+    tree_of(pod)
+    assert prefetch.state is State.RUNNING
+    pod_done.set()
+    assert (tree_of(prefetch) / "model.bin").read_bytes() == LARGE
+    offsets = [offset for digest, offset in bench.source.opens if digest == LARGE_DIGEST]
+    assert offsets[0] == 0
+    assert HELD_FROM <= offsets[1] < len(LARGE)  # it was interrupted, and went on from there
+    assert prefetch.progress.fetched_bytes == len(LARGE)
+
+
+def test_models_of_equal_importance_share_what_there_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one connection for two, they take turns, and both get done."""
+    monkeypatch.setattr("modelmount.pull.connections.TURN_SECONDS", 0.1)
+    models = [bench.model(("model.bin", os.urandom(12 << 20))) for _ in range(2)]
+    order: list[Digest] = []
+    both = threading.Event()
+
+    def note(digest: Digest, position: int) -> None:
+        order.append(digest)
+        if len(set(order)) == 2:
+            both.set()
+        both.wait(0.05)  # each piece, as long as only one of them had a turn
+
+    bench.source.gate = note
+    puller = bench.puller()
+    jobs = [puller.ensure(model, EVERYTHING, ANONYMOUS) for model in models]
+    for job in jobs:
+        tree_of(job)
+    second = next(n for n, digest in enumerate(order) if digest != order[0])
+    assert order[0] in order[second:], "the second job began when the first one was done"
+
+
+@pytest.mark.parametrize(("seconds", "awaited"), [(AWAITED_SECONDS - 1, True), (AWAITED_SECONDS, False)])
+def test_a_job_is_awaited_as_long_as_its_callers_come_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, seconds: float, awaited: bool
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("modelmount.pull.job.time.monotonic", lambda: now[0])
+    job = Job(bench.model(("model.bin", b"x")), EVERYTHING, ANONYMOUS)
+    now[0] += seconds
+    assert job.is_awaited is awaited
+    job.join(ANONYMOUS)
+    assert job.is_awaited

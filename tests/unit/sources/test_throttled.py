@@ -1,0 +1,63 @@
+"""A limit on bytes a second: counted on a clock of the test's own."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from modelmount.sources.throttled import BURST_SECONDS, PIECE_BYTES, Bandwidth, ThrottledSource
+from tests.conformance.blob_source import DATA, descriptor, received
+from tests.fakes.source import MemorySource
+
+
+class Clock:
+    """Time passes by sleeping only."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.mark.parametrize("rate", [10_000, 1_000_000, 10**12])
+def test_a_blob_takes_its_time(clock: Clock, rate: int) -> None:
+    source = ThrottledSource(MemorySource(DATA), Bandwidth(rate, clock, clock.sleep))
+    began = clock.now
+    assert received(source.open(descriptor(DATA), 0)) == DATA
+    assert clock.now - began == pytest.approx(len(DATA) / rate, abs=1e-6)
+
+
+def test_the_limit_is_one_for_all(clock: Clock) -> None:
+    bandwidth = Bandwidth(1_000_000, clock, clock.sleep)
+    waits = []
+    for _ in range(4):
+        before = clock.now
+        bandwidth.spend(100_000)
+        waits.append(clock.now - before)
+        clock.now = before  # they come at the same moment
+    assert waits == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_an_idle_time_is_made_up_for_by_a_moment_only(clock: Clock) -> None:
+    bandwidth = Bandwidth(1_000_000, clock, clock.sleep)
+    clock.now += 3600
+    began = clock.now
+    bandwidth.spend(1_000_000)
+    assert clock.now - began == pytest.approx(1.0 - BURST_SECONDS)
+
+
+@pytest.mark.parametrize(("rate", "piece"), [(1, PIECE_BYTES[0]), (1_000_000, 20_000), (10**12, PIECE_BYTES[1])])
+def test_turns_are_short(rate: int, piece: int) -> None:
+    assert Bandwidth(rate).piece_bytes == piece
