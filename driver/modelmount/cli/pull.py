@@ -31,13 +31,19 @@ With --json every line is an object: {"progress": ...} now and then, {"result": 
 )
 @click.argument("reference", metavar="REFERENCE")
 @attributes_option
+@click.option("--warm", is_flag=True, help="Leave what is fetched in memory too, for who reads it at once.")
 @access_options
 @settings_options
 @json_option
 @quiet_option
 @click.pass_context
 def pull(
-    context: click.Context, reference: str, attributes: dict[str, str], effective: config.Effective, access: Access
+    context: click.Context,
+    reference: str,
+    attributes: dict[str, str],
+    warm: bool,
+    effective: config.Effective,
+    access: Access,
 ) -> None:
     """Pull the model REFERENCE (host/path:tag or host/path@digest) into the store.
 
@@ -50,7 +56,7 @@ def pull(
     settings = access.applied(effective.settings, named.repository)
     with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         credential = access.credential(node.credentials, named.repository)
-        done = watch(node, named, output, lambda cancelled: fetch(node, spec, credential, cancelled))
+        done = watch(node, named, output, lambda cancelled: fetch(node, spec, credential, cancelled, warm=warm))
     model, tree = done.result
     if output.json:
         result = {

@@ -60,12 +60,14 @@ def watch(node: wiring.Node, reference: Reference, output: Output, work: Callabl
     return Watched(worker.result(), _fetched() - before, time.monotonic() - started)
 
 
-def pull(node: wiring.Node, spec: VolumeSpec, credential: Credential, cancelled: threading.Event) -> tuple[Model, Tree]:
-    """Have here what a volume of these attributes would show; the node's job holds it until the node is closed. Raises
-    what resolving and pulling do.
+def pull(
+    node: wiring.Node, spec: VolumeSpec, credential: Credential, cancelled: threading.Event, *, warm: bool = False
+) -> tuple[Model, Tree]:
+    """Have here what a volume of these attributes would show; the node's job holds it until the node is closed. What is
+    fetched stays in the page cache only when `warm`. Raises what resolving and pulling do.
     """
     model = node.resolver.resolve(spec.reference, spec.pull_policy, credential, spec.choice)
-    job = node.puller.ensure(model, spec.selection, credential)
+    job = node.puller.ensure(model, spec.selection, credential, prefetch=not warm)
     while (tree := job.wait(Waiter(), LOOK_SECONDS)) is None:
         if cancelled.is_set():
             raise Cancelled("interrupted")

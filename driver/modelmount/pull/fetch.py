@@ -119,6 +119,7 @@ class Download:
         self._source, self._backoff, self._progress, self._cancel = source, backoff, progress, cancel
         self._policy = policy or Policy()
         self._complained = complained
+        self._streams: list[Behind] = []
         self._follower = Follower(ingest.read_into, descriptor.digest, descriptor.size)
         self._ranges = True
         self._error: IntegrityError | None = None
@@ -184,7 +185,14 @@ class Download:
 
     def stream(self, cancel: Cancel) -> Behind:
         """The blob from its beginning, for one reader, as far as it is hashed."""
-        return Behind(self.ingest.read_into, self.descriptor.size, self._follower, cancel)
+        stream = Behind(self.ingest.read_into, self.descriptor.size, self._follower, cancel)
+        self._streams.append(stream)
+        return stream
+
+    @property
+    def spent(self) -> int:
+        """Bytes from the blob's beginning that nobody will read again here."""
+        return min([self._follower.hashed, *(stream.position for stream in self._streams)])
 
     def finish(self, segment: Segment) -> None:
         """The thread that took `segment` is done with it, however far it came."""

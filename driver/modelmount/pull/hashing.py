@@ -42,6 +42,11 @@ class Follower:
         """Everything below is hashed. A blob that is hashed in place is never waited for, so it counts as hashed."""
         return self._limit if self._thread is None else self._position
 
+    @property
+    def hashed(self) -> int:
+        """Everything below is hashed, and won't be read for that again."""
+        return self._position
+
     def advance(self, limit: int) -> None:
         """Bytes below `limit` are in the file. The farthest word counts."""
         if limit <= self._limit:
@@ -121,6 +126,11 @@ class Behind:
         """At the blob's beginning."""
         self._read_into, self._size, self._follower, self._cancelled = read_into, size, follower, cancelled
         self._position = 0
+
+    @property
+    def position(self) -> int:
+        """Everything below was read."""
+        return self._position
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Fill the head of `buffer`, waiting for at least one byte; 0 at the blob's end. Raises Cancelled."""

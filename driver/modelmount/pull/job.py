@@ -54,9 +54,19 @@ class Waiter:
 class Job:
     """One pull of one model with one selection. Made and run by the Puller."""
 
-    def __init__(self, model: Model, selection: Selection, credential: Credential, *, fetches: bool = True) -> None:
-        """RUNNING from the start. One that doesn't fetch makes do with the blobs that are here, or fails."""
-        self.model, self.selection, self.fetches = model, selection, fetches
+    def __init__(
+        self,
+        model: Model,
+        selection: Selection,
+        credential: Credential,
+        *,
+        fetches: bool = True,
+        prefetches: bool = False,
+    ) -> None:
+        """RUNNING from the start. One that doesn't fetch makes do with the blobs that are here, or fails; one that
+        prefetches does so until somebody joins who will read the model.
+        """
+        self.model, self.selection, self.fetches, self.prefetches = model, selection, fetches, prefetches
         self.progress = Progress()
         self.cancel = Cancel()
         self.ended = threading.Event()
@@ -89,10 +99,11 @@ class Job:
         """Whether somebody waits for it, or is likely to ask again: what nobody wants now comes later."""
         return self.idle_seconds < AWAITED_SECONDS
 
-    def join(self, credential: Credential) -> None:
-        """A caller with its own proof wants the result."""
+    def join(self, credential: Credential, *, prefetch: bool = False) -> None:
+        """A caller with its own proof wants the result, and unless it is a `prefetch` to read it at once."""
         with self._lock:
             self._credential = credential
+            self.prefetches = self.prefetches and prefetch
             self._asked_at = time.monotonic()
 
     def wait(self, waiter: Waiter, seconds: float) -> Tree | None:

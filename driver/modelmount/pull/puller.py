@@ -58,19 +58,21 @@ class Puller:
         telemetry.pull_files_left.set_function(lambda: sum(len(s.files) - s.files_ready for s in self._running()))
         telemetry.pull_bytes_per_second.set_function(lambda: sum(s.rate for s in self._running()))
 
-    def ensure(self, model: Model, selection: Selection, credential: Credential, *, fetch: bool = True) -> Job:
+    def ensure(
+        self, model: Model, selection: Selection, credential: Credential, *, fetch: bool = True, prefetch: bool = False
+    ) -> Job:
         """The job for `model`: the one that runs or just ended well, or a new one. The caller has proved its own
         access. Without `fetch` it links what is here and asks no source for anything; something missing is a
-        Precondition then.
+        Precondition then. A `prefetch` leaves nothing in the page cache, as long as only prefetches want the job.
         """
-        job = Job(model, selection, credential, fetches=fetch)
+        job = Job(model, selection, credential, fetches=fetch, prefetches=prefetch)
         key = _key(job)
         with self._lock:
             if self._stopping.is_set():
                 raise Cancelled("the driver is stopping; the next one goes on from here")
             existing = self._jobs.get(key)
             if existing is not None and existing[0].state is not State.FAILED:
-                existing[0].join(credential)
+                existing[0].join(credential, prefetch=prefetch)
                 return existing[0]
             record = PullRecord.open(self._store, [Claim.of_manifest(model.manifest, model.repository.scope)])
             try:

@@ -56,6 +56,8 @@ class Group:
         self._progress, self._cancel, self._bounds = progress, cancel, bounds(limits)
         self._complained = complained
         self._policy = Policy()
+        self.fetched: list[Part] = []
+        """What it brought; committed once `fetch` has returned."""
 
     def fetch(self, parts: Sequence[Part]) -> list[Part]:
         """Fetch and commit `parts`; those that somebody else is at come back. Raises as `fetch.Download` does; what was
@@ -65,7 +67,6 @@ class Group:
         held: list[Held] = []
         blobs: dict[Digest, bytes] = {}
         layers: list[NewLayer] = []
-        made: list[Part] = []
         try:
             try:
                 for part in parts:
@@ -80,13 +81,13 @@ class Group:
                         telemetry.blobs_total.labels("shared").inc()
                     elif part.is_scattered:
                         layers.append(self._layer(part))
-                        made.append(part)
+                        self.fetched.append(part)
                     else:
                         blobs[part.descriptor.digest] = self._fetched(part)
-                        made.append(part)
+                        self.fetched.append(part)
             finally:
                 self._store.put_group(blobs, self._scope, layers)
-            for part in made:
+            for part in self.fetched:
                 self._progress.file(part.key).ready()
         finally:
             for lock_held in held:

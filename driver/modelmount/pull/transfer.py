@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +27,7 @@ from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, IntegrityError, ModelMountError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Manifest
-from modelmount.pull import fetch, smalls
+from modelmount.pull import fetch, pages, smalls
 from modelmount.pull.connections import Connections
 from modelmount.pull.fetch import Cancel, Download, Line
 from modelmount.pull.governor import Governor
@@ -153,6 +153,8 @@ class Transfer:
                     break
                 self._changed.wait(TICK_SECONDS)
                 busy = self._threads - self._idle
+            if self._job.prefetches:
+                self._drop_pages()
             rate = ticks.rate()
             if rate is not None:
                 self._governor.observe(rate, busy)
@@ -168,6 +170,21 @@ class Transfer:
             except Exception as e:  # noqa: BLE001 - `run` raises it when the others are ended too
                 self._fail(e)
         self._active.clear()
+
+    def _drop_pages(self) -> None:
+        with self._changed:
+            downloads = [active.download for active in self._active]
+        for download in downloads:
+            if spent := download.spent:
+                pages.drop(download.ingest.path, spent)
+
+    def _drop_small_pages(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            digest = part.descriptor.digest
+            if part.form == ingests.RAW:
+                pages.drop(self.store.blob_path(digest))
+            else:
+                pages.drop_layer(self.store.unpacked_path(digest, unpack.rules(part.encoding)))
 
     def _has_work(self) -> bool:
         return bool(not self._cancel() and (self._queue or self._opening or self._active))
@@ -330,7 +347,10 @@ class Transfer:
         active = None
         try:
             if isinstance(work, list):
-                busy = self._group(self._job.progress).fetch(work)
+                group = self._group(self._job.progress)
+                busy = group.fetch(work)
+                if self._job.prefetches:
+                    self._drop_small_pages(group.fetched)
                 with self._changed:
                     self._busy += busy
             else:
@@ -439,7 +459,8 @@ class Transfer:
                 if active.layering is not None:
                     self._commit_layer(download.ingest, active.part, active.layering)
                 else:
-                    download.ingest.commit_blob()
+                    with pages.dropped(download.ingest.path) if self._job.prefetches else nullcontext():
+                        download.ingest.commit_blob()
                     self._job.progress.file(active.part.key).ready()
         if again:
             with self._changed:
@@ -496,7 +517,9 @@ class Transfer:
     def _commit_layer(self, ingest: Ingest, part: Part, layering: Layering) -> None:
         """The archive is verified: wait for its layer and commit that; the archive goes."""
         try:
-            ingest.commit_unpacked(layering.finish(), unpack.rules(part.encoding))
+            layer = layering.finish()
+            with pages.layer_dropped(layer) if self._job.prefetches else nullcontext():
+                ingest.commit_unpacked(layer, unpack.rules(part.encoding))
         except (BadArtifact, IntegrityError):
             ingest.discard()
             raise

@@ -14,6 +14,7 @@ import pytest
 
 from tests.fakes import push
 from tests.fakes.proxy import Proxy
+from tests.fakes.residency import resident
 from tests.unit.cli.conftest import LARGE, Machine, contents
 
 pytestmark = pytest.mark.registry
@@ -224,6 +225,17 @@ def test_elsewhere_a_slow_pull_is_told_in_lines_and_objects(machine: Machine) ->
     assert {file["name"] for file in told["files"]} == {"config.json", "model.safetensors", "tokenizer"}
     assert [file["state"] for file in told["files"] if file["name"] == "model.safetensors"] == ["fetching"]
     assert objects.err == ""
+
+
+def test_only_a_warm_pull_leaves_the_model_in_the_page_cache(machine: Machine) -> None:
+    pushed = machine.push()
+    trees = [
+        machine.run("pull", pushed.reference, "--json", "--root", str(machine.directory / name), *options)
+        for name, options in (("cold", []), ("warm", ["--warm"]))
+    ]
+    cold, warm = (resident(Path(tree.object["result"]["tree"]) / "model.safetensors") for tree in trees)
+    assert cold < 0.02
+    assert warm > 0.5
 
 
 def test_a_quiet_pull_says_nothing_unless_it_fails(machine: Machine) -> None:
