@@ -98,5 +98,8 @@ class Stream:
         self._position += len(part)
         return len(part)
 
+    def interrupt(self) -> None:
+        """Nothing is waited for."""
+
     def close(self) -> None:
         """Nothing to let go of."""

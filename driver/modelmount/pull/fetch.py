@@ -168,6 +168,8 @@ class Download:
                 if not self._receive(segment, line.view):
                     return 0.0
             except Unavailable as e:
+                if segment.renew:
+                    continue  # it was interrupted
                 brought = segment.position - before
                 if line.failed(brought, self._progress.job_bytes) or e.retry_after is not None:
                     wait = None if e.retry_after is None else self._policy.delay(1, e.retry_after)
@@ -249,8 +251,12 @@ class Download:
                 self._ranges = False
             if self._is_in_the_way(segment):
                 return False
-            with self.ingest.writer(segment.position) as writer:
-                self._copy(segment, view, opened, writer, to_the_end=ignored or end is None)
+            segment.stream = opened
+            try:
+                with self.ingest.writer(segment.position) as writer:
+                    self._copy(segment, view, opened, writer, to_the_end=ignored or end is None)
+            finally:
+                segment.stream = None
         if segment.missing > 0 and not self._stops() and not self._leaves(segment):
             raise Unavailable(
                 f"{self._source.name} ended {self.descriptor.digest} after {segment.position} of "

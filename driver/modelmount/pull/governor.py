@@ -16,6 +16,8 @@ FAST_BYTES_PER_SECOND: Final = 250e6
 """A connection that brings this much (2 Gbit/s) needs no help; several would only share the same processor."""
 GAIN: Final = 1.15
 """What a doubling must bring to be worth another."""
+FIRST_STEP: Final = 4
+"""What the number is multiplied with first, when all that is known is that connections are slow."""
 HOLD_SECONDS: Final = 10.0
 """How long the number stays after the other side complained, or after a doubling brought nothing."""
 SPARED_SECONDS: Final = 2.0
@@ -36,6 +38,7 @@ class Governor:
         self._rate_before = 0.0
         self._held_until = self._spared_until = 0.0
         self._slow = self._settling = False
+        self._first = True
 
     @property
     def may_split(self) -> bool:
@@ -44,19 +47,21 @@ class Governor:
 
     def observe(self, rate: float, busy: int) -> int:
         """`rate` bytes a second came over `busy` connections of late; the number that is wanted now."""
-        if not busy:
-            return self.wanted
+        if not busy or not rate:
+            return self.wanted  # nothing came: nothing is known
         self.rate = rate
         if self._settling:  # the last change was in the middle of what this rate is about
             self._settling = False
             return self.wanted
-        self._slow = rate / busy < FAST_BYTES_PER_SECOND
-        if not self._slow or busy < self.wanted or self._clock() < self._held_until:
+        knew, self._slow = self._slow, rate / busy < FAST_BYTES_PER_SECOND
+        idle = busy < self.wanted and knew  # whoever has nothing to do finds something once they are known to be slow
+        if not self._slow or idle or self._clock() < self._held_until:
             return self.wanted
         if rate > self._rate_before * GAIN:
-            self._rate_before = rate
+            more = max(self.wanted, busy * FIRST_STEP) if self._first else self.wanted * 2
+            self._first, self._rate_before = False, rate
             self._settling = self.wanted < self.limit
-            self.wanted = min(self.wanted * 2, self.limit)
+            self.wanted = min(more, self.limit)
         else:
             self._rate_before = 0.0
             self._held_until = self._clock() + HOLD_SECONDS
@@ -70,5 +75,5 @@ class Governor:
         if now >= self._spared_until:
             self.wanted = max(1, min(self.wanted, connections) // 2)
             self._spared_until = now + SPARED_SECONDS
-        self._rate_before = 0.0
+        self._first, self._rate_before = False, 0.0
         self._held_until = now + HOLD_SECONDS

@@ -9,24 +9,40 @@ from __future__ import annotations
 import bisect
 import threading
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 ALIGNMENT_BYTES = 1 << 20
 """Segments are cut at multiples of this, so that the pieces of a journal meet where segments do."""
 
 
+class Interruptible(Protocol):
+    """Something that is waited for."""
+
+    def interrupt(self) -> None:
+        """End the waiting; harmless when it is over."""
+
+
 class Segment:
     """The bytes from `position` to `end` are still to come. The owner's thread moves `position`; `end` may be drawn in
     by others, but never to less than a segment's length ahead of it. `renew` asks the owner for a new connection,
-    `leave` to be done with it.
+    `leave` to be done with it; `stream` is what the owner reads.
     """
 
-    __slots__ = ("end", "leave", "position", "renew", "start")
+    __slots__ = ("end", "leave", "position", "renew", "start", "stream")
 
     def __init__(self, start: int, end: int) -> None:
         """Nothing of it is written yet."""
         self.start = self.position = start
         self.end = end
         self.renew = self.leave = False
+        self.stream: Interruptible | None = None
+
+    def give_up(self) -> None:
+        """Have the owner leave what it reads, also where nothing comes of it. Any thread may."""
+        self.renew = True
+        stream = self.stream
+        if stream is not None:
+            stream.interrupt()
 
     @property
     def missing(self) -> int:
@@ -54,6 +70,12 @@ class Segments:
         """Whether nothing is missing."""
         with self._lock:
             return not self._free and not self._owned
+
+    @property
+    def free_bytes(self) -> int:
+        """How much of it nobody is at."""
+        with self._lock:
+            return sum(end - start for start, end in self._free)
 
     @property
     def missing_bytes(self) -> int:

@@ -8,7 +8,6 @@ skipped and waited for at the end, when this job holds none.
 from __future__ import annotations
 
 import os
-import statistics
 import threading
 import time
 from collections import deque
@@ -43,18 +42,20 @@ from modelmount.system.lock import Held, LockCancelled, LockTimeout
 
 FIRST_CONNECTIONS: Final = 4
 """Connections that a job with that many parts begins with."""
-TICK_SECONDS: Final = 0.15
+TICK_SECONDS: Final = 0.1
 """How often the number of connections is thought over."""
 WORTH_SECONDS: Final = 1.0
 """A connection's work is divided only while the job will take longer than this."""
 SEGMENT_SECONDS: Final = 1.0
 SEGMENT_BYTES: Final = (8 << 20, 64 << 20)
 """A divided blob's segments take about this long, within these bounds: few requests, and little lost with one."""
+LAST_SECONDS: Final = 0.15
+"""Segments become shorter towards the end, to so much, so that all connections end together."""
 LARGE_BLOBS: Final = max(2, min(4, os.cpu_count() or 1))
 """Large blobs that are fetched side by side: each has a hasher, and more than there are processors bring nothing."""
 LAGGARD_SECONDS: Final = 5.0
 LAGGARD_SHARE: Final = 0.1
-"""A connection that brings less than this share of its siblings' median for so long is made anew."""
+"""A connection that brings less than this share of what they bring on average, for so long, is made anew."""
 
 
 @dataclass(slots=True, eq=False)
@@ -158,10 +159,14 @@ class Transfer:
             rate = ticks.rate()
             if rate is not None:
                 self._governor.observe(rate, busy)
-                self._renew_laggards(ticks)
+                for segment in ticks.laggards(self._owned(), busy):
+                    segment.give_up()
             self._check()
             if self._connections.is_wanted:
                 self._interrupt_one()
+            if self._cancel():
+                for segment in self._owned():
+                    segment.give_up()
         for thread in threads:
             thread.join()
         for active in self._active:  # cancelled when nobody was at them
@@ -223,21 +228,15 @@ class Transfer:
         except ModelMountError as e:
             self._fail(e)
 
-    def _renew_laggards(self, ticks: _Ticks) -> None:
+    def _owned(self) -> list[Segment]:
         with self._changed:
-            segments = [s for active in self._active for s in active.download.segments.owned]
-        rates = ticks.segment_rates(segments)
-        if len(rates) > 2:
-            least = statistics.median(rates.values()) * LAGGARD_SHARE
-            for segment, rate in rates.items():
-                segment.renew = segment.renew or rate < least
+            return [segment for active in self._active for segment in active.download.segments.owned]
 
     def _interrupt_one(self) -> None:
         """Have the thread with the longest way to go look up from its segment: its connection may be for another job.
         What it fetched stays, and the rest is anybody's.
         """
-        with self._changed:
-            segments = [s for active in self._active for s in active.download.segments.owned]
+        segments = self._owned()
         if segments and not any(segment.leave for segment in segments):
             max(segments, key=lambda segment: segment.missing).leave = True
 
@@ -329,14 +328,18 @@ class Transfer:
         """All that is left goes to one connection, unless connections are slow."""
         if not self._governor.may_split:
             return None
-        length = int(self._governor.rate / max(1, self._threads) * SEGMENT_SECONDS)
-        return max(SEGMENT_BYTES[0], min(length, SEGMENT_BYTES[1]))
+        each = self._governor.rate / max(1, self._threads)
+        free = sum(active.download.segments.free_bytes for active in self._active)
+        length = max(each * LAST_SECONDS, min(each * SEGMENT_SECONDS, free / max(1, self._threads)))
+        return int(max(SEGMENT_BYTES[0], min(length, SEGMENT_BYTES[1])))
 
     def _divide(self) -> bool:
         """Take from somebody who has much left, if connections are slow and the job would take long as it is."""
-        length = self._segment_length()
+        if not self._governor.may_split:
+            return False
+        length = int(max(SEGMENT_BYTES[0], self._governor.rate / max(1, self._threads) * SEGMENT_SECONDS))
         snapshot = self._job.snapshot()
-        if length is None or snapshot.bytes_total - snapshot.bytes_done < self._governor.rate * WORTH_SECONDS:
+        if snapshot.bytes_total - snapshot.bytes_done < self._governor.rate * WORTH_SECONDS:
             return False
         return any(active.download.share(length) for active in self._active if not active.ending)
 
@@ -543,13 +546,13 @@ class _Ticks:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._at = self._segments_at = time.monotonic()
-        self._bytes = job.progress.fetched_bytes
+        self._bytes = self._segments_bytes = job.progress.fetched_bytes
         self._warm = False
         self._positions: dict[Segment, int] = {}
 
     def rate(self) -> float | None:
-        """Bytes a second since it was last asked; None when that is too short ago to tell, and the first time, when
-        connections were still being made.
+        """Bytes a second since it was last asked; None when that is too short ago to tell, and until bytes have come
+        for the first time: before, connections were still being made.
         """
         now, count = time.monotonic(), self._job.progress.fetched_bytes
         span = now - self._at
@@ -557,15 +560,17 @@ class _Ticks:
             return None
         rate = (count - self._bytes) / span
         self._at, self._bytes = now, count
-        warm, self._warm = self._warm, True
+        warm, self._warm = self._warm, self._warm or rate > 0
         return rate if warm else None
 
-    def segment_rates(self, segments: Sequence[Segment]) -> dict[Segment, float]:
-        """Bytes a second of each segment that was there the last time, LAGGARD_SECONDS ago; empty in between."""
-        now = time.monotonic()
-        span = now - self._segments_at
-        if span < LAGGARD_SECONDS:
-            return {}
+    def laggards(self, segments: Sequence[Segment], busy: int) -> list[Segment]:
+        """Of `segments`, which `busy` threads are at, those that brought far less than their share of what came in the
+        last LAGGARD_SECONDS. Only now and then; most segments don't last that long, and then aren't slow.
+        """
+        now, count = time.monotonic(), self._job.progress.fetched_bytes
+        if now - self._segments_at < LAGGARD_SECONDS:
+            return []
+        least = LAGGARD_SHARE * (count - self._segments_bytes) / max(1, busy)
         before, self._positions = self._positions, {segment: segment.position for segment in segments}
-        self._segments_at = now
-        return {s: (s.position - before[s]) / span for s in segments if s in before}
+        self._segments_at, self._segments_bytes = now, count
+        return [each for each in segments if each in before and each.position - before[each] < least]

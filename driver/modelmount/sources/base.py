@@ -22,6 +22,9 @@ class Opened(Protocol):
         delivered before it is raised, so that every try makes progress. Raises Unavailable.
         """
 
+    def interrupt(self) -> None:
+        """End a wait of the reader, who gets Unavailable then. Any thread may, at any time; harmless at the end."""
+
     def close(self) -> None:
         """Stop receiving, wherever it stands. Twice is harmless."""
 

@@ -146,7 +146,8 @@ class _FromMirror:
         try:
             count = self._opened.readinto(view[: max(1, left)])
         except Unavailable as e:
-            self._fail(e.message)
+            if not self._over:
+                self._fail(e.message)
             raise
         if count > left:
             self._fail(f"it sends more of {self._digest} than there is")
@@ -157,6 +158,10 @@ class _FromMirror:
         elif self._position < self._end:
             self._fail(f"it ended {self._digest} after {self._position} of {self._size} bytes")
         return count
+
+    def interrupt(self) -> None:
+        self._over = True  # which isn't the mirror's fault
+        self._opened.interrupt()
 
     def close(self) -> None:
         if self._position >= self._end and not self._over:

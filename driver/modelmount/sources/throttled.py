@@ -84,5 +84,8 @@ class _Throttled:
         self._bandwidth.spend(count)
         return count
 
+    def interrupt(self) -> None:
+        self._opened.interrupt()
+
     def close(self) -> None:
         self._opened.close()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +64,8 @@ class Body:
         self._failure: Unavailable | None = None
         self._received = 0
         self._window_bytes, self._window_seconds = 0, 0.0
-        self._open = True
+        self._open, self._ending = True, threading.Lock()
+        self._hurries, self._low_water = False, 1
         try:
             self.length = self._declared()
         except Unavailable:
@@ -97,6 +100,7 @@ class Body:
         filled, ended = 0, not view
         elapsed, began = 0.0, time.monotonic()
         try:
+            self._wait_for(len(view))
             while filled < len(view) and elapsed < GATHER_SECONDS:
                 count = self._receive(view[filled:])
                 if not count:
@@ -105,7 +109,9 @@ class Body:
                 filled += count
                 elapsed = time.monotonic() - began
         except TROUBLE as e:
+            filled += self._rescued(view[filled:])
             self._fail(translated(e, self._what, self._server), e)
+        self._hurries = filled == len(view) and elapsed < GATHER_SECONDS
         self._count(filled, elapsed, ended=ended)
         if not filled:
             self._raise_failure()
@@ -129,6 +135,14 @@ class Body:
                     return None
             return bytes(data)
 
+    def interrupt(self) -> None:
+        """End a read that waits for bytes, which raises Unavailable then; nothing, once the body is over. Any thread
+        may.
+        """
+        with self._ending:
+            if self._open:
+                self._socket.interrupt()
+
     def close(self) -> None:
         """Give the connection back when the whole body was read, or else close it. Twice is harmless."""
         if not self._open:
@@ -139,6 +153,27 @@ class Body:
             self._drop()
 
     # -- receiving
+
+    def _wait_for(self, count: int) -> None:
+        """While bytes come fast, have the kernel wake us once for the whole view, not for each packet: with many
+        connections most of the time would go into waking up (man 7 socket, SO_RCVLOWAT). Not near the body's end, where
+        so many never come; TLS needs some bytes of its own.
+        """
+        enough = count >= _PIECE_BYTES and self._left is not None and self._left >= 2 * count
+        wanted = count if self._hurries and enough and self.is_direct else 1
+        if wanted != self._low_water:
+            self._low_water = wanted
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+
+    def _rescued(self, view: memoryview) -> int:
+        """What has come and was too little to wake us for."""
+        if self._low_water == 1 or not view:
+            return 0
+        try:
+            self._socket.settimeout(0)
+            return self._socket.recv_into(view)
+        except OSError:
+            return 0  # nothing, or the connection is gone
 
     def _receive_buffered(self, view: memoryview) -> int:
         """What came along with the headers lies in the file object's buffer. `readinto1` would take it and go on to the
@@ -197,14 +232,16 @@ class Body:
         """All bytes are here: the connection can serve the next request. urllib3 and http.client close it themselves
         where the answer said so, or where its end was the connection's.
         """
-        self._open = False
+        with self._ending:  # from here on the socket may be somebody else's
+            self._open = False
         self._socket.deadline = None
         if self._raw is not None:
             self._raw.close()
         self._response.release_conn()
 
     def _drop(self) -> None:
-        self._open = False
+        with self._ending:
+            self._open = False
         self._response.close()
         self._response.release_conn()
 

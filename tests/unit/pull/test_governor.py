@@ -18,13 +18,13 @@ class Clock:
         return self.now
 
 
-def test_slow_connections_double_while_the_total_grows_with_them() -> None:
+def test_slow_connections_become_more_while_the_total_grows_with_them() -> None:
     made = Governor(1, 16, Clock())
     wanted = []
-    for busy in (1, 2, 4, 8, 16):
+    for busy in (1, 4, 8, 16):
         wanted.append(made.observe(50 * MB * busy, busy))
         made.observe(50 * MB * busy, wanted[-1])  # while it settles nothing is concluded
-    assert wanted == [2, 4, 8, 16, 16]
+    assert wanted == [4, 8, 16, 16]
     assert made.may_split
 
 
@@ -34,20 +34,34 @@ def test_a_fast_connection_stays_alone() -> None:
     assert not made.may_split
 
 
-def test_a_doubling_that_brings_nothing_is_the_last_for_a_while() -> None:
+def test_a_step_that_brings_nothing_is_the_last_for_a_while() -> None:
     clock = Clock()
-    made = Governor(1, 16, clock)
-    assert made.observe(80 * MB, 1) == 2
-    assert made.observe(70 * MB, 2) == 2  # still half of it over one
-    assert made.observe(81 * MB, 2) == 2
-    assert made.observe(200 * MB, 2) == 2
+    made = Governor(1, 32, clock)
+    assert made.observe(80 * MB, 1) == 4
+    assert made.observe(70 * MB, 4) == 4  # still half of it over one
+    assert made.observe(81 * MB, 4) == 4
+    assert made.observe(200 * MB, 4) == 4
     clock.now += governor.HOLD_SECONDS
-    assert made.observe(200 * MB, 2) == 4
+    assert made.observe(200 * MB, 4) == 8
+
+
+def test_silence_says_nothing_about_connections() -> None:
+    made = Governor(1, 16, Clock())
+    for _ in range(20):
+        assert made.observe(0.0, 1) == 1
+    assert made.observe(80 * MB, 1) == 4
+
+
+def test_threads_that_found_nothing_to_do_before_connections_were_known_to_be_slow_are_no_reason_to_wait() -> None:
+    made = Governor(3, 16, Clock())
+    assert made.observe(50 * MB, 1) == 4
+    assert made.observe(50 * MB, 1) == 4  # settling
+    assert made.observe(50 * MB, 1) == 4  # now they are
 
 
 def test_nothing_is_learned_while_connections_are_idle() -> None:
     made = Governor(4, 16, Clock())
-    assert made.observe(10 * MB, 2) == 4
+    assert made.observe(300 * MB, 1) == 4
     assert made.observe(0.0, 0) == 4
 
 
@@ -77,8 +91,8 @@ def test_a_complaint_is_about_the_connections_there_are() -> None:
 
 
 def test_a_complaint_counts_while_the_number_is_held_for_bringing_nothing() -> None:
-    made = Governor(4, 16, Clock())
-    assert made.observe(80 * MB, 4) == 8
+    made = Governor(2, 16, Clock())
+    assert made.observe(80 * MB, 2) == 8
     made.observe(80 * MB, 8)
     assert made.observe(80 * MB, 8) == 8
     made.complain(8)

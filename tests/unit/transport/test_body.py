@@ -3,7 +3,9 @@
 import http.client
 import importlib.metadata
 import io
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ import urllib3
 
 from modelmount.errors import Unavailable
 from modelmount.transport.body import Body, Pace
+from modelmount.transport.dial import Timed
 from modelmount.transport.pool import Pool
+from tests.fakes.registry import Tls
 from tests.fakes.wire import Answer, WireServer
 from tests.unit.transport.asking import QUICK, drain, get, settings_for, soon
 
@@ -203,6 +207,62 @@ def test_silence_is_given_up_after_the_read_timeout(server: WireServer, make_poo
     body = opened(server, make_pool, Answer(body=DATA, stall_after=1000))
     with pytest.raises(Unavailable, match="didn't answer in time"):
         drain(body)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+def test_a_body_that_was_fast_and_falls_silent_is_delivered_as_far_as_it_came(
+    make_pool: MakePool, tmp_path: Path, secure: bool
+) -> None:
+    data = DATA * 4
+    came = len(data) - 3 * (1 << 17) - 50_000
+    tls = Tls.make(tmp_path) if secure else None
+    with WireServer(tls=tls) as server:
+        server.on("/b", Answer(body=data, stall_after=came))
+        registry = {"ca_file": str(tls.ca_file)} if tls else {}
+        body = get(make_pool(settings_for(server, pull=QUICK, **registry)), server, "/b").body
+        view, found = memoryview(bytearray(1 << 17)), bytearray()
+        with body, pytest.raises(Unavailable, match="in time"):
+            while count := body.readinto(view):
+                found += view[:count]
+        assert found == data[:came]
+
+
+def test_a_fast_body_wakes_its_reader_once_a_view(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[int] = []
+    receive = Timed.recv_into
+
+    def counted(sock: Timed, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        received.append(receive(sock, buffer, nbytes, flags))
+        return received[-1]
+
+    monkeypatch.setattr(Timed, "recv_into", counted)
+    monkeypatch.setattr("modelmount.transport.body.GATHER_SECONDS", 10.0)  # fast, on however loaded a machine
+    data = DATA * 16
+    with WireServer() as server:
+        server.on("/b", Answer(body=data, drip=(8 << 10, 0.0005)))
+        assert drain(get(make_pool(settings_for(server)), server, "/b").body) == data
+    views = -(-len(data) // (1 << 17))
+    assert len(received) < 4 * views, "each packet woke the reader"
+
+
+def test_an_interrupted_read_ends_at_once_and_a_body_that_is_over_is_not_hurt(
+    server: WireServer, make_pool: MakePool
+) -> None:
+    pool = make_pool(settings_for(server))
+    server.on("/b", Answer(body=DATA, stall_after=1 << 17))
+    server.on("/whole", Answer(body=DATA))
+    body = get(pool, server, "/b").body
+    view = memoryview(bytearray(1 << 17))
+    assert body.readinto(view) == 1 << 17
+    threading.Timer(0.05, body.interrupt).start()
+    with body, pytest.raises(Unavailable):
+        body.readinto(view)
+    whole = get(pool, server, "/whole").body
+    assert drain(whole) == DATA
+    whole.interrupt()
+    connections = server.connections
+    assert drain(get(pool, server, "/whole").body) == DATA
+    assert server.connections == connections
 
 
 def test_a_document_is_read_whole_or_refused_for_its_size(server: WireServer, make_pool: MakePool) -> None:
