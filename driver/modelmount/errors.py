@@ -101,10 +101,17 @@ class Unavailable(ModelMountError):
 
 
 class NoSpace(ModelMountError):
-    """Disk or inodes are short; the message says how much is needed and free. RESOURCE_EXHAUSTED."""
+    """Disk or inodes are short; the message says how much is needed and free. RESOURCE_EXHAUSTED.
+
+    `short_bytes` is how much more room would do, where that is known.
+    """
 
     reason = "NoSpace"
     retryable = True
+
+    def __init__(self, message: str, *, short_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.short_bytes = short_bytes
 
 
 class Cancelled(ModelMountError):

@@ -55,6 +55,16 @@ pull_files_left = Gauge("modelmount_pull_files_left", "Blobs that pulls under wa
 pull_bytes_per_second = Gauge(
     "modelmount_pull_bytes_per_second", "Rate of all pulls under way, over the last 10 s", registry=REGISTRY
 )
+cache_used_bytes = Gauge("modelmount_cache_used_bytes", "Bytes the store takes on its disk", registry=REGISTRY)
+cache_reserved_bytes = Gauge(
+    "modelmount_cache_reserved_bytes", "Bytes that pulls under way will still write", registry=REGISTRY
+)
+cache_free_bytes = Gauge(
+    "modelmount_cache_free_bytes", "Bytes that further pulls may write before anything goes", registry=REGISTRY
+)
+cache_budget_bytes = Gauge(
+    "modelmount_cache_budget_bytes", "Bytes the store may take, as its disk is now", registry=REGISTRY
+)
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
 
 

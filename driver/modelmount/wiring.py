@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelmount.cache.admission import Admission
 from modelmount.cache.collector import Collector
-from modelmount.config import Settings, hosts
+from modelmount.config import Live, Settings, hosts
 from modelmount.config.hosts import Host
 from modelmount.content.backoff import Backoff
 from modelmount.content.store import Store
@@ -106,6 +107,7 @@ class Node:
     mirrors: Mirrors
     credentials: Credentials
     resolver: Resolver
+    collector: Collector
     puller: Puller
     publisher: Publisher
     local: LocalMounts
@@ -135,8 +137,11 @@ def connect(settings: Settings) -> Remote:
     return Remote(Client(hosts.load(settings).applied(settings)), Credentials(settings))
 
 
-def build(settings: Settings) -> Node:
-    """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used."""
+def build(settings: Settings, live: Live | None = None) -> Node:
+    """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used. `live` are the
+    settings that may change meanwhile; without it none does.
+    """
+    live = live or Live(settings, lambda: settings)
     store, remote = Store(Path(settings.root)), connect(settings)
     client, credentials = remote.client, remote.credentials
     mirrors = Mirrors(settings, credentials, store)
@@ -147,7 +152,8 @@ def build(settings: Settings) -> Node:
         return ThrottledSource(found, bandwidth) if bandwidth is not None else found
 
     resolver = Resolver(store, client, prove=settings.auth.verification == "always")
-    puller = Puller(store, resolver, source, settings)
+    collector = Collector(store, lambda: live.cache)
+    puller = Puller(store, resolver, source, Admission(collector, live), settings)
     publisher = Publisher(store, resolver, puller, credentials, settings)
     local = LocalMounts(store, resolver, puller, credentials, settings)
-    return Node(store, client, mirrors, credentials, resolver, puller, publisher, local)
+    return Node(store, client, mirrors, credentials, resolver, collector, puller, publisher, local)

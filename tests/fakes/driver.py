@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol, Self
 import grpc
 
 from csi.v1 import csi_pb2, csi_pb2_grpc
-from tests.fakes import mounts
+from tests.fakes import kubelet_disk, mounts
 from tests.fakes.plugins import connect
 from tests.fakes.registry import Tls
 
@@ -209,6 +209,8 @@ class Driver:
             settings[key] = known | value if isinstance(known, dict) else value
         self.directory.mkdir(parents=True, exist_ok=True)
         self.config.write_text(_toml(settings))
+        if not (self.kubelet_root / "config.yaml").exists():
+            kubelet_disk.write_config(self.kubelet_root)
 
     def wait_ready(self) -> None:
         """Return once it answers and has registered. Raises RuntimeError with its log when it ends before."""

@@ -15,6 +15,20 @@ from pathlib import Path
 
 from tests.fakes import mounts
 
+ANYTHING_GOES = """\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+imageGCHighThresholdPercent: 100
+evictionHard: {nodefs.available: "0%", imagefs.available: "0%", nodefs.inodesFree: "0%"}
+"""
+"""A kubelet that neither deletes images nor evicts pods, however full the disk of whoever runs the tests is."""
+
+
+def write_config(root: Path, text: str = ANYTHING_GOES) -> None:
+    """The kubelet's configuration, where kubeadm puts it."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "config.yaml").write_text(text)
+
 
 class StillMountedError(Exception):
     """The kubelet leaves a mounted target, its record and its parent alone: a pod directory that stays for ever."""

@@ -59,6 +59,7 @@ class Item:
 
     name: str
     bytes: int
+    inodes: int
     written_at: float
 
     @property
@@ -73,6 +74,7 @@ class Partial:
 
     name: str
     bytes: int
+    inodes: int
     written_at: float
 
     @property
@@ -123,7 +125,7 @@ class Reader:
         """Nothing is read yet."""
         self._store = store
         self._manifests: dict[str, Manifest | None] = {}
-        self._layers: dict[tuple[str, int], int] = {}
+        self._layers: dict[tuple[str, int], disk.Footprint] = {}
         self._trees: dict[_TreeKey, frozenset[str]] = {}
 
     def read(self, held: Iterable[str] = ()) -> Census:
@@ -224,19 +226,19 @@ class Reader:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    yield Item(f"blobs/{algorithm}/{entry.name}", status.st_blocks * 512, status.st_mtime)
+                    yield Item(f"blobs/{algorithm}/{entry.name}", status.st_blocks * 512, 1, status.st_mtime)
         for layer in _visible(self._store.root / "unpacked"):
             for version in _visible(layer):
                 try:
                     status = (version / "index.json").stat()
                 except FileNotFoundError:
                     continue
-                yield Item(f"unpacked/{layer.name}/{version.name}", self._layer_bytes(version), status.st_mtime)
+                yield Item(f"unpacked/{layer.name}/{version.name}", *self._footprint(version), status.st_mtime)
 
-    def _layer_bytes(self, version: Path) -> int:
+    def _footprint(self, version: Path) -> disk.Footprint:
         key = (str(version), version.stat().st_ino)
         if key not in self._layers:
-            self._layers[key] = disk.allocated_bytes(version)
+            self._layers[key] = disk.footprint(version)
         return self._layers[key]
 
     def _tree_items(self, identity: str, known: Mapping[_TreeKey, frozenset[str]]) -> frozenset[str]:
@@ -257,7 +259,7 @@ def _partials(store: Store) -> Iterator[Partial]:
     for directory in _visible(store.root / "ingest"):
         written_at = partial_written_at(directory)
         if written_at is not None:
-            yield Partial(directory.name, disk.allocated_bytes(directory), written_at)
+            yield Partial(directory.name, *disk.footprint(directory), written_at)
 
 
 def partial_written_at(directory: Path) -> float | None:

@@ -30,6 +30,7 @@ class Plan:
 
     victims: tuple[Victim, ...]
     garbage: int
+    garbage_inodes: int
     evictable: int
     held: dict[Hold, int]
     used: int
@@ -38,6 +39,11 @@ class Plan:
     def frees(self) -> int:
         """All of it."""
         return self.garbage + sum(victim.frees for victim in self.victims)
+
+    @property
+    def frees_inodes(self) -> int:
+        """Files that can be made anew afterwards, at least: trees' directories aren't counted."""
+        return self.garbage_inodes + sum(victim.frees_inodes for victim in self.victims)
 
 
 class Collector:
@@ -48,20 +54,20 @@ class Collector:
         self._store, self._settings, self._now = store, settings, now
         self.reader = Reader(store)
 
-    def plan(self, bytes_wanted: float, *, grace_seconds: float | None = None) -> Plan:
-        """What a collection of so many bytes would take now (`inf`: everything that may go). Changes nothing. Raises
-        OSError when something can't be read.
+    def plan(self, bytes_wanted: float, inodes_wanted: int = 0, *, grace_seconds: float | None = None) -> Plan:
+        """What a collection of so much would take now (`inf`: everything that may go). Changes nothing. Raises OSError
+        when something can't be read.
         """
         census, holds = self._look()
-        return self._plan(census, holds, bytes_wanted, self._grace(grace_seconds))
+        return self._plan(census, holds, bytes_wanted, inodes_wanted, self._grace(grace_seconds))
 
-    def collect(self, bytes_wanted: float, *, grace_seconds: float | None = None) -> Swept:
-        """Take what nothing names, old partial downloads, and then models in order until that many bytes are free, or
-        nothing more may go. Returns when they are free. The caller holds the `sweep` lock (`exclusively`).
+    def collect(self, bytes_wanted: float, inodes_wanted: int = 0, *, grace_seconds: float | None = None) -> Swept:
+        """Take what nothing names, old partial downloads, and then models in order until that much is free, or nothing
+        more may go. Returns when they are free. The caller holds the `sweep` lock (`exclusively`).
         """
         grace = self._grace(grace_seconds)
         census, holds = self._look()
-        plan = self._plan(census, holds, bytes_wanted, grace)
+        plan = self._plan(census, holds, bytes_wanted, inodes_wanted, grace)
         models = [victim.model for victim in plan.victims if victim.model is not None]
         models += order.empty(census, holds, self._now(), grace_seconds=grace)
         partials = [victim.partial for victim in plan.victims if victim.partial is not None]
@@ -92,27 +98,30 @@ class Collector:
     def _grace(self, given: float | None) -> float:
         return self._settings().grace_seconds if given is None else given
 
-    def _plan(self, census: Census, holds: Holds, bytes_wanted: float, grace: float) -> Plan:
+    def _plan(self, census: Census, holds: Holds, bytes_wanted: float, inodes_wanted: int, grace: float) -> Plan:
         now = self._now()
-        garbage = order.garbage(census, now, grace_seconds=grace) - order.keeping(census, holds).items
-        garbage_bytes = sum(census.items[name].bytes for name in garbage)
+        kept = order.keeping(census, holds)
+        garbage = [census.items[name] for name in order.garbage(census, now, grace_seconds=grace) - kept.items]
+        freed, files = sum(item.bytes for item in garbage), sum(item.inodes for item in garbage)
         everything = list(order.victims(census, holds, now, grace_seconds=grace))
-        chosen = list(self._choose(everything, bytes_wanted - garbage_bytes))
         return Plan(
-            victims=tuple(chosen),
-            garbage=garbage_bytes,
-            evictable=garbage_bytes + sum(victim.frees for victim in everything),
-            held=dict(order.keeping(census, holds).bytes),
+            victims=tuple(self._choose(everything, bytes_wanted - freed, inodes_wanted - files)),
+            garbage=freed,
+            garbage_inodes=files,
+            evictable=freed + sum(victim.frees for victim in everything),
+            held=dict(kept.bytes),
             used=census.bytes,
         )
 
-    def _choose(self, victims: list[Victim], bytes_wanted: float) -> Iterator[Victim]:
+    def _choose(self, victims: list[Victim], bytes_wanted: float, inodes_wanted: int) -> Iterator[Victim]:
         """Old partial downloads in any case, then in order as long as more is wanted: what gives nothing back, because
         held models share it, goes only when everything does.
         """
         limit = self._settings().partial_seconds
         for victim in victims:
             old = victim.partial is not None and victim.idle_seconds >= limit
-            if old or (bytes_wanted > 0 and (victim.score > 0 or bytes_wanted == math.inf)):
+            useful = victim.score > 0 or bytes_wanted == math.inf
+            if old or (useful and (bytes_wanted > 0 or inodes_wanted > 0)):
                 bytes_wanted -= victim.frees
+                inodes_wanted -= victim.frees_inodes
                 yield victim

@@ -36,6 +36,7 @@ class Victim:
     partial: Partial | None
     idle_seconds: float
     frees: int
+    frees_inodes: int
     score: float
 
     @property
@@ -149,16 +150,17 @@ class _Order:
             negative, key = heapq.heappop(heap)
             if key in partials:
                 partial = partials[key]
-                yield Victim(None, partial, _idle(partial.written_at, self._now, self._grace), partial.bytes, -negative)
+                idle = _idle(partial.written_at, self._now, self._grace)
+                yield Victim(None, partial, idle, partial.bytes, partial.inodes, -negative)
                 continue
             if key in gone or -negative != self._score(key):
                 continue  # what shared with it went meanwhile, and its new score is further up
             gone.add(key)
-            frees, others = self._remove(key)
+            frees, inodes, others = self._remove(key)
             for other in others - gone:
                 if self._may_go(other):
                     heapq.heappush(heap, (-self._score(other), other))
-            yield Victim(self._census.models[key], None, self._candidates[key], frees, -negative)
+            yield Victim(self._census.models[key], None, self._candidates[key], frees, inodes, -negative)
 
     def _may_go(self, hex_digits: str) -> bool:
         return self._candidates[hex_digits] >= self._grace
@@ -171,16 +173,18 @@ class _Order:
             again += part * (2 if name.startswith("unpacked/") else 1)
         return self._candidates[hex_digits] * share / (again + OVERHEAD_BYTES)
 
-    def _remove(self, hex_digits: str) -> tuple[int, set[str]]:
-        """The bytes that go with it, and the models that shared with it."""
-        frees, others = 0, set()
+    def _remove(self, hex_digits: str) -> tuple[int, int, set[str]]:
+        """The bytes and inodes that go with it, and the models that shared with it."""
+        frees = inodes = 0
+        others: set[str] = set()
         for name in self._named.pop(hex_digits, ()):
             users = self._users[name]
             users.discard(hex_digits)
             others |= users
             if not users:
                 frees += self._census.items[name].bytes
-        return frees, others
+                inodes += self._census.items[name].inodes
+        return frees, inodes, others
 
 
 def _names(census: Census, model: Model) -> set[str]:

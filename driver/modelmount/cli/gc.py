@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from modelmount import config, wiring
-from modelmount.cache.collector import Plan
+from modelmount.cache import bounds
+from modelmount.cache.collector import Collector, Plan
 from modelmount.cache.order import Victim
 from modelmount.cache.sweep import Swept
 from modelmount.cli import output
@@ -38,20 +39,33 @@ def gc(
 ) -> None:
     """Remove models, longest unused first, and what interrupted work has left.
 
-    Without --free or --all only what no model needs goes: leftovers, and downloads that nobody goes on with.
+    Without --free or --all: what no model needs, downloads that nobody goes on with, and as many models as it takes to
+    get the store back within its bounds (cache.max_bytes, the watermarks).
     """
     if everything and wanted is not None:
         raise click.UsageError("--all and --free exclude each other")
     say = output_of(context)
-    target = math.inf if everything else float(wanted or 0)
     shelf = wiring.existing(effective.settings)
     if shelf is None:
         _say_swept(say, Swept())
-    elif dry_run:
-        _say_plan(say, shelf.collector.plan(target))
-    else:
-        with shelf.collector.exclusively():
-            _say_swept(say, shelf.collector.collect(target))
+        return
+    size, inodes = _target(effective.settings, shelf.collector, wanted, everything=everything)
+    if dry_run:
+        _say_plan(say, shelf.collector.plan(size, inodes))
+        return
+    with shelf.collector.exclusively():
+        _say_swept(say, shelf.collector.collect(size, inodes))
+
+
+def _target(
+    settings: config.Settings, collector: Collector, wanted: int | None, *, everything: bool
+) -> tuple[float, int]:
+    """Bytes and inodes to free."""
+    if everything:
+        return math.inf, 0
+    if wanted is not None:
+        return wanted, 0
+    return bounds.excess(settings, bounds.read(settings), collector.reader.used_bytes())
 
 
 def _say_plan(say: output.Output, plan: Plan) -> None:

@@ -44,7 +44,7 @@ def serve(file: str | None, root: str | None, **flags: str | None) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from modelmount import daemon  # here, for gRPC takes longer to import than all other commands together
 
-    status = daemon.run(settings)
+    status = daemon.run(settings, lambda: config.load(file, overrides=overrides))
     sys.stderr.flush()
     # Everything has ended in order by now. A usual exit would join gRPC's threads, of which one may still be deep in a
     # request to a registry that doesn't answer.

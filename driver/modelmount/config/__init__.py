@@ -5,6 +5,7 @@ Rule of this room: every knob is documented on its field in `schema` and nowhere
 once, so that an admin fixes a file in one go. Nothing here is a secret: credentials lie in files that settings name.
 """
 
+from modelmount.config.live import Live
 from modelmount.config.reading import DEFAULT_CONFIG_PATH, Effective, load, read
 from modelmount.config.schema import Auth, Cache, Limits, Publish, Pull, Registry, Settings, as_dict
 
@@ -14,6 +15,7 @@ __all__ = [
     "Cache",
     "Effective",
     "Limits",
+    "Live",
     "Publish",
     "Pull",
     "Registry",

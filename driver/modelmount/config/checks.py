@@ -31,7 +31,8 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5
 
 def problems(settings: Settings) -> list[str]:
     """Every mistake in values whose types are right, one sentence each."""
-    return [*_paths(settings), *_sockets(settings), *_names(settings), *_hosts(settings), *_mirrors(settings)]
+    checks = (_paths, _sockets, _names, _hosts, _mirrors, _cache)
+    return [problem for check in checks for problem in check(settings)]
 
 
 def _paths(settings: Settings) -> Iterator[str]:
@@ -42,6 +43,8 @@ def _paths(settings: Settings) -> Iterator[str]:
         "registration_endpoint": settings.registration_endpoint.removeprefix("unix://"),
         "auth.docker_config": settings.auth.docker_config,
         "hosts_dir": settings.hosts_dir,
+        "cache.kubelet_config": settings.cache.kubelet_config,
+        **{f"cache.image_roots[{n}]": path for n, path in enumerate(settings.cache.image_roots)},
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},
         **{f'registries."{host}".ca_file': each.ca_file for host, each in settings.registries.items()},
     }
@@ -93,6 +96,17 @@ def _names(settings: Settings) -> Iterator[str]:
         )
     if len(settings.node_id.encode()) > NODE_ID_BYTES or not settings.node_id.isprintable():
         yield f"node_id must have at most {NODE_ID_BYTES} printable bytes, not {words.shown(settings.node_id)}"
+
+
+def _cache(settings: Settings) -> Iterator[str]:
+    cache = settings.cache
+    if cache.low_watermark is not None and cache.high_watermark is None:
+        yield "cache.low_watermark needs a cache.high_watermark above it"
+    elif cache.low_watermark is not None and cache.low_watermark >= (cache.high_watermark or 0):
+        yield f"cache.low_watermark {cache.low_watermark} must be below cache.high_watermark {cache.high_watermark}"
+    for text in cache.pins:
+        if not text or not text.isprintable() or " " in text:
+            yield f"cache.pins: {words.shown(text)} is no reference; write harbor.example.com/llm/llama3:v1"
 
 
 def _hosts(settings: Settings) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
+Percent = Annotated[int, msgspec.Meta(ge=1, le=99)]
 LongSeconds = Annotated[float, msgspec.Meta(ge=0, le=315360000)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 
@@ -75,8 +76,29 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the store may take of its disk, and what goes when that is short."""
+    """What the store may take of its disk, and what goes when that is short. A change of this table in the file counts
+    without a restart.
+    """
 
+    max_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 60)] | None = None
+    """Most that models may take. Not set: no bound but `share` and the watermarks."""
+    share: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    """Most that models may take, as a part of the file system's size. With `max_bytes` too, the smaller counts."""
+    high_watermark: Percent | None = None
+    """How full, in percent, the file system may be: pulls stop there, and models go when others fill it further. Not
+    set: 5 below the kubelet's thresholds where the kubelet or its images share the file system, else no bound. Where
+    they share it, never nearer than that.
+    """
+    low_watermark: Percent | None = None
+    """How full the file system is to be after others filled it beyond the high watermark. Not set: 5 below that."""
+    free_inodes: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)] = 1000
+    """Files that must stay free to be made on the file system."""
+    kubelet_config: str = ""
+    """The kubelet's configuration, for its thresholds. Empty: `<kubelet_root>/config.yaml`, and where it isn't there,
+    the kubelet's defaults.
+    """
+    image_roots: tuple[str, ...] = ("/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/docker")
+    """Where the container runtime may keep images; those that exist are asked which file system they are on."""
     grace_seconds: LongSeconds = 300.0
     """How long a model stays after its last use, whatever the need for space."""
     partial_seconds: LongSeconds = 604800.0

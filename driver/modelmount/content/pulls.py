@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,24 +72,35 @@ class PullRecord:
                 raise
         return record
 
-    def claim(self, claims: Iterable[Claim], *, keep_free: int) -> None:
+    def claim(self, claims: Iterable[Claim], *, room: Callable[[], int]) -> None:
         """Hold these digests and reserve what their downloads still need, in place of what was claimed before; or raise
         NoSpace saying how much is needed and free, and claim nothing new. Atomic against every other job.
+
+        `room` is how much more all pulls together may write; it is asked under the lock, after what they were promised
+        has been counted, so that bytes which arrive meanwhile count twice rather than not at all.
         """
         wanted = {claim.ingest: claim for claim in claims}
-        root = self.store.root
         # The store lock keeps a sweep from a record half-written; `space` is a leaf and comes last.
         with self.store.locks.shared(), self.store.lock("space").acquire(), translated("record a pull"):
             others = _others(self.store, besides=self.id)
             promised = sum(_outstanding(self.store, claim) for claim in others.values())
-            needed = sum(_outstanding(self.store, claim) for name, claim in wanted.items() if name not in others)
-            available = disk.free_bytes(root) - promised - keep_free
-            if needed and needed > available:
+            needed = sum(_beyond(self.store, claim, others.get(name)) for name, claim in wanted.items())
+            available = room() - promised if needed else 0
+            if needed > available:
+                others_hold = f" (other pulls hold {_human(promised)})" if promised else ""
                 raise NoSpace(
-                    f"{_human(needed)} more are needed on {root}, {_human(max(0, available))} are free for it (other "
-                    f"pulls hold {_human(promised)}, {_human(keep_free)} stay free); free space there or add some"
+                    f"{_human(needed)} more are needed on {self.store.root}, {_human(max(0, available))} are free for "
+                    f"it{others_hold}",
+                    short_bytes=needed - available,
                 )
             self._write(list(wanted.values()))
+
+    def hold(self, claims: Iterable[Claim]) -> None:
+        """Hold these digests, and reserve nothing: so that nothing of them goes while room is made. Raises NoSpace,
+        Internal.
+        """
+        with self.store.locks.shared(), translated("record a pull"):
+            self._write([msgspec.structs.replace(claim, size=0) for claim in claims])
 
     def close(self) -> None:
         """Forget the record, then its lock. Never raises; twice is harmless."""
@@ -114,6 +125,11 @@ class PullRecord:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def outstanding_bytes(store: Store) -> int:
+    """What all live pulls will still write."""
+    return sum(_outstanding(store, claim) for claim in _others(store, besides="").values())
 
 
 def live_records(store: Store) -> Iterator[tuple[str, list[Claim]]]:
@@ -164,6 +180,11 @@ def _outstanding(store: Store, claim: Claim) -> int:
     # In this order: an ingest that is gone when its bytes are counted has been committed before.
     allocated = disk.allocated_bytes(store.root / "ingest" / claim.ingest)
     return 0 if ingest.finished(store, claim.ingest) else max(0, claim.size - allocated)
+
+
+def _beyond(store: Store, claim: Claim, other: Claim | None) -> int:
+    """What it needs on top of what somebody else reserved for the same download."""
+    return max(0, _outstanding(store, claim) - (0 if other is None else _outstanding(store, other)))
 
 
 def _others(store: Store, *, besides: str) -> dict[str, Claim]:

@@ -12,11 +12,12 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import modelmount
 from modelmount import config, telemetry, wiring
+from modelmount.cache.upkeep import Upkeep
 from modelmount.content.store import Store
 from modelmount.daemon.ending import Ending
 from modelmount.daemon.endpoint import Endpoint
@@ -34,12 +35,14 @@ WAIT_LOG_SECONDS = 30.0
 """How often a driver that waits for its root says so."""
 
 
-def run(settings: config.Settings) -> int:
+def run(settings: config.Settings, reread: Callable[[], config.Settings] | None = None) -> int:
     """Serve by `settings` until a signal comes or this instance can't be reached any more; the process's exit status.
 
     0 after SIGTERM or SIGINT; 1 when it could not start or had to give up, with the reason in the last log lines. A
     second signal ends the process at once, which costs repeated work and nothing else. Call it once, from the main
     thread: it sets up logging, signal handlers, the umask and the attributes of the process.
+
+    `reread` reads the configuration again; what may change without a restart then does.
     """
     telemetry.configure(settings.log_level, json_lines=True)
     process.harden()
@@ -48,7 +51,7 @@ def run(settings: config.Settings) -> int:
     _announce(settings)
     try:
         with contextlib.ExitStack() as stack:
-            return _serve(settings, ending, stack)
+            return _serve(settings, config.Live(settings, reread or (lambda: settings)), ending, stack)
     except Cancelled as e:
         log.info("stopped before anything was served: %s", e)
         return 0
@@ -62,8 +65,8 @@ def run(settings: config.Settings) -> int:
         log.info("stopped")
 
 
-def _serve(settings: config.Settings, ending: Ending, stack: contextlib.ExitStack) -> int:
-    rooms = _controller(settings, stack) if settings.mode == "controller" else _node(settings, ending, stack)
+def _serve(settings: config.Settings, live: config.Live, ending: Ending, stack: contextlib.ExitStack) -> int:
+    rooms = _controller(settings, stack) if settings.mode == "controller" else _node(settings, live, ending, stack)
     door = server.Server(settings, rooms, on_fatal=ending.give_up)
     door.start()
     stack.callback(door.stop, GRACE_SECONDS)
@@ -79,16 +82,17 @@ def _controller(settings: config.Settings, stack: contextlib.ExitStack) -> serve
     return server.Rooms(_NoNode(), promise, lambda: True)
 
 
-def _node(settings: config.Settings, ending: Ending, stack: contextlib.ExitStack) -> server.Rooms:
+def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: contextlib.ExitStack) -> server.Rooms:
     _demand_rights()
     store = Store(Path(settings.root))
     stack.enter_context(_only_driver(store, ending))
-    node = stack.enter_context(contextlib.closing(wiring.build(settings)))
+    node = stack.enter_context(contextlib.closing(wiring.build(settings, live)))
     readiness = Readiness(store)
     _endpoint(settings, readiness, stack)
     recovered = recovery.recover(store, settings)
     log.info("recovered", extra={"fields": dataclasses.asdict(recovered)})
     readiness.recovered = True
+    stack.enter_context(Upkeep(store, node.collector, live))
     return server.Rooms(node.publisher, promise, readiness, node.interrupt)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from modelmount import telemetry
 from modelmount.config import Settings
@@ -39,14 +40,26 @@ SourceFactory = Callable[[Model, Callable[[], Credential]], BlobSource]
 _Key = tuple[str, str, str, bool]
 
 
+class Admits(Protocol):
+    """Decides whether a pull may start: `cache.admission.Admission`."""
+
+    def admit(
+        self, record: PullRecord, claims: Sequence[Claim], model_bytes: int, cancelled: Callable[[], bool]
+    ) -> None:
+        """Reserve what `claims` still need, of a model of so many bytes, or raise NoSpace and reserve nothing."""
+
+
 class Puller:
     """Owns the jobs. `ensure` joins or starts one; `release` says that a lease now holds its tree; `stop` cancels all
     and keeps their bytes.
     """
 
-    def __init__(self, store: Store, resolver: Resolver, source: SourceFactory, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, resolver: Resolver, source: SourceFactory, admission: Admits, settings: Settings
+    ) -> None:
         """No thread runs until the first job."""
         self._store, self._resolver, self._source, self._settings = store, resolver, source, settings
+        self._admission = admission
         self._connections = Connections(
             settings.pull.connections, lambda registry: settings.registry(registry).connections
         )
@@ -202,14 +215,15 @@ class Puller:
             telemetry.blobs_total.labels("found").inc()
         # What is present is named too: it costs no space, and a sweep spares only what is named.
         whole = Claim.of_manifest(job.model.manifest, transfer.scope)
-        record.claim([whole, *plan.claims(transfer.scope)], keep_free=self._settings.limits.free_bytes)
+        claims = [whole, *plan.claims(transfer.scope)]
+        self._admission.admit(record, claims, plan.total_bytes, job.cancel)
         for document in plan.documents:
             self._store.put_document(document, Digest.of(document), transfer.scope)
         if missing:
             try:
                 transfer.run(missing)
             except NoSpace:
-                record.claim([whole], keep_free=0)
+                record.hold([whole])
                 raise
 
     # -- janitor

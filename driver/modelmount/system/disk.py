@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from modelmount.system import syscalls
 
@@ -30,8 +30,16 @@ def free_inodes(path: Path | int) -> int | None:
     return figures.f_favail if figures.f_files else None
 
 
-def allocated_bytes(path: Path) -> int:
-    """Bytes on disk of a file, or of everything at and below a directory, each inode once; what is missing counts 0.
+class Footprint(NamedTuple):
+    """What something takes of its file system."""
+
+    bytes: int
+    inodes: int
+
+
+def footprint(path: Path) -> Footprint:
+    """Bytes and inodes on disk of a file, or of everything at and below a directory, each inode once; what is missing
+    counts 0.
 
     Holes don't count. Symbolic links aren't followed.
     """
@@ -39,7 +47,12 @@ def allocated_bytes(path: Path) -> int:
     total = _blocks(path, seen)
     for directory, directories, files in os.walk(path):
         total += sum(_blocks(Path(directory, name), seen) for name in (*directories, *files))
-    return total * _BLOCK_BYTES
+    return Footprint(total * _BLOCK_BYTES, len(seen))
+
+
+def allocated_bytes(path: Path) -> int:
+    """The bytes of its footprint."""
+    return footprint(path).bytes
 
 
 def sync_range(fd: int, offset: int, length: int, *, wait: bool = False) -> None:

@@ -160,7 +160,8 @@ def test_a_live_pull_holds_the_model_and_what_it_claims(shelf: Shelf) -> None:
     partial = shelf.partial("part", 100 * KIB, idle=HOUR)
     record = PullRecord.open(shelf.store, [Claim.of_manifest(made.manifest, made.scope)])
     record.claim(
-        [Claim.of_manifest(made.manifest, made.scope), Claim(partial.partition("-")[0], "raw", partial, 1)], keep_free=0
+        [Claim.of_manifest(made.manifest, made.scope), Claim(partial.partition("-")[0], "raw", partial, 1)],
+        room=lambda: 1 << 40,
     )
     before = everything(shelf)
     collector(shelf).collect(math.inf)

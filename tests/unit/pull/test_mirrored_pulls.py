@@ -41,6 +41,7 @@ class MirroredBench(Bench):
             self.store,
             Resolver(self.store, client, prove=False),
             lambda model, credential: self.behind(),
+            self.admission(),
             self.settings,
         )
         self.pullers.append(made)

@@ -14,6 +14,8 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from modelmount.cache.admission import Admission
+from modelmount.cache.collector import Collector
 from modelmount.config import Settings
 from modelmount.content import ingest as ingests
 from modelmount.content import pulls
@@ -60,11 +62,16 @@ class Bench:
         self.clients: list[Client] = []
         self.pullers: list[Puller] = []
 
+    def admission(self) -> Admission:
+        return Admission(Collector(self.store, lambda: self.settings.cache), lambda: self.settings)
+
     def puller(self, settings: Settings | None = None) -> Puller:
         client = Client(self.settings)
         self.clients.append(client)
         resolver = Resolver(self.store, client, prove=False)
-        made = Puller(self.store, resolver, lambda model, credential: self.source, settings or self.settings)
+        made = Puller(
+            self.store, resolver, lambda model, credential: self.source, self.admission(), settings or self.settings
+        )
         self.pullers.append(made)
         return made
 

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from modelmount.cache.admission import Admission
+from modelmount.cache.collector import Collector
 from modelmount.config import Settings
 from modelmount.content.store import Store
 from modelmount.errors import ModelMountError
@@ -29,7 +31,7 @@ from modelmount.volumes import recovery
 from modelmount.volumes.leases import Lease, Leases
 from modelmount.volumes.local import LocalMounts
 from modelmount.volumes.publisher import Publisher
-from tests.fakes import mounts, push
+from tests.fakes import kubelet_disk, mounts, push
 from tests.fakes.registry import Registry
 
 EVENT_SECONDS = 60.0
@@ -75,6 +77,7 @@ class Node:
         self.directory, self.registry = directory, registry
         self.pods = directory / "kubelet" / "pods"
         self.pods.mkdir(parents=True)
+        kubelet_disk.write_config(directory / "kubelet")
         admin = {
             "root": str(directory / "store"),
             "kubelet_root": str(directory / "kubelet"),
@@ -96,7 +99,8 @@ class Node:
         self.client = Client(self.settings)
         self.credentials = Credentials(self.settings)
         self.resolver = Resolver(self.store, self.client, prove=self.settings.auth.verification == "always")
-        self.puller = Puller(self.store, self.resolver, self._source, self.settings)
+        admission = Admission(Collector(self.store, lambda: self.settings.cache), lambda: self.settings)
+        self.puller = Puller(self.store, self.resolver, self._source, admission, self.settings)
         rooms = (self.store, self.resolver, self.puller, self.credentials, self.settings)
         self.publisher = Publisher(*rooms)
         self.local = LocalMounts(*rooms)

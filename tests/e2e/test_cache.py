@@ -1,0 +1,110 @@
+"""A node whose disk is too small for all its models: what is in use stays, the rest makes room, nobody is surprised."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Node, contents, random_bytes
+from tests.fakes import push
+from tests.faults import oracle
+from tests.unit.content import powercut
+from tests.unit.system.processes import bound
+
+pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(180)]
+
+MIB = 1 << 20
+MODEL = 16 * MIB
+SETTINGS = {"cache": {"grace_seconds": 0.0, "free_inodes": 0}}
+
+
+@pytest.fixture
+def disk(short: Path, tmp_path: Path) -> Iterator[Path]:
+    """The store on a file system of 92 MiB: room for four models."""
+    with powercut.powered(tmp_path, 92 * MIB) as small:
+        (short / "store").mkdir()
+        with bound(small.path, short / "store"):
+            yield small.path
+
+
+def pushed(node: Node, tmp_path: Path, name: str) -> str:
+    directory = tmp_path / name
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(random_bytes(MODEL, int.from_bytes(name.encode(), "big")))
+    return node.pusher.artifact(f"llm/{name}", "v1", push.modelpack(directory)).reference
+
+
+def models(node: Node) -> dict[str, bool]:
+    """Names of the models that are complete here, and whether somebody uses them."""
+    listed = json.loads(node.driver.run("ls", "--json").stdout)["models"]
+    return {
+        model["references"][0].split("/")[-1].partition(":")[0]: bool(model["in_use"])
+        for model in listed
+        if model["complete"]
+    }
+
+
+def test_models_in_use_stay_others_make_room_and_what_cannot_fit_waits(
+    make_node: Callable[..., Node], disk: Path, tmp_path: Path
+) -> None:
+    node = make_node(settings=SETTINGS)
+    references = {name: pushed(node, tmp_path, name) for name in "abcdef"}
+    pods = {}
+
+    def run(name: str) -> None:
+        pods[name] = node.pod(name, references[name])
+        node.kubelet.wait_running(pods[name], 60)
+        assert contents(node.mount(pods[name])) == contents(tmp_path / name)
+
+    def end(name: str) -> None:
+        node.kubelet.delete(pods[name])
+        node.kubelet.wait_gone(pods[name])
+
+    for name in "abcd":
+        run(name)
+    end("b")
+    end("c")
+    # Of the two that nobody uses, the one goes that was given up first.
+    run("e")
+    assert models(node) == {"a": True, "c": False, "d": True, "e": True}
+    # No restart in between: what is on the disk says who holds what.
+    node.driver.restart(kill=True)
+    run("f")
+    assert models(node) == {"a": True, "d": True, "e": True, "f": True}
+    node.registry.forget()
+    waiting = node.pod("b", references["b"])
+    node.kubelet.wait_event("FailedMount", "ResourceExhausted", pod=waiting, timeout=60)
+    message = next(text for text in node.kubelet.messages(waiting) if "ResourceExhausted" in text)
+    assert "16.8 MB more are needed" in message
+    assert "mounted" in message
+    assert sum(count for digest, count in node.registry.blob_gets().items() if count) == 0
+    end("d")
+    node.kubelet.wait_running(waiting, 130)
+    assert models(node) == {"a": True, "b": True, "e": True, "f": True}
+    for name in "aef":
+        assert contents(node.mount(pods[name])) == contents(tmp_path / name)
+    assert oracle.faults(disk) == []
+    assert node.driver.run("gc", "--all").returncode == 0
+    assert models(node) == {"a": True, "b": True, "e": True, "f": True}
+    assert os.listdir(disk / "trash") == []
+
+
+def test_a_changed_budget_counts_in_a_running_driver(
+    make_node: Callable[..., Node], disk: Path, tmp_path: Path
+) -> None:
+    node = make_node(settings={"cache": {**SETTINGS["cache"], "max_bytes": 3 * MODEL // 2}})
+    first, second = (pushed(node, tmp_path, name) for name in "ab")
+    pod = node.pod("a", first)
+    node.kubelet.wait_running(pod, 60)
+    waiting = node.pod("b", second)
+    node.kubelet.wait_event("FailedMount", "the cache may take 25.2 MB", pod=waiting, timeout=60)
+    text = node.driver.config.read_text()
+    replaced = text.replace(f'"max_bytes" = {3 * MODEL // 2}', f'"max_bytes" = {3 * MODEL}')
+    assert replaced != text
+    (node.driver.config.parent / "new.toml").write_text(replaced)
+    (node.driver.config.parent / "new.toml").replace(node.driver.config)
+    node.kubelet.wait_running(waiting, 130)
