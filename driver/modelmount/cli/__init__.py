@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import modelmount
-from modelmount.cli import config, doctor, exits, gc, inspect, ls, mount, pull, serve, umount
+from modelmount.cli import config, doctor, exits, gc, inspect, ls, mount, pin, pull, serve, umount
 from modelmount.cli.output import Output
 from modelmount.errors import ModelMountError
 
@@ -23,6 +23,8 @@ COMMANDS: tuple[click.Command, ...] = (
     ls.ls,
     inspect.inspect,
     gc.gc,
+    pin.pin,
+    pin.unpin,
     doctor.doctor,
     config.config,
 )

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelmount.content import pins
+from modelmount.content.pins import Pin
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
 from modelmount.pull import resolver, verdicts
@@ -31,6 +33,7 @@ class Entry:
     tree: Path | None
     used_at: float
     leases: tuple[Lease, ...] = field(default=())
+    pins: tuple[Pin, ...] = field(default=())
 
 
 def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
@@ -40,19 +43,27 @@ def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
         # An adopted mount's manifest isn't known, its tree is. What a person mounted by hand ended with its boot.
         if lease.owner == "csi" or lease.in_this_boot:
             held[lease.manifest or lease.tree].append(lease)
+    pinned: defaultdict[str, list[Pin]] = defaultdict(list)
+    for pin in pins.walk(store):
+        if pin.stands:
+            pinned[pin.manifest].append(pin)
     named: defaultdict[str, set[str]] = defaultdict(set)
     for _, known in resolver.references(store):
         named[known.manifest].add(known.reference)
     found = [
         entry
         for directory in (store.root / "models").iterdir()
-        if (entry := _entry(store, directory, named, held)) is not None
+        if (entry := _entry(store, directory, named, held, pinned)) is not None
     ]
     return sorted(found, key=lambda entry: entry.used_at, reverse=True)
 
 
 def _entry(
-    store: Store, directory: Path, named: Mapping[str, set[str]], held: Mapping[str, list[Lease]]
+    store: Store,
+    directory: Path,
+    named: Mapping[str, set[str]],
+    held: Mapping[str, list[Lease]],
+    pinned: Mapping[str, list[Pin]],
 ) -> Entry | None:
     digest = Digest("sha512" if len(directory.name) == 128 else "sha256", directory.name)
     facts = verdicts.read_facts(store, digest)
@@ -68,6 +79,7 @@ def _entry(
         tree=None if tree is None else tree.root,
         used_at=directory.stat().st_mtime,
         leases=(*held.get(facts.digest, ()), *(held.get(tree.id, ()) if tree is not None else ())),
+        pins=tuple(pinned.get(facts.digest, ())),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -9,6 +10,8 @@ import click
 from modelmount import config, wiring
 from modelmount.cli import catalogue, output
 from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.content.pins import Pin
+from modelmount.pull.progress import human_seconds
 from modelmount.volumes.leases import Lease
 
 SHORT_DIGEST = len("sha256:") + 12
@@ -21,8 +24,8 @@ Examples:
   modelmount ls
   modelmount ls --json | jq -r '.models[] | select(.in_use == []) | .digest'
 
-SIZE is what a model's files take, or what it declares while it is INCOMPLETE. IN USE BY names the pods and mount points
-that hold it.
+SIZE is what a model's files take, or what it declares while it is INCOMPLETE. IN USE BY names the pods, mount points
+and pins that hold it.
 """,
 )
 @settings_options
@@ -47,7 +50,7 @@ _HEADING = ("REFERENCE", "DIGEST", "SIZE", "FILES", "LAST USE", "IN USE BY")
 def _rows(entry: catalogue.Entry) -> list[tuple[str, ...]]:
     """One line, and one more for each further reference or user."""
     files = "INCOMPLETE" if entry.files is None else str(entry.files)
-    users = [_user(lease) for lease in entry.leases] or [output.UNKNOWN]
+    users = [*(_user(lease) for lease in entry.leases), *(_pin(pin) for pin in entry.pins)] or [output.UNKNOWN]
     references = list(entry.references) or [output.UNKNOWN]
     depth = max(len(users), len(references))
     first = (entry.digest[:SHORT_DIGEST], output.size(entry.size), files, output.ago(entry.used_at))
@@ -66,6 +69,10 @@ def _user(lease: Lease) -> str:
     if lease.owner == "cli":
         return lease.target
     return f"pod {lease.pod_uid}" if lease.pod_uid else f"volume {lease.volume_id}"
+
+
+def _pin(pin: Pin) -> str:
+    return "pinned" if pin.until is None else f"pinned for {human_seconds(pin.until - time.time())}"
 
 
 def _plain(entry: catalogue.Entry) -> dict[str, Any]:
@@ -88,4 +95,5 @@ def _plain(entry: catalogue.Entry) -> dict[str, Any]:
             }
             for lease in entry.leases
         ],
+        "pins": [{"reference": pin.reference, "until": pin.until} for pin in entry.pins],
     }

@@ -36,14 +36,20 @@ class Pin(msgspec.Struct, frozen=True):
 
 
 def add(store: Store, pin: Pin) -> None:
-    """Pin durably, in place of an earlier pin of the same reference on the same digest. Raises NoSpace, Internal."""
+    """Pin durably, in place of earlier pins of the same reference, whatever digest they hold. Raises NoSpace,
+    Internal.
+    """
     model = store.root / "models" / Digest.parse(pin.manifest).hex
     with store.locks.shared(), translated(f"pin {pin.reference}"):
         for directory in (model, model / "pins"):
             if not directory.exists():
                 directory.mkdir(mode=0o700, exist_ok=True)
                 atomic.fsync_directory(directory.parent)
-        atomic.write_file(model / "pins" / _name(pin.reference), msgspec.json.encode(pin))
+        path = model / "pins" / _name(pin.reference)
+        atomic.write_file(path, msgspec.json.encode(pin))
+        for earlier in (store.root / "models").glob(f"*/pins/{path.name}"):
+            if earlier != path:
+                earlier.unlink(missing_ok=True)
 
 
 def remove(store: Store, reference: str) -> list[Pin]:
