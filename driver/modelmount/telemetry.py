@@ -65,6 +65,15 @@ cache_free_bytes = Gauge(
 cache_budget_bytes = Gauge(
     "modelmount_cache_budget_bytes", "Bytes the store may take, as its disk is now", registry=REGISTRY
 )
+scrubbed_bytes_total = Counter(
+    "modelmount_scrubbed_bytes_total", "Bytes of the store that were read and compared", registry=REGISTRY
+)
+scrub_results_total = Counter(
+    "modelmount_scrub_results_total",
+    "Blobs and unpacked layers by what came of their verification",
+    ["result"],
+    registry=REGISTRY,
+)
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
 
 

@@ -42,7 +42,7 @@ def read(store: Store, pinned_references: Sequence[str] = ()) -> Holds:
     """
     holds = Holds()
     for tree in ours.trees_in_use(store.root):
-        holds.trees.setdefault(tree, "mounted")
+        holds.trees.setdefault(tree.name, "mounted")
     for lease in Leases(store).walk():
         _of_lease(lease, holds)
     for pin in pins.walk(store):

@@ -88,7 +88,7 @@ class Sweep:
         for room in rooms:
             atomic.fsync_directory(self._store.root / room)
         atomic.failpoint("cache.sweep.before_delete")
-        trash.empty(self._bin, sparing=ours.trees_in_use(self._store.root))
+        trash.empty(self._bin, sparing={tree.name for tree in ours.trees_in_use(self._store.root)})
 
     # -- models
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import modelmount
-from modelmount.cli import config, doctor, exits, gc, inspect, ls, mount, pin, pull, serve, umount
+from modelmount.cli import config, doctor, du, exits, gc, inspect, ls, mount, pin, pull, serve, umount, verify
 from modelmount.cli.output import Output
 from modelmount.errors import ModelMountError
 
@@ -22,9 +22,11 @@ COMMANDS: tuple[click.Command, ...] = (
     umount.umount,
     ls.ls,
     inspect.inspect,
+    du.du,
     gc.gc,
     pin.pin,
     pin.unpin,
+    verify.verify,
     doctor.doctor,
     config.config,
 )

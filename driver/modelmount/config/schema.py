@@ -103,6 +103,8 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How long a model stays after its last use, whatever the need for space."""
     partial_seconds: LongSeconds = 604800.0
     """How long an interrupted download stays that nobody goes on with."""
+    scrub_bytes_per_second: Bytes = 8 << 20
+    """How fast the driver verifies what it has, in the background, once a week; 0 switches that off."""
     pins: list[str] = []
     """References that are kept once they are here, besides those of `modelmount pin`."""
 

@@ -20,6 +20,7 @@ _PATTERNS = (
     *(f"{room}/.*" for room in ("blobs/sha256", "blobs/sha512", "trees", "refs", "volumes", "pulls", "backoff")),
     *(f"{room}/*/.*" for room in ("views", "models", "unpacked")),
     "models/*/*/.*",
+    ".scrub.json.*",
 )
 _COMING_AND_GOING = ("pull-", "ingest-", "target-")
 """Locks that are named after what they guard; their files are left when their holder dies."""

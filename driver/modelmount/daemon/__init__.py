@@ -17,6 +17,7 @@ from pathlib import Path
 
 import modelmount
 from modelmount import config, telemetry, wiring
+from modelmount.cache.scrub import Scrubber
 from modelmount.cache.upkeep import Upkeep
 from modelmount.content.store import Store
 from modelmount.daemon.ending import Ending
@@ -93,6 +94,7 @@ def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: c
     log.info("recovered", extra={"fields": dataclasses.asdict(recovered)})
     readiness.recovered = True
     stack.enter_context(Upkeep(store, node.collector, live))
+    stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache))
     return server.Rooms(node.publisher, promise, readiness, node.interrupt)
 
 

@@ -10,12 +10,12 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from modelmount.system import host, mount
 
 _TREE = re.compile(r"(?P<room>trees|quarantine|trash)/(?:.*/)?(?P<id>[0-9a-f]{64})/root(?://deleted)?", re.ASCII)
-_IN_TREE = re.compile(r"(?:trees|quarantine|trash)/(?:[^/]*/)*?(?P<id>[0-9a-f]{64})/root(?:/|$)", re.ASCII)
+_IN_TREE = re.compile(r"(?P<tree>(?:trees|quarantine|trash)/(?:[^/]*/)*?[0-9a-f]{64})/root(?:/|$)", re.ASCII)
 _MAYBE_TREE = re.compile(rb"/[0-9a-f]{64}/root[/ ]")
 
 
@@ -46,9 +46,10 @@ def tree_mounts(root: Path, entries: Iterable[mount.MountEntry] | None = None) -
     return found
 
 
-def trees_in_use(root: Path) -> set[str]:
-    """The ids of all trees that some mount shows, whole or in part: in this mount namespace and in that of every
-    process that can be seen from here. Hidden mounts and clones that outlived their target count too.
+def trees_in_use(root: Path) -> set[PurePath]:
+    """All trees that some mount shows, whole or in part, by their paths below the store's root, ids last: in this mount
+    namespace and in that of every process that can be seen from here. Hidden mounts and clones that outlived their
+    target count too.
 
     Raises OSError when our own mounts can't be read; a process that ends meanwhile, or belongs to somebody we may not
     look at, is left out.
@@ -56,14 +57,14 @@ def trees_in_use(root: Path) -> set[str]:
     home = _home(os.path.realpath(root), mount.mountinfo())
     if home is None:
         return set()
-    found: set[str] = set()
+    found: set[PurePath] = set()
     for data in _namespaces():
         lines = (line for line in data.split(b"\n") if _MAYBE_TREE.search(line))
         for entry in mount.parse_mountinfo(b"\n".join(lines)):
             if entry.device == home.device and entry.root.startswith(home.path):
                 match = _IN_TREE.match(entry.root[len(home.path) :])
                 if match is not None:
-                    found.add(match["id"])
+                    found.add(PurePath(match["tree"]))
     return found
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from modelmount import cache
+from modelmount.cache import quarantine
 from modelmount.cache.collector import Collector
 from modelmount.config import Cache
 from modelmount.content import debris
+from modelmount.snapshots import tree as trees
 from tests.faults import oracle
 from tests.unit.system.processes import start, stop
 
@@ -28,6 +30,9 @@ POINTS = sorted(
         )
     )
 )
+
+SWEEPS = [point for point in POINTS if point.startswith("cache.sweep.")]
+QUARANTINES = [point for point in POINTS if point.startswith("cache.quarantine.")]
 
 COLLECT = """
 import math, sys
@@ -51,11 +56,13 @@ def filled(shelf: Shelf) -> Made:
 
 
 def test_every_step_is_killed_at() -> None:
-    assert len(POINTS) >= 5
+    assert len(SWEEPS) >= 5
+    assert len(QUARANTINES) >= 2
+    assert set(SWEEPS + QUARANTINES) == set(POINTS)
 
 
 @pytest.mark.parametrize("visit", [0, 1])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", SWEEPS)
 def test_killed_there_what_is_held_is_whole_and_the_next_sweep_takes_the_rest(
     shelf: Shelf, point: str, visit: int
 ) -> None:
@@ -79,3 +86,31 @@ def test_killed_there_what_is_held_is_whole_and_the_next_sweep_takes_the_rest(
     assert {path.name for path in (shelf.store.root / "scopes").iterdir()} == kept
     for room in ("ingest", "trash"):
         assert list((shelf.store.root / room).iterdir()) == []
+
+
+ISOLATE = """
+import sys
+from pathlib import Path
+from modelmount.cache import quarantine
+from modelmount.content.store import Store
+quarantine.put(Store(Path(sys.argv[1])), sys.argv[2], "a test says so")
+"""
+
+
+@pytest.mark.parametrize("point", QUARANTINES)
+def test_killed_on_the_way_to_quarantine_nothing_is_torn_and_the_next_try_ends_there(shelf: Shelf, point: str) -> None:
+    held = filled(shelf)
+    (bad,) = (item for item in held.items if item.startswith("unpacked/"))
+    process = start(ISOLATE, str(shelf.store.root), bad, env={"MODELMOUNT_FAILPOINTS": f"{point}=kill"})
+    try:
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        stop(process)
+    assert oracle.faults(shelf.store.root) == []
+    debris.clear(shelf.store)
+    put = quarantine.put(shelf.store, bad, "a test says so")
+    assert put is not None
+    assert not (shelf.store.root / bad).exists()
+    assert trees.find(shelf.store, held.scope, held.manifest, "") is None
+    assert {path.name for path in (shelf.store.root / "quarantine").glob("*/*/root/base")} == {"base"}
+    assert oracle.faults(shelf.store.root) == []

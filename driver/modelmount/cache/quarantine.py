@@ -1,0 +1,113 @@
+"""Quarantine: bytes that went bad are moved out of everybody's way, with every tree that shows them, never deleted
+under a mount. Running pods keep what they have, and their volumes report it; new publishes fetch good bytes.
+
+    quarantine/<seconds>-<hex>/<tree id>/        as it was under trees/
+    quarantine/<seconds>-<hex>/blobs-sha256-<hex> or unpacked-<hex>-<rules>
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from modelmount.content import trash
+from modelmount.content.store import Store
+from modelmount.errors import ModelMountError
+from modelmount.snapshots import tree as trees
+from modelmount.system import atomic, mount
+from modelmount.volumes import ours
+from modelmount.volumes.leases import Lease, Leases
+
+log = logging.getLogger(__name__)
+
+KEEP_SECONDS = 86400.0
+"""How long it stays at least, for whoever looks into it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One item that was moved, the trees that went with it, and the publications that show them."""
+
+    item: str
+    place: Path
+    trees: tuple[str, ...]
+    leases: tuple[Lease, ...]
+
+
+def put(store: Store, item: str, reason: str) -> Quarantined | None:
+    """Move the item (its name below the root) and every tree that shows it; None when it is gone. Every publication of
+    it is named in the log. Raises OSError.
+    """
+    parts = PurePath(item).parts
+    hex_digits = parts[2] if parts[0] == "blobs" else parts[1]
+    place = store.root / "quarantine" / f"{int(time.time())}-{hex_digits}"
+    with store.locks.exclusive():
+        if not (store.root / item).exists():
+            return None
+        place.mkdir(mode=0o700, exist_ok=True)
+        bad = [path.name for path in (store.root / "trees").glob("[0-9a-f]*") if _shows(store, path.name, item)]
+        for view in trees.views(store):
+            if view.tree in bad:
+                view.path.unlink(missing_ok=True)
+        atomic.failpoint("cache.quarantine.after_views")
+        for identity in bad:
+            atomic.rename_noreplace(store.root / "trees" / identity, place / identity)
+            atomic.failpoint("cache.quarantine.after_tree")
+        atomic.rename_noreplace(store.root / item, place / item.replace("/", "-"))
+    for directory in (place, place.parent, store.root / "trees", (store.root / item).parent):
+        atomic.fsync_directory(directory)
+    shown = _showing(store, place)
+    log.error(
+        "%s went bad on this node's disk and is in quarantine: %s",
+        item,
+        reason,
+        extra={"fields": {"place": str(place), "volumes": [lease.volume_id for lease in shown]}},
+    )
+    for lease in shown:
+        log.error(
+            "volume %s shows files that went bad; recreate its pod",
+            lease.volume_id,
+            extra={"fields": {"volume": lease.volume_id, "target": lease.target, "pod": lease.pod_uid}},
+        )
+    return Quarantined(item, place, tuple(bad), tuple(shown))
+
+
+def release(store: Store, *, keep_seconds: float = KEEP_SECONDS) -> int:
+    """Delete what has been in quarantine long enough and nobody shows any more; how many entries went. Raises
+    OSError.
+    """
+    gone = []
+    with store.locks.exclusive():
+        used = {tree.parts[1] for tree in ours.trees_in_use(store.root) if tree.parts[0] == "quarantine"}
+        for place in (store.root / "quarantine").iterdir():
+            if place.name in used or time.time() - place.stat().st_mtime < keep_seconds or _showing(store, place):
+                continue
+            target = store.root / "trash" / f"{place.name}.{secrets.token_hex(8)}"
+            atomic.rename_noreplace(place, target)
+            gone.append(target)
+    if gone:
+        atomic.fsync_directory(store.root / "quarantine")
+    for path in gone:
+        trash.delete(path)
+    return len(gone)
+
+
+def _shows(store: Store, tree: str, item: str) -> bool:
+    try:
+        return item in trees.items(store, tree)
+    except ModelMountError as e:
+        log.error("%s", e)  # what it shows can't be told; its own record went bad
+        return False
+
+
+def _showing(store: Store, place: Path) -> list[Lease]:
+    """The publications of this boot that show a tree in this entry."""
+    roots = {mount.identity(path / "root") for path in place.iterdir() if (path / "root").is_dir()}
+    return [
+        lease
+        for lease in Leases(store).walk()
+        if lease.in_this_boot and mount.Identity(lease.device, lease.inode) in roots
+    ]

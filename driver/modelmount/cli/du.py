@@ -1,0 +1,76 @@
+"""`modelmount du`: what each model takes, and what would be free without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from modelmount import config, wiring
+from modelmount.cache.census import Census, Model
+from modelmount.cli import output
+from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.content import pulls
+
+
+@click.command(
+    short_help="Say what each model takes.",
+    epilog="""\b
+Examples:
+  modelmount du
+  modelmount du --json | jq '.models[] | {name, exclusive}'
+
+EXCLUSIVE is what only this model needs, SHARED what others need too; the sum of both is what it takes.
+""",
+)
+@settings_options
+@json_option
+@click.pass_context
+def du(context: click.Context, effective: config.Effective) -> None:
+    """Say how many bytes of this node's disk each model takes: alone, and together with others."""
+    say = output_of(context)
+    shelf = wiring.existing(effective.settings)
+    census = Census() if shelf is None else shelf.collector.reader.read()
+    reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
+    users = census.users()
+    rows = sorted(
+        ((*_sizes(census, users, model), model) for model in census.models.values()), key=lambda row: -(row[0] + row[1])
+    )
+    partial = sum(each.bytes for each in census.partials.values())
+    unnamed = sum(item.bytes for item in census.items.values() if item.name not in users)
+    if say.json:
+        say.object(
+            {
+                "root": effective.settings.root,
+                "models": [_plain(model, alone, shared) for alone, shared, model in rows],
+                "used": census.bytes,
+                "partial": partial,
+                "unnamed": unnamed,
+                "trash_and_quarantine": census.other_bytes,
+                "reserved": reserved,
+            }
+        )
+        return
+    lines = [(output.size(alone), output.size(shared), model.name) for alone, shared, model in rows]
+    say.text(*output.columns(("EXCLUSIVE", "SHARED", "MODEL"), lines, right=frozenset({0, 1})))
+    say.text(
+        f"{output.size(census.bytes)} in all: {output.size(partial)} of downloads under way or interrupted, "
+        f"{output.size(unnamed)} of leftovers, {output.size(census.other_bytes)} in trash and quarantine; "
+        f"pulls will write {output.size(reserved)} more"
+    )
+
+
+def _sizes(census: Census, users: dict[str, set[str]], model: Model) -> tuple[int, int]:
+    names = model.items.union(*(census.trees[tree] for tree in census.trees_of(model))) & census.items.keys()
+    alone = sum(census.items[name].bytes for name in names if len(users[name]) == 1)
+    return alone, sum(census.items[name].bytes for name in names) - alone
+
+
+def _plain(model: Model, alone: int, shared: int) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "references": sorted(model.references),
+        "exclusive": alone,
+        "shared": shared,
+    }
