@@ -166,10 +166,15 @@ def test_a_full_disk_is_told_in_numbers(tmp_path: Path) -> None:
     with mounted(tmp_path / "store", "tmpfs", "size=1m,nr_inodes=100"):
         full = list(storage.space(settings(tmp_path, limits={"free_bytes": 1 << 30})))
         (tmp_path / "store/filler").write_bytes(bytes(950 << 10))
-        low = list(storage.space(settings(tmp_path)))
+        low = list(storage.space(settings(tmp_path, limits={"free_bytes": 0}, cache={"high_watermark": 80})))
+        much = list(storage.space(settings(tmp_path, limits={"free_bytes": 0}, cache={"max_bytes": 1 << 40})))
     assert [f.level for f in full] == [Level.FAIL, Level.WARN]
     assert "1.0 MB are free" in full[0].message
-    assert [f.level for f in low] == [Level.WARN, Level.WARN]
+    assert "no pull can ever begin" in full[0].message
+    assert [f.level for f in low] == [Level.FAIL, Level.WARN]
+    assert "cache.high_watermark is 80 %" in low[0].message
+    assert [f.level for f in much] == [Level.OK, Level.WARN, Level.WARN]
+    assert "more than the disk" in much[1].message
 
 
 def test_the_process_that_serves_a_store_is_named(tmp_path: Path) -> None:

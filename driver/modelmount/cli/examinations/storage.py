@@ -8,15 +8,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import msgspec
+
+from modelmount.cache import bounds
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
 from modelmount.content.store import VERSION, foreign_entry
 from modelmount.pull.progress import human_bytes
 from modelmount.system import disk, mount
-
-LOW_SHARE = 0.15
-"""Share of free space under which a kubelet begins to delete images and to evict pods (imagefs.available)."""
-FEW_INODES = 10_000
 
 _ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "lustre"})
 _FLOCK = re.compile(r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+[0-9a-f]+:[0-9a-f]+:(?P<inode>\d+)\s")
@@ -45,20 +44,27 @@ def space(settings: Settings) -> Iterator[Finding]:
     if settings.mode == "controller":
         return
     place = _nearest(Path(settings.root))
-    figures = os.statvfs(place)
-    free, total = figures.f_bavail * figures.f_frsize, figures.f_blocks * figures.f_frsize
-    text = f"{human_bytes(free)} of {human_bytes(total)} are free at {place}"
-    if free < settings.limits.free_bytes:
-        remedy = f"free some: pulls leave {human_bytes(settings.limits.free_bytes)} free (limits.free_bytes)"
-        yield fail("space", f"{text}: no pull can begin", remedy)
-    elif total and free / total < LOW_SHARE:
-        remedy = "give the store a file system of its own, or more room"
-        yield warn("space", f"{text}, near the kubelet's thresholds for evicting pods", remedy)
+    there = msgspec.structs.replace(settings, root=str(place))
+    now = bounds.read(there)
+    free = disk.free_bytes(place)
+    text = f"{human_bytes(free)} of {human_bytes(now.total)} are free at {place}"
+    rule = f"pulls leave {human_bytes(now.keep_free)} free: {now.reason}"
+    if now.largest == 0:
+        yield fail("space", f"{text}: no pull can ever begin; {rule}", "change that, or choose a larger disk")
+    elif free < now.keep_free:
+        remedy = "free some; models go where that is enough (modelmount gc)"
+        yield fail("space", f"{text}: no pull can begin; {rule}", remedy)
     else:
-        yield ok("space", text)
-    inodes = disk.free_inodes(place)
-    if inodes is not None and inodes < FEW_INODES:
-        yield warn("space", f"only {inodes} more files can be made at {place}", "make a file system with more inodes")
+        yield ok("space", f"{text}; {rule}")
+    if settings.cache.max_bytes is not None and settings.cache.max_bytes > now.total:
+        budget = human_bytes(settings.cache.max_bytes)
+        yield warn(
+            "space", f"cache.max_bytes is {budget}, more than the disk at {place} has", "lower it, or leave it out"
+        )
+    missing = bounds.short_inodes(there, now)
+    if missing:
+        remedy = "make a file system with more inodes, or lower cache.free_inodes"
+        yield warn("space", f"{missing} files more than now must stay free to be made at {place}", remedy)
 
 
 def driver(settings: Settings) -> Iterator[Finding]:
