@@ -20,6 +20,7 @@ from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 from modelmount.pull import resolver, verdicts
+from modelmount.snapshots import layers
 from modelmount.snapshots import tree as trees
 from modelmount.system import disk
 
@@ -238,7 +239,7 @@ class Reader:
     def _footprint(self, version: Path) -> disk.Footprint:
         key = (str(version), version.stat().st_ino)
         if key not in self._layers:
-            self._layers[key] = disk.footprint(version)
+            self._layers[key] = layers.footprint(version)
         return self._layers[key]
 
     def _tree_items(self, identity: str, known: Mapping[_TreeKey, frozenset[str]]) -> frozenset[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Collector:
         """Nothing is read yet."""
         self._store, self._settings, self._now = store, settings, now
         self.reader = Reader(store)
+        self._lock = threading.Lock()
+        self._leases: holding.KnownLeases = {}
 
     def plan(self, bytes_wanted: float, inodes_wanted: int = 0, *, grace_seconds: float | None = None) -> Plan:
         """What a collection of so much would take now (`inf`: everything that may go). Changes nothing. Raises OSError
@@ -93,7 +96,8 @@ class Collector:
         return self.reader.read(holds.models), holds
 
     def _holds(self) -> Holds:
-        return holding.read(self._store, self._settings().pins)
+        with self._lock:
+            return holding.read(self._store, self._settings().pins, self._leases)
 
     def _grace(self, given: float | None) -> float:
         return self._settings().grace_seconds if given is None else given

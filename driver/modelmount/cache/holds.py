@@ -33,7 +33,11 @@ class Holds:
     ingests: set[str] = field(default_factory=set)
 
 
-def read(store: Store, pinned_references: Sequence[str] = ()) -> Holds:
+KnownLeases = dict[str, tuple[tuple[int, int], Lease | None]]
+"""What the last look saw of the leases, to spare the next one."""
+
+
+def read(store: Store, pinned_references: Sequence[str] = (), known: KnownLeases | None = None) -> Holds:
     """Look now. Under the exclusive store lock the answer stays true until that is released.
 
     A lease holds whether or not this namespace sees its mount, and one of the command line until its boot is over: its
@@ -43,16 +47,16 @@ def read(store: Store, pinned_references: Sequence[str] = ()) -> Holds:
     holds = Holds()
     for tree in ours.trees_in_use(store.root):
         holds.trees.setdefault(tree.name, "mounted")
-    for lease in Leases(store).walk():
+    for lease in Leases(store).walk_again({} if known is None else known):
         _of_lease(lease, holds)
     for pin in pins.walk(store):
         if pin.stands:
             holds.models.setdefault(_hex(pin.manifest), "pinned")
     if pinned_references:
         wanted = {str(Reference.parse(text)) for text in pinned_references}
-        for _, known in resolver.references(store):
-            if known.reference in wanted:
-                holds.models.setdefault(_hex(known.manifest), "pinned")
+        for _, ref in resolver.references(store):
+            if ref.reference in wanted:
+                holds.models.setdefault(_hex(ref.manifest), "pinned")
     for _, claims in pulls.live_records(store):
         for claim in claims:
             if claim.form == pulls.MANIFEST:

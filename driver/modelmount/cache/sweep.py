@@ -1,6 +1,6 @@
-"""How things go: two rounds, each a short section under the exclusive store lock in which every victim is looked at
-again. First models: their views, references and records, trees, and partial downloads. Then items that nothing names
-any more, with their scope records. In the sections things are renamed into `trash/` only; their bytes go outside.
+"""How things go: two rounds, in short sections under the exclusive store lock in which every victim is looked at again.
+First models: their views, references and records, trees, and partial downloads. Then items that nothing names any more,
+with their scope records. In the sections things are renamed into `trash/` only; their bytes go outside.
 
 Killed in between, the first round leaves a model without a tree, or content that nothing names: the next sweep takes
 it. Nothing that stands is ever incomplete: views go before their trees, trees before their items, an item's name before
@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from modelmount.cache import order
 from modelmount.cache.census import Census, Model, Partial, Reader, partial_written_at
@@ -28,6 +29,10 @@ from modelmount.system.lock import Held, LockTimeout
 from modelmount.volumes import ours
 
 log = logging.getLogger(__name__)
+
+BATCH = 16
+"""Models or items that go in one section: everybody who publishes waits for it."""
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -93,27 +98,39 @@ class Sweep:
     # -- models
 
     def _first_round(self, census: Census, models: list[Model], partials: list[Partial], swept: Swept) -> None:
+        for some in _batches(models, BATCH):
+            self._take_models(census, some, swept)
         released: list[Held] = []
         try:
             with self._store.locks.exclusive():
                 holds = self._holds()
-                held = order.keeping(census, holds).models
-                going = [model for model in models if model.hex not in held and self._unused_since(model)]
-                for model in going:
-                    self._forget_names(model)
-                    swept.models.append(model.name)
-                    atomic.failpoint("cache.sweep.after_views")
-                shown = {view.tree for view in trees.views(self._store)} | holds.trees.keys()
-                candidates = {tree for model in going for tree in census.trees_of(model)} | self._orphans(census)
-                for tree in sorted(candidates - shown):
-                    swept.trees += self._discard(self._store.root / "trees" / tree, tree)
-                    atomic.failpoint("cache.sweep.after_tree")
+                self._take_trees(self._orphans(census), holds, swept)
                 for partial in partials:
                     if partial.name not in holds.ingests:
                         self._take_partial(partial, swept, released)
         finally:
             for lock in released:
                 lock.release(unlink=True)
+
+    def _take_models(self, census: Census, models: Sequence[Model], swept: Swept) -> None:
+        with self._store.locks.exclusive():
+            holds = self._holds()
+            held = order.keeping(census, holds).models
+            going = [model for model in models if model.hex not in held and self._unused_since(model)]
+            for model in going:
+                self._forget_names(model)
+                swept.models.append(model.name)
+                atomic.failpoint("cache.sweep.after_views")
+            self._take_trees({tree for model in going for tree in census.trees_of(model)}, holds, swept)
+
+    def _take_trees(self, candidates: set[str], holds: Holds, swept: Swept) -> None:
+        """Those of them that nobody holds and no view leads to."""
+        if not candidates:
+            return
+        shown = {view.tree for view in trees.views(self._store)} | holds.trees.keys()
+        for tree in sorted(candidates - shown):
+            swept.trees += self._discard(self._store.root / "trees" / tree, tree)
+            atomic.failpoint("cache.sweep.after_tree")
 
     def _unused_since(self, model: Model) -> bool:
         try:
@@ -157,24 +174,35 @@ class Sweep:
         candidates = order.garbage(census, self._now(), grace_seconds=self._grace)
         there = {item.hex for item in census.items.values()} | {part.hex for part in census.partials.values()}
         records = set(os.listdir(self._store.root / "scopes")) - there
-        if not candidates and not records:
-            return
+        free = [name for name in sorted(candidates) if not self._is_linked(name)]
+        for some in _batches(free, BATCH):
+            self._take_items(census, some, swept)
+        if records:
+            with self._store.locks.exclusive():
+                for hex_digits in records - self._holds().digests:  # left where a sweep was killed
+                    self._forget_scopes(hex_digits)
+
+    def _take_items(self, census: Census, names: Sequence[str], swept: Swept) -> None:
         with self._store.locks.exclusive():
             holds = self._holds()
-            named = self._named_since(census, holds)
-            held = order.keeping(census, holds)
-            for name in sorted(candidates - named - held.items):
-                path = self._store.root / name
-                if _linked(path):
-                    log.warning("%s is named by nothing known, but has links; it stays", name)
+            held = order.keeping(census, holds).items | self._named_since(census, holds)
+            for name in names:
+                if name in held:
                     continue
-                if self._discard(path, name.replace("/", "-")):
+                if self._discard(self._store.root / name, name.replace("/", "-")):
                     swept.items += 1
                     swept.bytes += census.items[name].bytes
                 atomic.failpoint("cache.sweep.after_item")
                 self._forget_scopes(census.items[name].hex)
-            for hex_digits in records - holds.digests:  # left where a sweep was killed
-                self._forget_scopes(hex_digits)
+
+    def _is_linked(self, name: str) -> bool:
+        """Whether a file of the item has a second name. Asked before the lock: whoever links later makes a tree that is
+        seen under it.
+        """
+        if not _linked(self._store.root / name):
+            return False
+        log.warning("%s is named by nothing known, but has links; it stays", name)
+        return True
 
     def _named_since(self, census: Census, holds: Holds) -> set[str]:
         """What trees and models name that weren't there at the census."""
@@ -221,3 +249,8 @@ def _linked(path: Path) -> bool:
             return any(entry.stat(follow_symlinks=False).st_nlink > 1 for entry in entries)
     except FileNotFoundError:
         return False
+
+
+def _batches(things: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    for first in range(0, len(things), size):
+        yield things[first : first + size]

@@ -21,6 +21,7 @@ from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import unpack
 from modelmount.snapshots.decompress import RawReader
+from modelmount.system import disk
 
 
 class IndexEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,6 +90,21 @@ def members(store: Store, digest: Digest, rules: int) -> tuple[Member, ...]:
     except (OSError, msgspec.DecodeError) as e:
         raise Internal(f"cannot read {path}: {e}; run `modelmount doctor`") from e
     return tuple(entry.member(ordinal) for ordinal, entry in enumerate(entries))
+
+
+def footprint(directory: Path) -> disk.Footprint:
+    """What an unpacked layer takes on the disk, by its index: asking each file takes a hundred times as long. Raises
+    FileNotFoundError when it is gone.
+    """
+    block = os.statvfs(directory).f_frsize
+    own = [directory.stat(), (directory / "files").stat(), (directory / "index.json").stat()]
+    try:
+        entries = msgspec.json.decode((directory / "index.json").read_bytes(), type=list[IndexEntry])
+    except msgspec.DecodeError:
+        return disk.footprint(directory)
+    sizes = [entry.size for entry in entries if entry.type == "file"]
+    total = sum(-(-size // block) * block for size in sizes) + sum(status.st_blocks * 512 for status in own)
+    return disk.Footprint(total, len(sizes) + len(own))
 
 
 def source_path(store: Store, source: str) -> Path:
