@@ -12,13 +12,14 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cli.access import Access, access_options
-from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
 from modelmount.cli.pulling import pull, watch
 from modelmount.content import pins
 from modelmount.content.pins import Pin
 from modelmount.errors import NotFound
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
+from modelmount.volumes.volume import VolumeSpec
 
 _SPAN = re.compile(r"(?P<number>[0-9]+)(?P<unit>[smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -63,13 +64,16 @@ A pin holds the digest that the reference means now; when its tag moves, pin aga
 @click.argument("reference", metavar="REFERENCE")
 @click.option("--fetch", is_flag=True, help="Pull it first; without this it must be here.")
 @click.option("--until", type=UNTIL, metavar="TIME", help="Until when: 7d, 12h, or a date. [default: until unpinned]")
+@attributes_option
 @access_options
 @settings_options
 @json_option
+@quiet_option
 @click.pass_context
 def pin(
     context: click.Context,
     reference: str,
+    attributes: dict[str, str],
     fetch: bool,
     until: float | None,
     effective: config.Effective,
@@ -77,12 +81,13 @@ def pin(
 ) -> None:
     """Keep the model REFERENCE here until `modelmount unpin`: no collection takes it, however long it is unused."""
     output = output_of(context)
-    named = Reference.parse(reference)
+    spec = VolumeSpec.parse({**attributes, "model": reference, "pullPolicy": "Always"})
+    named = spec.reference
     settings = access.applied(effective.settings, named.repository)
     with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         if fetch:
             credential = access.credential(node.credentials, named.repository)
-            done = watch(node, named, output, lambda cancelled: pull(node, named, "Always", credential, cancelled))
+            done = watch(node, named, output, lambda cancelled: pull(node, spec, credential, cancelled))
             manifest: Digest | None = done.result[0].manifest
         else:
             manifest = _known(node, named)
