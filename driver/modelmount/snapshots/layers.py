@@ -97,7 +97,7 @@ def footprint(directory: Path) -> disk.Footprint:
     FileNotFoundError when it is gone.
     """
     block = os.statvfs(directory).f_frsize
-    own = [directory.stat(), (directory / "files").stat(), (directory / "index.json").stat()]
+    own = [directory.stat(), *(path.stat() for path in directory.iterdir())]  # `rest` too, where there is one
     try:
         entries = msgspec.json.decode((directory / "index.json").read_bytes(), type=list[IndexEntry])
     except msgspec.DecodeError:
