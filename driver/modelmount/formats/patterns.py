@@ -65,13 +65,15 @@ def _parse(line: str) -> _Pattern:
     negated = line.startswith("!")
     text = line.removeprefix("!") if negated else line
     only_directories = text.endswith("/")
-    text = text.rstrip("/")
+    text = text.removesuffix("/")
     if not text:
         raise ValueError(f"the pattern {line!a} names nothing")
     anchored = "/" in text
     components = tuple(text.removeprefix("/").split("/"))
     if "" in components or not {".", ".."}.isdisjoint(components):
         raise ValueError(f"the pattern {line!a} has an empty component, '.' or '..'")
+    if "***" in text:
+        raise ValueError(f"the pattern {line!a} has three stars in a row; two stand for any directories")
     if text.endswith("\\"):
         raise ValueError(f"the pattern {line!a} ends with a backslash")
     return _Pattern(components if anchored else (_ANY_DEPTH, *components), negated, only_directories)
