@@ -96,8 +96,8 @@ class Job:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether somebody waits for it, or is likely to ask again: what nobody wants now comes later."""
-        return self.idle_seconds < AWAITED_SECONDS
+        """Whether somebody waits for it to read it, or is likely to ask again: what nobody needs now comes later."""
+        return not self.prefetches and self.idle_seconds < AWAITED_SECONDS
 
     def join(self, credential: Credential, *, prefetch: bool = False) -> None:
         """A caller with its own proof wants the result, and unless it is a `prefetch` to read it at once."""

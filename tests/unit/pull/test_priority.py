@@ -33,11 +33,8 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         client.close()
 
 
-def test_a_prefetch_gives_its_only_connection_to_a_pods_job_and_goes_on_afterwards(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prefetch_gives_its_only_connection_to_a_pods_job_and_goes_on_afterwards(bench: Bench) -> None:
     prefetched, wanted = bench.model(("model.bin", LARGE)), bench.model(("model.bin", os.urandom(300_000)))
-    monkeypatch.setattr(Job, "is_awaited", property(lambda job: job.model is wanted))
     under_way, pod_done = threading.Event(), threading.Event()
 
     def slowly(digest: Digest, position: int) -> None:
@@ -47,7 +44,7 @@ def test_a_prefetch_gives_its_only_connection_to_a_pods_job_and_goes_on_afterwar
 
     bench.source.gate = slowly
     puller = bench.puller()
-    prefetch = puller.ensure(prefetched, EVERYTHING, ANONYMOUS)
+    prefetch = puller.ensure(prefetched, EVERYTHING, ANONYMOUS, prefetch=True)
     assert under_way.wait(SECONDS)
     pod = puller.ensure(wanted, EVERYTHING, ANONYMOUS)
     tree_of(pod)
@@ -91,5 +88,14 @@ def test_a_job_is_awaited_as_long_as_its_callers_come_back(
     job = Job(bench.model(("model.bin", b"x")), EVERYTHING, ANONYMOUS)
     now[0] += seconds
     assert job.is_awaited is awaited
+    job.join(ANONYMOUS)
+    assert job.is_awaited
+
+
+def test_a_prefetch_is_awaited_once_somebody_joins_who_will_read_it(bench: Bench) -> None:
+    job = Job(bench.model(("model.bin", b"x")), EVERYTHING, ANONYMOUS, prefetches=True)
+    assert not job.is_awaited
+    job.join(ANONYMOUS, prefetch=True)
+    assert not job.is_awaited
     job.join(ANONYMOUS)
     assert job.is_awaited
