@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -28,12 +30,17 @@ from modelmount.cache.quarantine import Quarantined
 from modelmount.config import Cache
 from modelmount.content.store import Store
 from modelmount.errors import ModelMountError
+from modelmount.formats.base import Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots.layers import IndexEntry
 from modelmount.system import atomic, disk
 
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
 log = logging.getLogger(__name__)
 
+_BETWEEN_BYTES = 64 << 10
 BUFFER_BYTES = 1 << 20
 FIRST_SECONDS = 300.0
 """How long after its start a driver begins: a node that comes up has better things to do."""
@@ -136,11 +143,40 @@ class Scrub:
             entries = msgspec.json.decode(data, type=list[IndexEntry])
         except msgspec.DecodeError as e:
             raise _Bad(Result.MISMATCH, f"its index.json is unreadable: {e}") from e
-        for number, entry in enumerate(entries):
-            if entry.type == "file":
-                self._compare(path / "files" / str(number), Digest("sha256", entry.sha256), entry.path)
+        members = [entry.member(ordinal) for ordinal, entry in enumerate(entries)]
+        if (path / "rest").exists():
+            self._scattered(path, [member for member in members if member.is_file])
+            return
+        for member in members:
+            if member.is_file:
+                self._compare(path / "files" / str(member.number), Digest("sha256", member.sha256), member.path)
             if self._cancelled.is_set():
                 return
+
+    def _scattered(self, path: Path, files: list[Member]) -> None:
+        """What an uncompressed archive became: its members and what lay between them, in order, have its digest."""
+        digest = Digest("sha512" if len(path.parent.name) == 128 else "sha256", path.parent.name)
+        hasher, position = digest.hasher(), 0
+        with (path / "rest").open("rb", buffering=0) as rest:
+            for member in files:
+                self._between(rest, position, member.number, hasher)
+                position = member.number
+                for piece in disk.read_past_cache(path / "files" / str(member.number), self._buffer):
+                    hasher.update(piece)
+                    position += len(piece)
+                    self._pace(len(piece))
+                    if self._cancelled.is_set():
+                        return
+            self._between(rest, position, os.fstat(rest.fileno()).st_size, hasher)
+        if hasher.hexdigest() != digest.hex:
+            found = f"{digest.algorithm}:{hasher.hexdigest()}"
+            raise _Bad(Result.MISMATCH, f"its members and what lay between them have the digest {found}")
+
+    @staticmethod
+    def _between(rest: FileIO, position: int, end: int, hasher: _Hash) -> None:
+        while position < end and (piece := os.pread(rest.fileno(), min(_BETWEEN_BYTES, end - position), position)):
+            hasher.update(piece)
+            position += len(piece)
 
     def _compare(self, path: Path, digest: Digest, member: str | None) -> None:
         hasher, count = digest.hasher(), 0

@@ -15,10 +15,14 @@ from modelmount.cache import quarantine, scrub
 from modelmount.cache.census import Item, Reader
 from modelmount.cache.scrub import Examined, Result, Scrub, Scrubber
 from modelmount.config import Cache
+from modelmount.content.store import NewLayer
+from modelmount.oci.digest import Digest
+from modelmount.snapshots import scatter, unpack
 from modelmount.snapshots import tree as trees
 from modelmount.system import disk, host, mount
 from modelmount.volumes.leases import Lease
 from tests.faults import oracle
+from tests.unit.snapshots.archives import END, file
 from tests.unit.system.processes import bound
 
 from .shelf import Made, Shelf, content
@@ -123,6 +127,21 @@ def test_a_missing_member_is_a_mismatch(shelf: Shelf) -> None:
     name = the(made, "unpacked", shelf)
     (shelf.store.root / name / "files/0").unlink()
     assert bad(run(shelf)) == {name: Result.MISMATCH}
+
+
+@pytest.mark.parametrize("victim", ["rest", "files/512", "files/1536", None])
+def test_a_scattered_layer_is_compared_with_its_archive(shelf: Shelf, victim: str | None) -> None:
+    data = file(b"a", b"one") + file(b"b", b"") + file(b"c", b"three") + END
+    digest, limits = Digest.of(data), unpack.Limits(bytes=1 << 20, entries=9)
+    layer = NewLayer(digest, 1, lambda directory: scatter.build(data, directory, limits))
+    shelf.store.put_group({}, "0" * 32, [layer])
+    path = shelf.store.unpacked_path(digest, 1)
+    if victim == "files/1536":  # the empty one
+        (path / victim).unlink()
+    elif victim is not None:
+        damage(path / victim)
+    assert bad(run(shelf)) == ({f"unpacked/{digest.hex}/1": Result.MISMATCH} if victim is not None else {})
+    assert path.exists() == (victim is None)
 
 
 def test_what_only_reports_moves_nothing(shelf: Shelf) -> None:
