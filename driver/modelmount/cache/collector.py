@@ -21,6 +21,7 @@ from modelmount.cache.sweep import Sweep, Swept
 from modelmount.config import Cache
 from modelmount.content.store import Store
 from modelmount.system.lock import Held
+from modelmount.volumes import finished
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Collector:
         more may go. Returns when they are free. The caller holds the `sweep` lock (`exclusively`).
         """
         grace = self._grace(grace_seconds)
+        finished.end(self._store)
         census, holds = self._look()
         plan = self._plan(census, holds, bytes_wanted, inodes_wanted, grace)
         models = [victim.model for victim in plan.victims if victim.model is not None]

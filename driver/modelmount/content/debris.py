@@ -8,7 +8,7 @@ those whose blob or layer is in the store already.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from modelmount.content import ingest, pulls, trash
@@ -26,8 +26,9 @@ _COMING_AND_GOING = ("pull-", "ingest-", "target-")
 """Locks that are named after what they guard; their files are left when their holder dies."""
 
 
-def clear(store: Store) -> int:
-    """Remove debris, the records of dead jobs and whatever lies in `trash/`; how many things went.
+def clear(store: Store, *, sparing: Container[str] = ()) -> int:
+    """Remove debris, the records of dead jobs and whatever lies in `trash/`, but for the trees named in `sparing`: they
+    are mounted. How many things went.
 
     Safe beside other processes on the same root. What can't be removed is logged and left for the next start.
     """
@@ -38,7 +39,8 @@ def clear(store: Store) -> int:
     removed += sum(_remove_finished(store, path) for path in (store.root / "ingest").iterdir())
     removed += sum(_remove_lock(store, path) for path in (store.root / "locks").iterdir())
     for path in (store.root / "trash").iterdir():
-        trash.delete(path)
+        if not trash.holds_any(path, sparing):
+            trash.delete(path)
     return removed
 
 

@@ -25,12 +25,21 @@ def delete(path: Path) -> bool:
     return True
 
 
+def holds_any(path: Path, trees: Container[str]) -> bool:
+    """Whether this thing in the trash is one of these trees or has one in it."""
+    if path.name.partition(".")[0] in trees:
+        return True
+    return path.is_dir() and not path.is_symlink() and any(entry.name in trees for entry in path.iterdir())
+
+
 def empty(directory: Path, *, sparing: Container[str] = ()) -> None:
     """Remove everything in a directory of the trash but what is named in `sparing`: a tree that is mounted after all,
     for deleting under a mount empties it at once.
     """
     for path in directory.iterdir():
         if path.name in sparing:
-            log.error("the mounted tree %s was swept; it stays in %s until the next start", path.name, directory)
+            log.error(
+                "the mounted tree %s was swept; it stays in %s until a start after its unmount", path.name, directory
+            )
         else:
             delete(path)

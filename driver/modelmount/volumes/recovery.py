@@ -159,7 +159,8 @@ class _Recovery:
 
     def _clear(self) -> int:
         try:
-            return debris.clear(self._store)
+            used = {tree.name for tree in ours.trees_in_use(self._store.root)}
+            return debris.clear(self._store, sparing=used)
         except OSError:
             # What can't be deleted wastes space; the volumes work all the same.
             log.exception("debris of earlier runs could not be removed")

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelmount.cache.collector import Collector
@@ -17,6 +18,8 @@ from modelmount.content.pulls import Claim, PullRecord
 from modelmount.oci.digest import Digest
 from modelmount.pull import verdicts
 from modelmount.snapshots import tree as trees
+from modelmount.system import host, mount
+from modelmount.volumes.leases import target_lock_name
 from tests.faults import oracle
 from tests.unit.system.processes import bound
 
@@ -302,3 +305,33 @@ def test_unpacked_models_stay_longer_than_raw_ones_of_the_same_age(shelf: Shelf)
     packed = shelf.put("packed", {}, packed={"w": content("p", size)}, idle=2 * HOUR)
     raw = shelf.put("raw", {"w": content("r", size)}, idle=2 * HOUR)
     assert [v.name for v in collector(shelf).plan(math.inf).victims] == [str(raw.reference), str(packed.reference)]
+
+
+@pytest.mark.mount
+def test_a_mount_by_hand_that_was_undone_by_other_means_holds_no_longer(shelf: Shelf, tmp_path: Path) -> None:
+    made, target = small(shelf, "made"), tmp_path / "target"
+    target.mkdir()
+    identity = mount.identity(made.tree.root)
+    lease = msgspec.structs.replace(
+        shelf.lease(made, owner="cli"),
+        target=str(target),
+        mount_namespace=host.mount_namespace(),
+        device=identity.device,
+        inode=identity.inode,
+    )
+    shelf.leases.remove(lease.volume_id, "/var/lib/kubelet/pods/volume/mount")
+    with bound(made.tree.root, target):
+        shelf.leases.write(lease)
+        assert collector(shelf).collect(math.inf).models == []
+        assert len(list(shelf.leases.walk())) == 1
+    with shelf.store.lock(target_lock_name(str(target))).acquire():
+        assert collector(shelf).collect(math.inf).models == []  # somebody may be mounting it
+    assert collector(shelf).collect(math.inf).models == [str(made.reference)]
+    assert list(shelf.leases.walk()) == []
+
+
+def test_a_mount_by_hand_in_another_namespace_holds(shelf: Shelf, tmp_path: Path) -> None:
+    made = small(shelf, "made")
+    lease = msgspec.structs.replace(shelf.lease(made, owner="cli"), mount_namespace=1)
+    shelf.leases.write(lease)
+    assert collector(shelf).collect(math.inf).models == []

@@ -81,6 +81,15 @@ def test_trash_is_emptied_whatever_lies_in_it(store: Store) -> None:
     assert list((store.root / "trash").iterdir()) == []
 
 
+def test_a_tree_that_is_mounted_stays_in_the_trash(store: Store) -> None:
+    for name in ("trash/aa.1234/root/file", "trash/1234/aa/root/file", "trash/1234/bb/file", "trash/cc"):
+        write(store.root / name)
+    debris.clear(store, sparing={"aa"})
+    assert sorted(path.name for path in (store.root / "trash").iterdir()) == ["1234", "aa.1234"]
+    debris.clear(store)
+    assert list((store.root / "trash").iterdir()) == []
+
+
 def test_records_of_dead_jobs_go_and_those_of_live_ones_stay(store: Store) -> None:
     write(store.root / "pulls/0123.json")
     write(store.root / "locks/pull-4567")
