@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from modelmount.content.store import Store
 from modelmount.pull import verdicts
 from modelmount.snapshots import tree as trees
 from modelmount.system import atomic
-from modelmount.system.lock import Held, LockTimeout
+from modelmount.system.lock import LONGEST_DELAY_SECONDS, Held, LockTimeout
 from modelmount.volumes import ours
 
 log = logging.getLogger(__name__)
@@ -252,5 +253,8 @@ def _linked(path: Path) -> bool:
 
 
 def _batches(things: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
+    """In pieces, with a pause between them: whoever waits for the store's lock gets it before the next section."""
     for first in range(0, len(things), size):
+        if first:
+            time.sleep(2 * LONGEST_DELAY_SECONDS)
         yield things[first : first + size]

@@ -16,6 +16,7 @@ import msgspec
 
 from modelmount.config import Limits
 from modelmount.content import ingest as ingests
+from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
 from modelmount.formats.base import Encoding
 from modelmount.oci import manifest as manifests
@@ -69,10 +70,15 @@ class Shelf:
         packed: Mapping[str, bytes] | None = None,
         idle: float = 0.0,
         linked: bool = True,
+        record: PullRecord | None = None,
     ) -> Made:
-        """A model with these files as raw layers and `packed` in one archive, last used `idle` seconds ago."""
+        """A model with these files as raw layers and `packed` in one archive, last used `idle` seconds ago. `record`
+        holds all of it from before it is looked at, as a pull's does.
+        """
         reference = Reference.parse(f"{REGISTRY}/llm/{name}:v1")
         scope = reference.repository.scope
+        if record is not None:
+            record.hold(_claim(Digest.of(data), scope) for data in (*files.values(), b"{}"))
         described = [self._raw(path, data, scope) for path, data in sorted(files.items())]
         if packed:
             described.append(self._archive(packed, scope))
@@ -93,6 +99,9 @@ class Shelf:
             }
         ).encode()
         manifest = Digest.of(document)
+        if record is not None:
+            claims = [_claim(Digest.of(data), scope) for data in (*files.values(), b"{}")]
+            record.hold([Claim.of_manifest(manifest, scope), *claims])
         self.store.put_document(document, manifest, scope)
         parsed = manifests.parse(document)
         assert isinstance(parsed, Manifest)
@@ -129,6 +138,11 @@ class Shelf:
 
     def lease(self, made: Made, volume: str = "volume", *, boot: str | None = None, owner: str = "csi") -> Lease:
         """As a publish writes it, without a mount."""
+        with self.store.locks.shared():
+            return self.write_lease(made, volume, boot=boot, owner=owner)
+
+    def write_lease(self, made: Made, volume: str, *, boot: str | None = None, owner: str = "csi") -> Lease:
+        """The same for who holds the store's lock."""
         lease = Lease(
             volume_id=volume,
             target=f"/var/lib/kubelet/pods/{volume}/mount",
@@ -142,8 +156,7 @@ class Shelf:
             tree=made.tree.id,
             boot_id=host.boot_id() if boot is None else boot,
         )
-        with self.store.locks.shared():
-            self.leases.write(lease)
+        self.leases.write(lease)
         return lease
 
     def partial(self, seed: str, size: int, *, idle: float = 0.0) -> str:
@@ -196,6 +209,10 @@ class Shelf:
         else:
             self.store.admit(digest, scope)
         return _described(TAR, digest, len(packed), "packed")
+
+
+def _claim(digest: Digest, scope: str) -> Claim:
+    return Claim(digest.hex, ingests.RAW, ingests.name(digest, scope, ingests.RAW), 0)
 
 
 def _described(kind: str, digest: Digest, size: int, path: str) -> dict[str, object]:
