@@ -108,3 +108,32 @@ def test_a_changed_budget_counts_in_a_running_driver(
     (node.driver.config.parent / "new.toml").write_text(replaced)
     (node.driver.config.parent / "new.toml").replace(node.driver.config)
     node.kubelet.wait_running(waiting, 130)
+
+
+def test_bad_bytes_are_put_away_under_a_running_pod_and_the_next_pod_gets_good_ones(node: Node, tmp_path: Path) -> None:
+    reference = pushed(node, tmp_path, "a")
+    running = node.pod("running", reference)
+    node.kubelet.wait_running(running, 60)
+    blob = max((node.driver.store / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    blob.chmod(0o600)
+    with blob.open("r+b") as file:
+        file.seek(MIB)
+        file.write(b"a bit of rot")
+        os.fsync(file.fileno())
+    blob.chmod(0o444)
+    found = node.driver.run("verify", "--json")
+    assert found.returncode == 16
+    (bad,) = json.loads(found.stdout)["result"]["bad"]
+    (lease,) = (json.loads(path.read_bytes()) for path in node.leases())
+    assert bad["volumes"] == [lease["volume_id"]]
+    condition = node.kubelet.stats(running, running.volumes[0]).volume_condition
+    assert condition.abnormal
+    assert "quarantine" in condition.message
+    # Whoever runs keeps what it has.
+    assert sorted(contents(node.mount(running))) == ["model.safetensors"]
+    following = node.pod("following", reference)
+    node.kubelet.wait_running(following, 60)
+    assert contents(node.mount(following)) == contents(tmp_path / "a")
+    assert not node.kubelet.stats(following, following.volumes[0]).volume_condition.abnormal
+    assert oracle.faults(node.driver.store) == []
+    assert node.driver.run("verify").returncode == 0
