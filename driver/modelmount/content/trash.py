@@ -29,7 +29,10 @@ def holds_any(path: Path, trees: Container[str]) -> bool:
     """Whether this thing in the trash is one of these trees or has one in it."""
     if path.name.partition(".")[0] in trees:
         return True
-    return path.is_dir() and not path.is_symlink() and any(entry.name in trees for entry in path.iterdir())
+    try:
+        return not path.is_symlink() and any(entry.name in trees for entry in path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def empty(directory: Path, *, sparing: Container[str] = ()) -> None:
