@@ -142,3 +142,48 @@ def test_whatever_owners_do_every_missing_byte_is_handed_out_exactly_once(
         else:
             merged.append((start, stop))
     assert merged == ranges
+
+
+@given(
+    size=st.integers(1, 60 * MB),
+    length=st.integers(MB, 20 * MB),
+    steps=st.lists(st.tuples(st.sampled_from(["take", "share", "write", "finish"]), st.integers(0, 7)), max_size=40),
+)
+def test_when_ranges_turn_out_to_be_ignored_one_stream_brings_the_rest_and_the_count_stays_right(
+    size: int, length: int, steps: list[tuple[str, int]]
+) -> None:
+    segments = Segments([(0, size)])
+    owned: list[Segment] = []
+    counted = 0
+    for step, number in steps:
+        each = owned[number % len(owned)] if owned else None
+        if step == "take" and (segment := segments.take(length if number % 2 else None, MUCH)) is not None:
+            owned.append(segment)
+        elif step == "share":
+            segments.share(length, MUCH)
+        elif each is not None and step == "write":
+            written = min(each.missing, (number + 1) * MB)
+            each.position += written
+            counted += written
+        elif each is not None:
+            owned.remove(each)
+            segments.finish(each)
+    for each in [each for each in owned if not segments.is_first(each)]:
+        owned.remove(each)
+        segments.finish(each)
+    if owned:
+        again = segments.extend(owned[0], size)
+        assert again is not None
+        counted += owned[0].missing - again
+        owned[0].position = owned[0].end
+        segments.finish(owned[0])
+    for _ in range(2):  # what lay before that stream, in one more
+        again = segments.merge()
+        rest = segments.take(None, MUCH)
+        if rest is not None:
+            counted += rest.missing - again
+            rest.position = rest.end
+            segments.finish(rest)
+    assert segments.is_complete
+    assert segments.missing_bytes == 0
+    assert counted == size
