@@ -74,7 +74,7 @@ def setting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 
     def hurried(policy: Policy, failures: int, retry_after: float | None = None) -> float:
         scene.waits.append((delay(policy, failures, retry_after), retry_after))
-        return 0.0
+        return 0.0 if scene.hurry else scene.waits[-1][0]
 
     def pool(settings: Settings) -> Pool:
         return Pool(settings, pace=scene.pace, lookup=scene.lookup)

@@ -20,7 +20,7 @@ from prometheus_client import REGISTRY
 from modelmount import wiring
 from modelmount.cli import pulling
 from modelmount.config import Pull, Registry, Settings
-from modelmount.config.schema import Limits
+from modelmount.config.schema import Auth, Limits
 from modelmount.registry.credentials import Credential
 from modelmount.transport.body import Pace
 from modelmount.transport.dial import Lookup
@@ -93,7 +93,10 @@ class Scene:
         self.store = directory / "store"
         self.waits: list[tuple[float, float | None]] = []
         self.pull_settings = PATIENT
-        self.credential = ANONYMOUS
+        self.credential: Credential | None = ANONYMOUS
+        self.docker_config: str | None = None
+        self.tag = ":v1"
+        self.hurry = True
         self.ca_file: str | None = None
         self.listed: dict[str, Registry] = {}
         self.node: wiring.Node | None = None
@@ -108,12 +111,18 @@ class Scene:
         """Let the gateway do this to the requests of `concerns`, a predicate or a digest."""
         self.gateway.play(Fault(of(concerns) if isinstance(concerns, str) else concerns, act, times))
 
+    def go_through(self, gateway: Gateway, *, ca_file: str | None = None) -> None:
+        """Reach the registry through another gateway from now on."""
+        self.close()
+        self.gateway, self.host, self.ca_file = gateway, gateway.host, ca_file
+
     def pull(self) -> dict[str, bytes]:
         """Pull the model, as the command line does; its files as they would be mounted. Raises what it ends with."""
         if self.node is None:
             self.node = wiring.build(self.settings())
-        spec = VolumeSpec.parse({"model": f"{self.host}/llm/tiny:v1", "pullPolicy": "Always"})
-        _, tree = pulling.pull(self.node, spec, self.credential, threading.Event())
+        spec = VolumeSpec.parse({"model": f"{self.host}/llm/tiny{self.tag}", "pullPolicy": "Always"})
+        credential = self.credential or self.node.credentials.find(spec.reference.repository, {})
+        _, tree = pulling.pull(self.node, spec, credential, threading.Event())
         return contents(tree.root)
 
     def settings(self) -> Settings:
@@ -123,6 +132,7 @@ class Scene:
             registries={self.host: own, **self.listed},
             pull=self.pull_settings,
             limits=Limits(free_bytes=0),
+            auth=Auth(docker_config=self.docker_config),
         )
 
     def close(self) -> None:
@@ -165,7 +175,12 @@ class Scene:
 
     def threads(self) -> list[str]:
         """Names of the threads that run now and didn't when the scene was set, but for those of its servers."""
-        return [t.name for t in threading.enumerate() if t not in self._threads and t.name != "wire"]
+        servers = ("wire", "token-server", "Thread-")
+        return [
+            thread.name
+            for thread in threading.enumerate()
+            if thread not in self._threads and not thread.name.startswith(servers)
+        ]
 
 
 def of(digest: str) -> Callable[[Asked], bool]:
