@@ -23,12 +23,16 @@ class Proxy:
     """Forwards a free loopback port to `port` between `__enter__` and `__exit__`; a thread for each direction.
 
     `rate` is the most bytes a second that all answers together get, `cut_after` the bytes of answer after which each
-    connection is reset; both may be changed while it runs, None is off.
+    connection is reset, `hold_at` the bytes of all answers together after which nothing more passes; all may be changed
+    while it runs, None is off. `passed` counts the bytes of answers.
     """
 
-    def __init__(self, port: int, *, rate: float | None = None, cut_after: int | None = None) -> None:
+    def __init__(
+        self, port: int, *, rate: float | None = None, cut_after: int | None = None, hold_at: int | None = None
+    ) -> None:
         self.rate = rate
         self.cut_after = cut_after
+        self.hold_at = hold_at
         self.tls: Tls | None = None
         self.passed = 0
         self._upstream = port
@@ -127,6 +131,10 @@ class Proxy:
     def _spend(self, count: int) -> None:
         """Wait until `count` bytes fit into the rate; asked anew each tick, so that a changed rate acts at once."""
         while not self._closing:
+            held = self.hold_at
+            if held is not None and self.passed >= held:
+                time.sleep(_TICK_SECONDS)
+                continue
             rate = self.rate
             if rate is None:
                 return

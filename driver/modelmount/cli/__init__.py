@@ -13,7 +13,8 @@ import click
 import modelmount
 from modelmount.cli import config, doctor, du, exits, gc, inspect, ls, mount, pin, pull, serve, umount, verify
 from modelmount.cli.output import Output
-from modelmount.errors import ModelMountError
+from modelmount.content.diskerrors import disk_error, is_full
+from modelmount.errors import Internal, ModelMountError
 
 COMMANDS: tuple[click.Command, ...] = (
     serve.serve,
@@ -52,8 +53,9 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as e:
-            output.failure("Internal", _sentence(e))
-            ctx.exit(exits.Exit.FAILURE)
+            error = disk_error(e, "go on") if is_full(e) else Internal(_sentence(e))
+            output.error(error)
+            ctx.exit(exits.code_of(error))
 
 
 def _sentence(error: OSError) -> str:

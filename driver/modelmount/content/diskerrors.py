@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from modelmount.errors import Internal, NoSpace
 
 
+def is_full(error: OSError) -> bool:
+    """Whether it is for want of blocks, inodes or quota."""
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
 def disk_error(error: OSError, action: str) -> NoSpace | Internal:
     """Full disks and exhausted inodes or quotas pass; the rest needs an admin. `action` completes "cannot …"."""
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if is_full(error):
         return NoSpace(f"no space left to {action}; what was verified is kept, free space on the store's file system")
     return Internal(f"cannot {action}: {error.strerror}; look at the node's disk and file system")
 

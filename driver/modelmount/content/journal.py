@@ -60,11 +60,18 @@ def proved(journal: int, read_into: Reader, size: int, cancelled: Callable[[], b
 
 
 def crc_of(read_into: Reader, offset: int, length: int) -> int:
-    """crc32 of the bytes; -1 when there are fewer."""
+    """crc32 of the bytes; -1 when there are fewer, or when the disk can't read them any more: they are fetched again
+    then, and a disk that is told to write a bad sector anew often can.
+    """
     buffer = memoryview(bytearray(min(length, READ_BYTES)))
     crc, end = 0, offset + length
     while offset < end:
-        count = read_into(buffer[: end - offset], offset)
+        try:
+            count = read_into(buffer[: end - offset], offset)
+        except OSError as e:
+            if e.errno != errno.EIO:
+                raise
+            return -1
         if not count:
             return -1
         crc = isal_zlib.crc32(buffer[:count], crc)

@@ -102,6 +102,13 @@ class PullRecord:
         with self.store.locks.shared(), translated("record a pull"):
             self._write([msgspec.structs.replace(claim, size=0) for claim in claims])
 
+    def shortage(self) -> str:
+        """How much what is claimed still needs, and how much is free: for who reads that the disk became full."""
+        claims = msgspec.json.decode(self._path.read_bytes(), type=list[Claim])
+        needed = sum(_outstanding(self.store, claim) for claim in claims)
+        free = disk.free_bytes(self.store.root)
+        return f"{_human(needed)} more are needed on {self.store.root}, {_human(free)} are free"
+
     def close(self) -> None:
         """Forget the record, then its lock. Never raises; twice is harmless."""
         try:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelmount.content.diskerrors import translated
+from modelmount.content.diskerrors import disk_error, is_full, translated
 from modelmount.errors import BadArtifact, Internal, Precondition
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES
@@ -59,7 +59,7 @@ class Store:
         """Open the store at `root`, or make one (0700) where there is nothing or an empty directory.
 
         Raises Precondition for a layout version that isn't ours, for a directory with somebody's files in it, and where
-        it can't be used; of the first two nothing has changed.
+        it can't be used; of the first two nothing has changed. Raises NoSpace where there is no room for it.
         """
         self.root = root
         self._text = str(root)  # paths on the way of every publish are joined as text: pathlib takes ten times as long
@@ -71,6 +71,8 @@ class Store:
             if not (root / "version").exists():
                 atomic.write_file(root / "version", VERSION.encode())
         except OSError as e:
+            if is_full(e):
+                raise disk_error(e, f"open the store {root}") from e
             raise Precondition(
                 f"the store {root} cannot be used: {e.strerror}; run as root or choose another directory with --root"
             ) from e

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from modelmount import telemetry
 from modelmount.config import Settings
+from modelmount.content.diskerrors import disk_error
 from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace, Unavailable
@@ -157,7 +158,7 @@ class Puller:
                 outcome = e
             except OSError as e:
                 log.exception("pull failed on the node's file system")
-                outcome = Internal(f"pulling {job.model} failed on this node: {e.strerror}; look at the driver's log")
+                outcome = disk_error(e, f"pull {job.model}")
             except Exception:  # the job's thread ends here, and its callers must not wait for ever
                 log.exception("pull failed unexpectedly")
                 outcome = Internal(f"pulling {job.model} failed unexpectedly; look at the driver's log")
@@ -222,9 +223,8 @@ class Puller:
         if missing:
             try:
                 transfer.run(missing)
-            except NoSpace:
-                record.hold([whole])
-                raise
+            except NoSpace as e:  # somebody else took what was reserved
+                raise NoSpace(f"{e.message}: {record.shortage()}") from e
 
     # -- janitor
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import grpc
 
 from modelmount import errors
+from modelmount.content.diskerrors import disk_error, is_full
 
 MESSAGE_BYTES = 1024
 """Longest message. A client of the C core turns 15 kB into RESOURCE_EXHAUSTED, and pod events should stay readable."""
@@ -65,6 +66,8 @@ def of(error: Exception) -> Status:
     """The answer to `error`. Nothing of an exception that wasn't raised on purpose gets out: its text may hold
     anything.
     """
+    if isinstance(error, OSError) and is_full(error):
+        error = disk_error(error, "go on")
     if isinstance(error, errors.ModelMountError):
         for ancestor in type(error).__mro__:
             code = CODES.get(ancestor)

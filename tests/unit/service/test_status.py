@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib
 import pkgutil
 
@@ -100,3 +101,11 @@ def test_a_message_is_always_one_printable_line_within_its_limit(text: str, limi
     assert len(shown.encode()) <= limit
     assert "\n" not in shown
     assert all(c.isprintable() or c.isspace() for c in shown)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_space_wherever_it_shows(number: int) -> None:
+    answer = status.of(OSError(number, "full", "/secret/path"))
+    assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "no space left" in answer.message
+    assert "secret" not in answer.message
