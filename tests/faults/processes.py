@@ -54,7 +54,7 @@ class Node:
         self, directory: Path, store: Path, real: registry.Registry, proxy: Proxy, *, connections: int = 1
     ) -> None:
         self.directory, self.store, self.real, self.proxy = directory, store, real, proxy
-        settings = {"root": str(store), "pull": {"connections": connections}}
+        settings = {"root": str(store), "pull": {"connections": connections}, "cache": {"free_inodes": 0}}
         self.driver = Driver(directory, [proxy], settings=settings)
         self._running: list[subprocess.Popen[str]] = []
 
