@@ -93,7 +93,8 @@ def attribute_rows() -> list[Row]:
         Row("R10 many keys", INVALID, "", {"model": GOOD} | {f"k{n}": "v" for n in range(10_000)}),
         Row("R11 admin's TLS setting", INVALID, "unknown volume attribute", {"model": GOOD, "plainHTTP": "true"}),
         Row("R11 admin's store", INVALID, "unknown volume attribute", {"model": GOOD, "root": "/etc"}),
-        Row("R12 include is not here yet", INVALID, "not supported", {"model": GOOD, "include": "**/**/**/*"}),
+        Row("R12 a pattern of many parts", INVALID, "include", {"model": GOOD, "include": "**/" * 200 + "*"}),
+        Row("R12 many patterns", INVALID, "include", {"model": GOOD, "include": "\n".join(["*.bin"] * 600)}),
         Row("R13 line break in a value", INVALID, "pullPolicy", {"model": GOOD, "pullPolicy": "x\nkind: Pod"}),
         Row("mode lazy", INVALID, "does not exist yet", {"model": GOOD, "mode": "lazy"}),
     ]

@@ -285,11 +285,13 @@ class Download:
             part, skip = view[skip:count], 0
             if len(part) > segment.end - segment.position:
                 raise too_many_bytes(self._source, self.descriptor)
+            began = time.monotonic()
             writer.append(part)
             segment.position = writer.offset
             self._progress.fetched(len(part))
             self._follower.advance(self.ingest.offset)
             self._stay_in_the_window()
+            self._progress.worked(time.monotonic() - began)
 
     def _take_the_rest(self, segment: Segment) -> bool:
         """Let the only owner go on to the blob's end; bytes that others wrote there come once more."""

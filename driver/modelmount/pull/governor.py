@@ -18,6 +18,8 @@ GAIN: Final = 1.15
 """What a doubling must bring to be worth another."""
 FIRST_STEP: Final = 4
 """What the number is multiplied with first, when all that is known is that connections are slow."""
+OUR_SHARE: Final = 0.5
+"""Receiving threads that are busy with writing for more than this share of the time are not kept waiting."""
 HOLD_SECONDS: Final = 10.0
 """How long the number stays after the other side complained, or after a doubling brought nothing."""
 SPARED_SECONDS: Final = 2.0
@@ -45,10 +47,16 @@ class Governor:
         """Whether a blob should be divided among connections that have nothing else to do."""
         return self._slow
 
-    def observe(self, rate: float, busy: int) -> int:
-        """`rate` bytes a second came over `busy` connections of late; the number that is wanted now."""
+    def observe(self, rate: float, busy: int, ours: float = 0.0) -> int:
+        """`rate` bytes a second came over `busy` connections of late; the number that is wanted now. `ours` is the
+        share of that time in which their threads were at work on what had come: when they hardly wait, it isn't the
+        connections that are slow, but this node's disk or processor, and more of them would only make it worse.
+        """
         if not busy or not rate:
             return self.wanted  # nothing came: nothing is known
+        if ours > OUR_SHARE:
+            self._slow = False
+            return self.wanted
         self.rate = rate
         if self._settling:  # the last change was in the middle of what this rate is about
             self._settling = False

@@ -95,6 +95,7 @@ class Progress:
         self._phase: Phase = "resolving"
         self._files: dict[Key, Counters] = {}
         self._done = self._fetched = 0
+        self._worked = 0.0
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def expect(self, files: Iterable[Expected]) -> None:
@@ -118,6 +119,11 @@ class Progress:
     def fetched_bytes(self) -> int:
         """Bytes that arrived so far, whatever became of them."""
         return self._fetched
+
+    @property
+    def worked_seconds(self) -> float:
+        """Time that receiving threads spent on what had arrived, all together."""
+        return self._worked
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -171,6 +177,11 @@ class Counters:
             self._begun, self._file = True, None
             self._done += count
             self._progress._add(count)
+
+    def worked(self, seconds: float) -> None:
+        """A thread that receives spent this long on what had arrived."""
+        with self._lock:
+            self._progress._worked += seconds
 
     def fetched(self, count: int) -> None:
         """`count` bytes arrived."""

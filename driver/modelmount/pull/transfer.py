@@ -156,9 +156,9 @@ class Transfer:
                 busy = self._threads - self._idle
             if self._job.prefetches:
                 self._drop_pages()
-            rate = ticks.rate()
-            if rate is not None:
-                self._governor.observe(rate, busy)
+            came = ticks.came(busy)
+            if came is not None:
+                self._governor.observe(came.rate, busy, came.ours)
                 for segment in ticks.laggards(self._owned(), busy):
                     segment.give_up()
             self._check()
@@ -540,6 +540,14 @@ class Transfer:
         return self._group(Progress()).read(descriptor, nobodys)
 
 
+@dataclass(frozen=True, slots=True)
+class _Came:
+    """Bytes a second, and the share of the time in which receiving threads were at work on them."""
+
+    rate: float
+    ours: float
+
+
 class _Ticks:
     """What came since the last look, of the job and of single segments."""
 
@@ -547,21 +555,23 @@ class _Ticks:
         self._job = job
         self._at = self._segments_at = time.monotonic()
         self._bytes = self._segments_bytes = job.progress.fetched_bytes
+        self._worked = job.progress.worked_seconds
         self._warm = False
         self._positions: dict[Segment, int] = {}
 
-    def rate(self) -> float | None:
-        """Bytes a second since it was last asked; None when that is too short ago to tell, and until bytes have come
-        for the first time: before, connections were still being made.
+    def came(self, busy: int) -> _Came | None:
+        """What `busy` threads brought since it was last asked; None when that is too short ago to tell, and until bytes
+        have come for the first time: before, connections were still being made.
         """
-        now, count = time.monotonic(), self._job.progress.fetched_bytes
+        progress = self._job.progress
+        now, count, worked = time.monotonic(), progress.fetched_bytes, progress.worked_seconds
         span = now - self._at
         if span < TICK_SECONDS:
             return None
-        rate = (count - self._bytes) / span
-        self._at, self._bytes = now, count
-        warm, self._warm = self._warm, self._warm or rate > 0
-        return rate if warm else None
+        came = _Came((count - self._bytes) / span, (worked - self._worked) / (span * max(1, busy)))
+        self._at, self._bytes, self._worked = now, count, worked
+        warm, self._warm = self._warm, self._warm or came.rate > 0
+        return came if warm else None
 
     def laggards(self, segments: Sequence[Segment], busy: int) -> list[Segment]:
         """Of `segments`, which `busy` threads are at, those that brought far less than their share of what came in the

@@ -34,6 +34,22 @@ def test_a_fast_connection_stays_alone() -> None:
     assert not made.may_split
 
 
+def test_what_this_node_is_slow_at_is_not_the_connections_doing() -> None:
+    made = Governor(1, 16, Clock())
+    assert made.observe(50 * MB, 1, 0.9) == 1
+    assert not made.may_split
+    assert made.observe(50 * MB, 1, 0.1) == 4
+
+
+def test_a_stall_of_the_disk_holds_nothing() -> None:
+    clock = Clock()
+    made = Governor(1, 32, clock)
+    assert made.observe(80 * MB, 1) == 4
+    made.observe(80 * MB, 4)
+    assert made.observe(20 * MB, 4, 0.8) == 4  # the disk was busy: says nothing of four connections
+    assert made.observe(300 * MB, 4, 0.2) == 8
+
+
 def test_a_step_that_brings_nothing_is_the_last_for_a_while() -> None:
     clock = Clock()
     made = Governor(1, 32, clock)
