@@ -92,7 +92,8 @@ def needed(layout: Layout, selection: Selection) -> Layout:
         )
     )
     # The other layers of an image can't say what they hold, but without any of these it would be another one.
-    if not found or (known and not any(_is_file(layer) or layer.within for layer in found)):
+    lost = layout.is_image and known and not any(_is_file(layer) or layer.within for layer in found)
+    if not found or lost:
         raise _nothing_left(known, selection)
     return replace(layout, layers=found, warnings=(*layout.warnings, *warnings))
 
