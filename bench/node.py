@@ -84,6 +84,12 @@ class Node:
         self._stub.NodeUnpublishVolume(request, timeout=CALL_SECONDS)
         return time.perf_counter() - started
 
+    def ask(self) -> float:
+        """A call that does nothing; the seconds it took."""
+        started = time.perf_counter()
+        self._stub.NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=CALL_SECONDS)
+        return time.perf_counter() - started
+
     @property
     def _stub(self) -> csi_pb2_grpc.NodeStub:
         if self._channel is None:

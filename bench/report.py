@@ -50,7 +50,7 @@ class Row:
         found = {
             "case": self.case,
             "tool": self.tool,
-            "wall_s": round(series.wall, 4),
+            "wall_s": round(series.wall, 6),
             "cpu_s": round(series.median(lambda s: s.cpu), 3),
             "rss_mib": round(max(s.rss for s in series.samples) / MIB, 1),
             "bytes_served": int(series.median(lambda s: s.served)),

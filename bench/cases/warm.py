@@ -3,15 +3,17 @@ connection that stays, Python's gRPC client included; the kubelet also makes a c
 in the times.
 
 Two drivers run side by side and take turns at each publish: one proves the pod's access with a manifest request to the
-registry on loopback (`auth.verification = "always"`), one does not (`never`). Each publish is for a new pod. Both
-write a durable lease; what that alone costs here is measured beside them.
+registry on loopback (`auth.verification = "always"`), one does not (`never`). Each publish is for a new pod. What it
+can't do without is measured beside it, in turn: a call that does nothing, a durable small file as the lease is one, and
+the registry's answer to a bare request.
 """
 
 from __future__ import annotations
 
+import http.client
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from bench import artifact, node, programs
@@ -19,6 +21,7 @@ from bench.report import Figure, Outcome, Row
 from bench.rounds import Sample, Series, percentile
 from bench.servers import DockerRegistry
 from bench.setting import Setting
+from modelmount.registry.client import ACCEPT
 from tests.fakes.registry import Registry
 
 FILES = 12
@@ -48,21 +51,31 @@ def run(setting: Setting) -> Outcome:
             each.unpublish(cold)
         publishes = {mode: Series(f"publish, {mode}", programs.own_version()) for mode in nodes}
         unpublishes = {mode: Series(f"unpublish, {mode}", programs.own_version()) for mode in nodes}
-        floor = Series("one durable small file")
+        file, call, head = (
+            Series("one durable small file"),
+            Series("an empty call"),
+            Series("a bare HEAD of the manifest"),
+        )
+        manifest = f"/v2/{artifact.REPOSITORY}/manifests/{artifact.TAG}"
+        bare = stack.enter_context(closing(http.client.HTTPConnection(registry.host)))
         registry.forget()
         for number in range(count):
             pod = node.pod(f"bench-{number}", reference)
             for mode in list(nodes) if number % 2 == 0 else reversed(list(nodes)):
                 publishes[mode].samples.append(Sample(nodes[mode].publish(pod)))
                 unpublishes[mode].samples.append(Sample(nodes[mode].unpublish(pod)))
-            floor.samples.append(_durable_write(setting.directory))
-        requests = len(registry.requests())
+            file.samples.append(_durable_write(setting.directory))
+            call.samples.append(Sample(nodes["never"].ask()))
+            head.samples.append(_head(bare, manifest))
+        requests = len(registry.requests()) - count
         blobs = DockerRegistry(registry).served()
-    series = [*publishes.values(), *unpublishes.values(), floor]
+    series = [*publishes.values(), *unpublishes.values(), call, file, head]
+    without = (call.wall + file.wall) * 1000
     notes = [
-        f"{count} of each, in turn. The registry's log has {requests} requests, {blobs} bytes of blobs.",
-        "99th percentile, ms: "
-        + "; ".join(f"{each.name} {percentile([s.wall for s in each.samples], 0.99) * 1000:.1f}" for each in series),
+        f"{count} of each, in turn. The registry's log has {requests} requests of theirs, {blobs} bytes of blobs.",
+        "Milliseconds, p50 / p99 / least:",
+        *(f"  {each.name}: {_milliseconds(each)}" for each in series),
+        f"What a publish can't do without, medians: {without:.2f} ms never, {without + head.wall * 1000:.2f} ms always.",
     ]
     figures = [
         Figure(f"warm: publish, access proved {mode}, median", each.wall * 1000, GOALS_MS[mode], "ms")
@@ -70,6 +83,19 @@ def run(setting: Setting) -> Outcome:
     ]
     rows = [Row("warm", each.name, series=each) for each in series]
     return Outcome("warm: a publish of a model that is here", 0, rows, figures, notes)
+
+
+def _milliseconds(series: Series) -> str:
+    walls = [sample.wall * 1000 for sample in series.samples]
+    return f"{percentile(walls, 0.5):.2f} / {percentile(walls, 0.99):.2f} / {min(walls):.2f}"
+
+
+def _head(connection: http.client.HTTPConnection, path: str) -> Sample:
+    """The same request as a publish's, over a connection that stays, by the standard library alone."""
+    started = time.perf_counter()
+    connection.request("HEAD", path, headers={"Accept": ACCEPT})
+    connection.getresponse().read()
+    return Sample(time.perf_counter() - started)
 
 
 def _durable_write(directory: Path) -> Sample:
