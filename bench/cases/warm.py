@@ -75,7 +75,7 @@ def run(setting: Setting) -> Outcome:
         f"{count} of each, in turn. The registry's log has {requests} requests of theirs, {blobs} bytes of blobs.",
         "Milliseconds, p50 / p99 / least:",
         *(f"  {each.name}: {_milliseconds(each)}" for each in series),
-        f"What a publish can't do without, medians: {without:.2f} ms never, {without + head.wall * 1000:.2f} ms always.",
+        f"What a publish can't do without: {without:.2f} ms never, {without + head.wall * 1000:.2f} ms always.",
     ]
     figures = [
         Figure(f"warm: publish, access proved {mode}, median", each.wall * 1000, GOALS_MS[mode], "ms")

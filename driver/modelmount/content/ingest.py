@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 20
 WRITEBACK_BYTES = 16 << 20
-CHECKPOINT_BYTES = 32 << 20
+CHECKPOINT_BYTES = 20 << 20
 """Twice this is the most that a power cut may take, from all writers together: as much is being synced as comes
-meanwhile.
+meanwhile. With what is in flight to a node's worth of connections that makes less than 64 MiB to be served again.
 """
 CHECKPOINT_SECONDS = 2.0
 KEEPER_BYTES = 128 << 20

@@ -66,6 +66,7 @@ def pull(root: Path, pushed: push.Pushed, polls: Polls, cancel_at: int | None) -
     settings = msgspec.convert(
         {"root": str(root), "registries": {pushed.host: {"plain_http": True}}, "limits": {"free_bytes": 0}}, Settings
     )
+    others = _flocks()  # of whatever ran in this process before
     node = wiring.build(settings)
     polls.count, polls.cancel_at, polls.job = 0, None, None
     try:
@@ -83,7 +84,7 @@ def pull(root: Path, pushed: push.Pushed, polls: Polls, cancel_at: int | None) -
     finally:
         node.close()
     assert [link for link in _links() if link.startswith((str(root), "socket:"))] == []
-    assert _flocks() == 0
+    assert _flocks() <= others
     return done
 
 
