@@ -17,7 +17,7 @@ test:  ## all checks and all tests (root)
 check: setup  ## format, lint, types, layers, generated files
 	@scripts/check
 
-bench: setup  ## measure against the other clients (root, an hour, 40 GB): bench/results/full.json
+bench: setup  ## measure against the other clients (root, an hour, 40 GB): bench/results/latest.json
 	@scripts/peers
 	@.venv/bin/python -m bench
 

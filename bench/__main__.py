@@ -94,7 +94,7 @@ def _measure(options: argparse.Namespace, console: Console) -> None:
     """Every case is written down as soon as it is measured; --only leaves the others in the file as they are."""
     described = machine.describe(options.directory.resolve())
     _show_machine(console, described)
-    results = RESULTS / ("quick.json" if options.quick else "full.json")
+    results = RESULTS / ("quick.json" if options.quick else "latest.json")
     if not options.only:
         results.unlink(missing_ok=True)
     figures: list[Figure] = []

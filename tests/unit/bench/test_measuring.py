@@ -56,7 +56,7 @@ def test_a_ratio_is_of_the_medians() -> None:
 
 def test_the_document_has_the_shape_that_its_readers_know(tmp_path: Path) -> None:
     rows = [Row("a", "modelmount", series("modelmount", 2, 4)), Row("a", "curl", series("curl", 6))]
-    path = tmp_path / "results" / "full.json"
+    path = tmp_path / "results" / "latest.json"
     report.write(path, {"cpus": 2}, [Outcome("a", 10, [*rows, Row("a", "modctl", reason="not to be had")])])
     document = json.loads(path.read_text())
     assert document == {
@@ -89,7 +89,7 @@ def test_the_document_has_the_shape_that_its_readers_know(tmp_path: Path) -> Non
 
 
 def test_cases_that_were_not_measured_stay_in_the_document(tmp_path: Path) -> None:
-    path = tmp_path / "full.json"
+    path = tmp_path / "latest.json"
     for case, wall in (("a", 1), ("b", 2), ("a", 3)):
         report.write(path, {}, [Outcome(case, 1, [Row(case, "modelmount", series("modelmount", wall))])])
     cases = json.loads(path.read_text())["cases"]
