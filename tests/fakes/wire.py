@@ -256,8 +256,8 @@ def server_context(tls: Tls) -> ssl.SSLContext:
 
 def _read(stream: Any) -> Asked | None:
     line = stream.readline().decode("latin-1").split()
-    if len(line) != 3:
-        return None
+    if len(line) != 3 or not line[2].startswith("HTTP/"):
+        return None  # the end of the connection, or bytes of something else, such as a handshake
     headers: dict[str, str] = {}
     while (header := stream.readline().decode("latin-1").strip()) != "":
         name, _, value = header.partition(":")
