@@ -285,7 +285,7 @@ def test_cancelling_the_check_of_the_old_bytes_keeps_them(store: Store) -> None:
         max_size=4,
     ),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_whatever_happens_to_the_files_nothing_wrong_is_believed(
     ends: list[int],
     clean: list[bool],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.content import journal
@@ -167,7 +167,6 @@ def test_lines_of_many_threads_stay_whole(files: Files) -> None:
 line = st.tuples(st.integers(0, 59), st.integers(1, 60), st.booleans())
 
 
-@settings(deadline=None)
 @given(lines=st.lists(line, max_size=12), flipped=st.sets(st.integers(0, 59), max_size=3))
 def test_exactly_the_union_of_the_right_lines_is_proved(
     lines: list[tuple[int, int, bool]], flipped: set[int], tmp_path_factory: pytest.TempPathFactory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.errors import BadArtifact
@@ -136,7 +136,6 @@ def test_many_names_under_one_directory_do_not_collide() -> None:
     assert paths.collisions(["a/b/c", "a/b/d", "a/e"], ["a", "a/b", "f"]) == ()
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("./a\\é\u0301\u202e\n", max_size=12))
 def test_what_passes_is_relative_stays_inside_and_passes_again(path: str) -> None:
     try:
@@ -151,7 +150,6 @@ def test_what_passes_is_relative_stays_inside_and_passes_again(path: str) -> Non
     assert not any(unicodedata.category(character) in {"Cc", "Cf", "Cs"} for character in checked)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("ab/", min_size=1, max_size=5).filter(lambda name: "//" not in f"/{name}/"), unique=True))
 def test_names_that_do_not_collide_can_all_be_made(names: list[str]) -> None:
     files, directories = set(names), {parent for name in names for parent in paths.parents(name)}

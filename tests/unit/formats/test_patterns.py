@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelmount.formats.patterns import MAX_PATTERN_CHARACTERS, Patterns
@@ -104,7 +104,7 @@ def test_a_list_means_what_it_means_to_git(repository: Path, patterns: list[str]
 PIECES = st.sampled_from(["*", "**", "/", "a", "sub", "deep", "original", ".bin", "?", "!", "[ab]", "[!a]", ".", "b"])
 
 
-@settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(PIECES, min_size=1, max_size=5).map("".join), min_size=1, max_size=3))
 def test_whatever_is_accepted_means_the_same_to_git(repository: Path, patterns: list[str]) -> None:
     try:

@@ -132,7 +132,7 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(members(), min_size=1, max_size=4))
 def test_layers_look_as_they_do_on_a_disk(layers: list[list[Member]]) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.oci import challenge
@@ -124,14 +124,12 @@ def test_long_values_take_no_quadratic_time() -> None:
         challenge.parse([hostile])
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=100), max_size=5))
 def test_no_header_raises(values: list[str]) -> None:
     for found in challenge.parse(values):
         assert found.scheme == found.scheme.lower()
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(TOKENS, st.dictionaries(TOKENS.map(str.lower), QUOTABLE, min_size=1, max_size=4)), max_size=5)
 )

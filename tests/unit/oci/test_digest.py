@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.errors import InvalidRequest
@@ -71,7 +71,6 @@ def test_hashing_compares_with_the_value() -> None:
     assert hasher.hexdigest() == long.hex
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_text_is_a_digest_or_refused(text: str) -> None:
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.oci import errcode
@@ -95,7 +95,6 @@ VALUES = st.none() | st.integers() | st.text(max_size=20) | st.lists(st.none(), 
 ERRORS = st.lists(st.dictionaries(st.sampled_from(["code", "message", "detail"]), VALUES) | VALUES, max_size=4)
 
 
-@settings(deadline=None)
 @given(st.binary() | st.one_of(ERRORS, VALUES).map(lambda value: json.dumps({"errors": value}).encode()))
 def test_no_body_raises_and_nothing_unprintable_comes_out(body: bytes) -> None:
     for found in errcode.parse(body):

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.errors import BadArtifact
@@ -222,7 +222,6 @@ VALUES = st.sampled_from(
 ) | st.text(max_size=5)
 
 
-@settings(deadline=None)
 @given(st.sampled_from([document(), index()]), st.dictionaries(KEYS, VALUES, max_size=4))
 def test_a_spoilt_document_is_read_or_refused(fields: dict[str, Any], spoilt: dict[str, Any]) -> None:
     try:
@@ -233,14 +232,12 @@ def test_a_spoilt_document_is_read_or_refused(fields: dict[str, Any], spoilt: di
     assert found.layers if isinstance(found, Manifest) else found.manifests
 
 
-@settings(deadline=None)
 @given(st.binary(), st.none() | st.text())
 def test_bytes_are_read_or_refused(data: bytes, media_type: str | None) -> None:
     with contextlib.suppress(BadArtifact):
         manifests.parse(data, media_type)
 
 
-@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

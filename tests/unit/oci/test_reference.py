@@ -7,7 +7,7 @@ import string
 import pytest
 from docker_image.reference import InvalidReference
 from docker_image.reference import Reference as Oracle
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelmount.errors import InvalidRequest
@@ -241,14 +241,12 @@ def oracle(text: str) -> tuple[str, str, str | None, str | None] | None:
     return registry.lower(), path, found["tag"], found["digest"]
 
 
-@settings(deadline=None)
 @given(VALID)
 def test_valid_references_read_as_in_the_field(text: str) -> None:
     registry, path, tag, digest = parts(text)
     assert (registry, path, tag if ":" in text.partition("/")[2].partition("@")[0] else None, digest) == oracle(text)
 
 
-@settings(deadline=None)
 @given(NEARLY | st.text(ALPHABET, max_size=40))
 @example("reg.io/" + "a" * MAX_PATH_CHARACTERS)
 @example("docker.io/" + "a" * MAX_PATH_CHARACTERS)
@@ -262,7 +260,6 @@ def test_nothing_is_accepted_that_the_field_refuses(text: str) -> None:
     assert (registry, path, digest) == (expected[0], expected[1], expected[3])
 
 
-@settings(deadline=None)
 @given(VALID | NEARLY | st.text())
 def test_canonical_text_is_a_fixed_point(text: str) -> None:
     try:

@@ -14,7 +14,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modelmount.errors import BadArtifact, Cancelled
@@ -278,7 +278,6 @@ def test_a_raw_blob_is_nothing_to_unpack(target: Directory) -> None:
     read=st.integers(1, 3000),
     encoding=st.sampled_from(SINGLES),
 )
-@settings(deadline=None)
 def test_frames_come_back_whole_however_the_blob_is_read(parts: list[bytes], read: int, encoding: Encoding) -> None:
     class Short(io.BytesIO):
         def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]

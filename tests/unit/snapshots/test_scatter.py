@@ -161,7 +161,7 @@ def archives(draw: st.DrawFn) -> bytes:
     return b"".join(parts) + draw(st.sampled_from([b"", bytes(512), END, bytes(10240)]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=archives(), buffers=st.lists(st.integers(1, 200_000), min_size=1), cuts=st.lists(st.floats(0, 1)))
 def test_whatever_the_pieces_and_the_ends_it_is_the_same(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, buffers: Sequence[int], cuts: Sequence[float]

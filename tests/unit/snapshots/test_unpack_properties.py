@@ -68,7 +68,6 @@ def fits_ustar(name: str) -> bool:
     number=st.integers(0, 0o7777777),
     end=st.sampled_from([b"", bytes(512), END, bytes(10240)]),
 )
-@settings(deadline=None)
 def test_what_an_honest_writer_writes_comes_back_as_it_was(
     tree: dict[str, bytes | None], dialect: int, encoding: Encoding, number: int, end: bytes
 ) -> None:
@@ -96,7 +95,6 @@ def survives(data: bytes, encoding: Encoding) -> None:
 
 
 @given(data=st.binary(max_size=4096), encoding=st.sampled_from(ENCODINGS))
-@settings(deadline=None)
 def test_arbitrary_bytes_are_refused_at_worst(data: bytes, encoding: Encoding) -> None:
     survives(data, encoding)
 
@@ -119,7 +117,7 @@ DAMAGE = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_s
 
 
 @given(parts=st.lists(PARTS, max_size=8), damage=DAMAGE, cut=st.integers(0, 8192), encoding=st.sampled_from(ARCHIVES))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_damaged_archives_are_refused_at_worst(
     parts: list[bytes], damage: list[tuple[int, int]], cut: int, encoding: Encoding
 ) -> None:
@@ -131,13 +129,13 @@ def test_damaged_archives_are_refused_at_worst(
 
 
 @given(fields=st.dictionaries(st.integers(0, 499), st.binary(min_size=1, max_size=12), max_size=4))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_headers_with_anything_in_them_and_a_right_checksum_are_refused_at_worst(fields: dict[int, bytes]) -> None:
     survives(header(b"a", 3, fields=fields) + bytes(1024), Encoding.TAR)
 
 
 @given(data=st.binary(max_size=2000), damage=DAMAGE, encoding=st.sampled_from(ENCODINGS))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_damaged_compression_is_refused_at_worst(
     data: bytes, damage: list[tuple[int, int]], encoding: Encoding
 ) -> None:
