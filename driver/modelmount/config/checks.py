@@ -31,7 +31,7 @@ _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5
 
 def problems(settings: Settings) -> list[str]:
     """Every mistake in values whose types are right, one sentence each."""
-    checks = (_paths, _sockets, _names, _hosts, _mirrors, _cache)
+    checks = (_paths, _programs, _sockets, _names, _hosts, _mirrors, _cache)
     return [problem for check in checks for problem in check(settings)]
 
 
@@ -42,13 +42,20 @@ def _paths(settings: Settings) -> Iterator[str]:
         "registration_dir": "" if settings.registration_dir == "none" else settings.registration_dir,
         "registration_endpoint": settings.registration_endpoint.removeprefix("unix://"),
         "auth.docker_config": settings.auth.docker_config,
+        "auth.provider_config": settings.auth.provider_config,
+        "auth.program_dir": settings.auth.program_dir,
         "hosts_dir": settings.hosts_dir,
         "cache.kubelet_config": settings.cache.kubelet_config,
         **{f"cache.image_roots[{n}]": path for n, path in enumerate(settings.cache.image_roots)},
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},
         **{f'registries."{host}".ca_file': each.ca_file for host, each in settings.registries.items()},
     }
-    required = {"root", "kubelet_root", "auth.docker_config", *(k for k in named if k.endswith(("]", "ca_file")))}
+    required = {
+        "root",
+        "kubelet_root",
+        *(k for k in named if k.startswith("auth.")),
+        *(k for k in named if k.endswith(("]", "ca_file"))),
+    }
     for key, path in named.items():
         if path is None or (not path and key not in required):
             continue
@@ -86,6 +93,11 @@ def _sockets(settings: Settings) -> Iterator[str]:
         match = _ADDRESS.fullmatch(settings.metrics_address)
         if match is None or int(match["port"]) > 65535:
             yield f"metrics_address must be host:port or :port, not {words.shown(settings.metrics_address)}"
+
+
+def _programs(settings: Settings) -> Iterator[str]:
+    if settings.auth.provider_config is not None and settings.auth.program_dir is None:
+        yield "auth.provider_config needs auth.program_dir, the directory with the programs it names"
 
 
 def _names(settings: Settings) -> Iterator[str]:

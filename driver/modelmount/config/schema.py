@@ -30,6 +30,10 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
     server: str = ""
     """URL of the registry's API where it isn't `https://<host>/v2`."""
+    service_account_audience: str = ""
+    """Audience of the service account tokens that this registry's token server exchanges (RFC 8693). Empty: it is shown
+    none.
+    """
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +45,16 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
     docker_config: str | None = None
     """Path of a docker `config.json` whose credentials are used when the pod brings none."""
+    provider_config: str | None = None
+    """Path of the kubelet's CredentialProviderConfig (`--image-credential-provider-config`), whose plugins are asked
+    where nothing else has a credential. Needs `program_dir`.
+    """
+    program_dir: str | None = None
+    """Directory with those plugins (`--image-credential-provider-bin-dir`), and with the `docker-credential-*` helpers
+    that `docker_config` names. No program outside of it is started.
+    """
+    program_seconds: Annotated[float, msgspec.Meta(gt=0, le=60)] = 20.0
+    """How long one of these programs may take."""
 
 
 class Pull(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

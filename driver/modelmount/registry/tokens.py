@@ -1,6 +1,7 @@
 """Bearer tokens: fetched from token servers, kept until shortly before they expire, fetched once for all who wait.
 
-Protocol: distribution "Token Authentication Specification" (GET) and "OAuth2" (POST, for identity tokens).
+Protocol: distribution "Token Authentication Specification" (GET) and "OAuth2" (POST, for identity tokens); RFC 8693
+(POST too, for tokens of service accounts).
 """
 
 from __future__ import annotations
@@ -110,12 +111,8 @@ def basic(username: str, password: str) -> str:
 def _question(key: Key, what: str) -> Request:
     credential = key.credential
     fields = {"service": key.service, "scope": key.scope}
-    if credential.identity_token:
-        fields |= {
-            "grant_type": "refresh_token",
-            "refresh_token": credential.identity_token,
-            "client_id": "modelmount",
-        }
+    if credential.identity_token or credential.account_token:
+        fields |= _grant(credential)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         return Request("POST", key.server, key.registry, what, headers, urllib.parse.urlencode(fields).encode())
     query = urllib.parse.urlencode({name: value for name, value in fields.items() if value})
@@ -125,9 +122,22 @@ def _question(key: Key, what: str) -> Request:
     return Request("GET", server, key.registry, what, headers)
 
 
+def _grant(credential: Credential) -> dict[str, str]:
+    """What is exchanged, and how."""
+    if credential.identity_token:
+        return {"grant_type": "refresh_token", "refresh_token": credential.identity_token, "client_id": "modelmount"}
+    return {
+        "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+        "subject_token": credential.account_token,
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "client_id": "modelmount",
+    }
+
+
 def _refusal(answer: Answer, key: Key, what: str) -> Exception:
     # RFC 6749 §5.2: an invalid grant is a 400.
-    if answer.status in {401, 403} or (answer.status == 400 and key.credential.identity_token):
+    exchanged = key.credential.identity_token or key.credential.account_token
+    if answer.status in {401, 403} or (answer.status == 400 and exchanged):
         return answers.no_access(what, key.credential, 401)
     if answer.status == 404:
         return Unavailable(f"{what}: the token server {key.server} doesn't exist (404); have the registry checked")

@@ -32,7 +32,7 @@ from modelmount.system.target import TargetRoots
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.leases import Lease, Leases, Owner
 from modelmount.volumes.publications import Publications, Wanted
-from modelmount.volumes.volume import VolumeSpec, pod_uid, significant
+from modelmount.volumes.volume import VolumeSpec, account_tokens, pod_uid, significant
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +90,10 @@ class Pulls(Protocol):
 class FindsCredentials(Protocol):
     """Knows what to show to a registry: `registry.credentials.Credentials`."""
 
-    def find(self, repository: Repository, secrets: Mapping[str, str]) -> Credential:
-        """The credential for this repository: the volume's own, else the node's, else anonymous."""
+    def find(self, repository: Repository, secrets: Mapping[str, str], tokens: str = "") -> Credential:
+        """The credential for this repository: the volume's own, that of the pod's service account, the node's, else
+        anonymous.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,17 +210,16 @@ class Publisher:
             lease = self._publications.make(wanted, None, attempt)
             if lease is not None:
                 return "remounted", lease
-        return self._decide(wanted, now.binding, request.secrets, attempt)
+        return self._decide(wanted, now.binding, request, attempt)
 
-    def _decide(
-        self, wanted: Wanted, lease: Lease | None, secrets: Mapping[str, str], attempt: Attempt
-    ) -> tuple[How, Lease]:
+    def _decide(self, wanted: Wanted, lease: Lease | None, request: Request, attempt: Attempt) -> tuple[How, Lease]:
         """Prove access, then mount what is here or pull it. A lease pins the digest: by that, never by tag."""
         wanted.spec.check_allowed(self._settings)
         reference, policy, choice = wanted.spec.reference, wanted.spec.pull_policy, wanted.spec.choice
         if lease is not None and not lease.adopted:
             reference, choice = replace(reference, tag=None, digest=lease.model.manifest), ANY
-        credential = self._credentials.find(reference.repository, secrets)
+        tokens = account_tokens(request.attributes, request.secrets)
+        credential = self._credentials.find(reference.repository, request.secrets, tokens)
         model = self._resolver.resolve(reference, policy, credential, choice)
         made = self._publications.make(wanted, model, attempt)
         if made is not None:

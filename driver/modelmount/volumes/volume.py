@@ -17,6 +17,8 @@ from modelmount.volumes.choices import quoted
 
 KUBERNETES_PREFIX = "csi.storage.k8s.io/"
 """Keys the kubelet adds (pod, service account, tokens): never part of what a volume is."""
+TOKENS_KEY = KUBERNETES_PREFIX + "serviceAccount.tokens"
+"""Where the kubelet puts the tokens of `tokenRequests`: among the secrets, older ones among the attributes."""
 IGNORED_KEYS = frozenset({"storage.kubernetes.io/csiProvisionerIdentity"})
 """Keys that sidecars write into a PV's attributes."""
 KNOWN_KEYS = ("model", "pullPolicy", "mode", *choices.KEYS)
@@ -102,6 +104,11 @@ def pod_name(attributes: Mapping[str, str]) -> str:
     """`namespace/name` of that pod, for logs."""
     name = attributes.get(KUBERNETES_PREFIX + "pod.name", "")
     return f"{attributes.get(KUBERNETES_PREFIX + 'pod.namespace', '')}/{name}" if name else ""
+
+
+def account_tokens(attributes: Mapping[str, str], secrets: Mapping[str, str]) -> str:
+    """The tokens of the pod's service account, as the kubelet wrote them; empty where CSIDriver asks for none."""
+    return secrets.get(TOKENS_KEY) or attributes.get(TOKENS_KEY, "")
 
 
 def _policy(text: str) -> PullPolicy:

@@ -167,6 +167,28 @@ def test_an_identity_token_is_exchanged_by_post(server: WireServer, make_client:
         fetch(make_client(settings_for(server)), server, credential)
 
 
+def test_a_service_accounts_token_is_exchanged_by_post_and_shown_to_the_token_server_alone(
+    server: WireServer, make_client: MakeClient
+) -> None:
+    server.on(TAGGED, behind({"Bearer access"}, bearer(f"{server.url}/token", service="registry"), 'Basic realm="x"'))
+    server.on("/token", document({"access_token": "access", "expires_in": 300}))
+    credential = Credential(account_token="jwt.of.pod")
+    assert fetch(make_client(settings_for(server)), server, credential) == MANIFEST
+    (asked,) = server.asked("/token")
+    assert urllib.parse.parse_qs(asked.body.decode()) == {
+        "grant_type": ["urn:ietf:params:oauth:grant-type:token-exchange"],
+        "subject_token": ["jwt.of.pod"],
+        "subject_token_type": ["urn:ietf:params:oauth:token-type:jwt"],
+        "service": ["registry"],
+        "scope": ["repository:llm/tiny:pull"],
+        "client_id": ["modelmount"],
+    }
+    assert shown(server, TAGGED) == [None, "Bearer access"]
+    server.on("/token", document({"error": "invalid_grant"}, 400))
+    with pytest.raises(Forbidden, match="not found or no access"):
+        fetch(make_client(settings_for(server)), server, credential)
+
+
 def test_a_registry_token_goes_to_the_registry_alone(server: WireServer, make_client: MakeClient) -> None:
     server.on(TAGGED, behind({"Bearer mine"}, bearer(f"{server.url}/token"), 'Basic realm="x"'))
     client = make_client(settings_for(server))

@@ -136,6 +136,13 @@ def test_a_pods_name_and_uid_are_read_for_logs() -> None:
     assert (volume.pod_name({}), volume.pod_uid({})) == ("", "")
 
 
+def test_tokens_of_service_accounts_are_looked_for_among_the_secrets_first() -> None:
+    key = "csi.storage.k8s.io/serviceAccount.tokens"
+    assert volume.account_tokens({key: "context"}, {key: "secret"}) == "secret"
+    assert volume.account_tokens({key: "context"}, {"other": "secret"}) == "context"
+    assert volume.account_tokens({"model": MODEL}, {}) == ""
+
+
 @given(
     st.dictionaries(st.sampled_from(["model", "pullPolicy", "mode", "x"]) | st.text(max_size=20), st.text(max_size=99))
 )

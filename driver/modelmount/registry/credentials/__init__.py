@@ -1,8 +1,14 @@
-"""Whose credential is shown to a registry: the volume's own Secret, else the node's docker configuration, else none.
+"""Whose credential is shown to a registry. The first of these that has one for the repository:
+
+1. the volume's own Secret: `.dockerconfigjson`, `.dockercfg`, `username` and `password`, `token`;
+2. the token of the pod's service account, for registries that the admin gave an audience;
+3. the node's docker configuration: its entries, then the helper program it names;
+4. the kubelet's credential provider plugins;
+5. none.
 
 Rule of this room: a way to find one is a file of its own that knows nothing of the others, and one step in
 `Credentials`. What is malformed is named by its key; nothing of a Secret ever gets into a message, a log, a repr or the
-cause of an error.
+cause of an error. Programs are the node's own, in one directory that the admin names; nothing of a volume names one.
 """
 
 from __future__ import annotations
@@ -14,8 +20,10 @@ from typing import Final
 from modelmount.config import Settings
 from modelmount.errors import InvalidRequest, Unavailable
 from modelmount.oci.reference import Repository
-from modelmount.registry.credentials import dockerconfig, secret
+from modelmount.registry.credentials import accounts, dockerconfig, helpers, secret
 from modelmount.registry.credentials.base import Credential
+from modelmount.registry.credentials.kept import Answer, Kept
+from modelmount.registry.credentials.plugins import Plugins
 
 __all__ = ["Credential", "Credentials"]
 
@@ -23,35 +31,66 @@ _DOCKER_KEYS: Final = (".dockerconfigjson", ".dockercfg")
 
 
 class Credentials:
-    """Finds credentials. Thread-safe; keeps nothing: the node's file is read each time, since it may be rotated."""
+    """Finds credentials. Thread-safe; the node's files are read each time, since they may be rotated, and only answers
+    of programs are kept.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        """Reads nothing yet."""
-        self._docker_config = settings.auth.docker_config
+        """Reads and starts nothing yet."""
+        self._settings, self._auth = settings, settings.auth
+        self._kept = Kept()
+        self._plugins: Plugins | None = None
+        if self._auth.provider_config is not None and self._auth.program_dir is not None:
+            config, directory = Path(self._auth.provider_config), Path(self._auth.program_dir)
+            self._plugins = Plugins(config, directory, self._auth.program_seconds, self._kept)
 
-    def find(self, repository: Repository, secrets: Mapping[str, str]) -> Credential:
+    def find(self, repository: Repository, secrets: Mapping[str, str], tokens: str = "") -> Credential:
         """The credential for `repository`; anonymous where there is none.
 
         `secrets` are a volume's: the keys of a pull Secret come first, then `username` and `password`, then `token`;
-        keys that are none of these don't matter. A Secret without an entry for this registry is as good as none. Raises
-        InvalidRequest for a malformed Secret, Unavailable for a malformed or unreadable file of the node.
+        keys that are none of these don't matter. A Secret without an entry for this registry is as good as none.
+        `tokens` are those of the pod's service account, as the kubelet writes them. Raises InvalidRequest for what is
+        malformed of these, Unavailable for a malformed or unreadable file and a failing program of the node. Blocks for
+        as long as a program may take.
         """
         for key in _DOCKER_KEYS:
             if secrets.get(key):
                 found = dockerconfig.find(secrets[key], repository, f"the Secret's key {key}")
                 if found is not None:
                     return found
-        return secret.find(secrets) or self._of_the_node(repository) or Credential.anonymous()
+        audience = self._settings.registry(repository.registry).service_account_audience
+        return (
+            secret.find(secrets)
+            or accounts.find(tokens, audience)
+            or self._of_the_node(repository)
+            or (self._plugins.find(repository, tokens) if self._plugins is not None else None)
+            or Credential.anonymous()
+        )
 
     def _of_the_node(self, repository: Repository) -> Credential | None:
-        if self._docker_config is None:
+        if self._auth.docker_config is None:
             return None
-        what = f"the node's docker configuration {self._docker_config}"
+        what = f"the node's docker configuration {self._auth.docker_config}"
         try:
-            return dockerconfig.find(Path(self._docker_config).read_text("utf-8"), repository, what)
+            text = Path(self._auth.docker_config).read_text("utf-8")
+            found = dockerconfig.find(text, repository, what)
+            return found if found is not None else self._of_a_helper(text, repository, what)
         except OSError as e:
             raise Unavailable(f"{what} can't be read ({e.strerror}); the admin has to put it right") from e
         except UnicodeDecodeError:
             raise Unavailable(f"{what} isn't text; the admin has to put it right") from None
         except InvalidRequest as e:
             raise Unavailable(f"{e.message}; the admin has to put it right") from e
+
+    def _of_a_helper(self, text: str, repository: Repository, what: str) -> Credential | None:
+        named = dockerconfig.helper(text, repository, what)
+        if named is None or self._auth.program_dir is None:
+            return None
+        name, server = named
+        key, directory, seconds = ("helper", name, server), Path(self._auth.program_dir), self._auth.program_seconds
+
+        def ask() -> Answer:
+            return Answer(key, helpers.ask(directory, name, server, what, seconds), helpers.KEPT_SECONDS)
+
+        entry = self._kept.get((key,), seconds, ask)
+        return dockerconfig.among({repository.registry: entry}, repository, f"the answer of credential helper {name}")

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 class Credential:
     """Nothing (anonymous), a name and password, or a token. Equal ones open the same doors, so it is a key of caches.
 
-    `identity_token` is exchanged for access tokens at the registry's token server; `registry_token` goes to the
-    registry itself. Where there is one, name and password don't count. No secret shows in its repr or text.
+    `identity_token` and `account_token` (of a pod's service account) are exchanged for access tokens at the registry's
+    token server; `registry_token` goes to the registry itself. Where there is one, name and password don't count. No
+    secret shows in its repr or text.
     """
 
     username: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     identity_token: str = field(default="", repr=False)
     registry_token: str = field(default="", repr=False)
+    account_token: str = field(default="", repr=False)
 
     @classmethod
     def anonymous(cls) -> Credential:
@@ -31,7 +33,8 @@ class Credential:
     @property
     def has_password(self) -> bool:
         """Whether it is a name and password."""
-        return bool(self.username or self.password) and not self.identity_token and not self.registry_token
+        tokens = self.identity_token or self.registry_token or self.account_token
+        return bool(self.username or self.password) and not tokens
 
     def __repr__(self) -> str:
         """Its kind alone."""

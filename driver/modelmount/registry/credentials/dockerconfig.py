@@ -13,7 +13,7 @@ import base64
 import binascii
 import fnmatch
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelmount.errors import InvalidRequest
@@ -22,6 +22,8 @@ from modelmount.registry.credentials.base import Credential
 
 MAX_CHARACTERS = 1 << 20
 """More than a Secret can hold."""
+_HUB_SERVER = "https://index.docker.io/v1/"
+"""What helpers know Docker Hub by."""
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
@@ -29,17 +31,43 @@ def find(text: str, repository: Repository, what: str) -> Credential | None:
     """The credential for `repository` in a `config.json` (`auths` inside) or the older form (entries on top); None when
     no entry is for it.
 
-    Entries without a credential, such as those that stand for a helper program, are passed over; those for others are
-    not looked into. `what` names the text's origin. Raises InvalidRequest, without anything of the text, when it can't
-    be used.
+    Entries without a credential are passed over; those for others are not looked into. `what` names the text's origin.
+    Raises InvalidRequest, without anything of the text, when it can't be used.
     """
-    matching = [(place, entry) for place, entry in _entries(text, what) if place.matches(repository)]
+    return among(_entries(_document(text, what), what), repository, what)
+
+
+def among(entries: Mapping[str, object], repository: Repository, what: str) -> Credential | None:
+    """The same of entries by their names, as they stand in `auths`."""
+    places = [(_Place.read(name), entry) for name, entry in entries.items() if isinstance(entry, dict)]
+    matching = [(place, entry) for place, entry in places if place.matches(repository)]
     matching.sort(key=lambda pair: pair[0].rank, reverse=True)
     for place, entry in matching:
         credential = _credential(entry, f"{what}, entry {place.name!a}")
         if credential is not None:
             return credential
     return None
+
+
+def names(pattern: str, repository: Repository) -> bool:
+    """Whether an entry of this name is for `repository`."""
+    return _Place.read(pattern).matches(repository)
+
+
+def helper(text: str, repository: Repository, what: str) -> tuple[str, str] | None:
+    """Which helper program has the credential for `repository`, and the server that it is asked about; None where none
+    is named. The registry's own (`credHelpers`) comes before that of all (`credsStore`). Raises like `find`.
+    """
+    document = _document(text, what)
+    server = _HUB_SERVER if repository.registry == "docker.io" else repository.registry
+    own = document.get("credHelpers", {})
+    if isinstance(own, dict):
+        hosts = _HUB_NAMES | {_HUB_SERVER} if repository.registry == "docker.io" else {repository.registry}
+        for host, name in own.items():
+            if host in hosts and isinstance(name, str) and name:
+                return name, server
+    name = document.get("credsStore")
+    return (name, server) if isinstance(name, str) and name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +116,7 @@ def _split(host: str) -> tuple[str, str]:
     return (name, port) if colon and port.isdigit() else (host, "")
 
 
-def _entries(text: str, what: str) -> Iterator[tuple[_Place, Mapping[str, object]]]:
+def _document(text: str, what: str) -> Mapping[str, object]:
     try:
         document = json.loads(text) if len(text) <= MAX_CHARACTERS else None
     except (ValueError, RecursionError):
@@ -96,12 +124,14 @@ def _entries(text: str, what: str) -> Iterator[tuple[_Place, Mapping[str, object
         document = None
     if not isinstance(document, dict):
         raise InvalidRequest(f"{what} isn't the JSON of a docker configuration; write it as `docker login` does")
+    return document
+
+
+def _entries(document: Mapping[str, object], what: str) -> Mapping[str, object]:
     entries = document.get("auths", {} if "credHelpers" in document or "credsStore" in document else document)
     if not isinstance(entries, dict):
         raise InvalidRequest(f'{what}: "auths" isn\'t a table of registries; write it as `docker login` does')
-    for name, entry in entries.items():
-        if isinstance(entry, dict):
-            yield _Place.read(name), entry
+    return entries
 
 
 def _credential(entry: Mapping[str, object], what: str) -> Credential | None:
