@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test check bench bench-quick protos tools requirements clean
+.PHONY: help setup demo test check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ bench-quick: setup  ## the same on small sizes, in minutes: bench/results/quick.
 
 protos: setup  ## generate csi/ from protos/
 	@scripts/protos
+
+manifests: setup  ## write deploy/manifests and the values' schema from the chart
+	@scripts/manifests
 
 tools: setup  ## build the pinned Go programs into the cache
 	@scripts/tools

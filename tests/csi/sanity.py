@@ -7,7 +7,6 @@ A suite that skips what it can't do reports success; so callers assert the list 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.fakes import mounts
+from tests.fakes.tools import tool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT_SECONDS = 300.0
@@ -48,17 +48,7 @@ class Report:
 
 def program() -> Path:
     """The binary that scripts/tools built. Raises FileNotFoundError when it isn't there."""
-    cache = os.environ.get("MODELMOUNT_TOOLS")
-    if not cache:
-        cache = f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/modelmount/tools"
-    for line in (ROOT / "scripts/tools.list").read_text().splitlines():
-        name, _, rest = line.partition(" ")
-        if name == "csi-sanity":
-            path = Path(cache) / f"{name}-{rest.split()[1]}" / name
-            if path.exists():
-                return path
-            raise FileNotFoundError(f"{path} is not built; run scripts/tools")
-    raise FileNotFoundError("scripts/tools.list has no csi-sanity")
+    return tool("csi-sanity")
 
 
 def run(

@@ -191,10 +191,16 @@ def test_the_health_check_has_a_port_that_somebody_serves(node: Object) -> None:
     spec = node["spec"]["template"]["spec"]
     driver = container(spec)
     (port,) = driver["ports"]
-    assert driver["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": port["name"]}
+    address = config.load(None, environment(spec)).metrics_address
+    assert address.endswith(f":{port['containerPort']}")
     prober = [c for c in spec["containers"] if c["name"] == "livenessprobe"]
-    served = prober[0]["args"] if prober else [config.load(None, environment(spec)).metrics_address]
-    assert any(text.endswith(f":{port['containerPort']}") for text in served)
+    probed = driver["livenessProbe"]["httpGet"]
+    assert probed["path"] == "/healthz"
+    if prober:
+        assert f"--http-endpoint=:{probed['port']}" in prober[0]["args"]
+        assert probed["port"] != port["containerPort"]
+    else:
+        assert probed["port"] == port["name"]
 
 
 @pytest.mark.parametrize("file", ["daemonset.yaml", "daemonset-sidecars.yaml", "controller.yaml"])
