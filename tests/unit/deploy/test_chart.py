@@ -70,6 +70,7 @@ EVERYTHING: Object = {
         },
     ],
     "openshift": {"privilegedSCC": True},
+    "csiDriver": {"tokenRequests": [{"audience": "models.example.com"}], "tokensInSecrets": True},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     "networkPolicy": {"enabled": True, "scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "namespace": {"create": True},
