@@ -151,7 +151,7 @@ def build(settings: Settings, live: Live | None = None) -> Node:
         found = mirrors.before(RegistrySource(client, model.repository, credential), model.repository)
         return ThrottledSource(found, bandwidth) if bandwidth is not None else found
 
-    resolver = Resolver(store, client, prove=settings.auth.verification == "always")
+    resolver = Resolver(store, client, settings.auth)
     collector = Collector(store, lambda: live.cache)
     puller = Puller(store, resolver, source, Admission(collector, live), settings)
     publisher = Publisher(store, resolver, puller, credentials, settings)

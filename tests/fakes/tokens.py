@@ -52,7 +52,7 @@ class TokenServer:
 
     `users` and `anonymous` may be changed while it runs. `lifetime_seconds` is what tokens really last (the registry
     allows 60 s of leeway) and, unless `expires_in` says something else, what the answer promises. `harbor_style`
-    answers 200 with a powerless token for wrong credentials, where others say 401.
+    answers 200 with a powerless token for wrong credentials, where others say 401. While `broken`, it answers 503.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class TokenServer:
         self.lifetime_seconds = lifetime_seconds
         self.expires_in = expires_in
         self.harbor_style = harbor_style
+        self.broken = False
         self.requests: list[TokenRequest] = []
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._certificate = _self_signed(self._key)
@@ -100,6 +101,8 @@ class TokenServer:
 
     def answer(self, query: str, authorization: str | None) -> tuple[int, dict[str, Any]]:
         """Status and document for one request."""
+        if self.broken:
+            return 503, {}
         scopes = tuple(s for s in urllib.parse.parse_qs(query).get("scope", []))
         name, allowed, wrong = self._who(authorization)
         if wrong and not self.harbor_style:

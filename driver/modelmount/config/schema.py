@@ -30,6 +30,13 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
     server: str = ""
     """URL of the registry's API where it isn't `https://<host>/v2`."""
+    sharing: Literal["repository", "proof"] = "repository"
+    """What of other repositories is taken over when one of this registry names it. `repository`: nothing, it is
+    downloaded once more, and kept once. `proof`: large blobs, after 64 random ranges were compared with what this
+    registry sends; its operator can see by that what is on this node.
+    """
+    audit: bool = False
+    """Prove access by fetching the manifest instead of asking for its headers: some registries log only that."""
     service_account_audience: str = ""
     """Audience of the service account tokens that this registry's token server exchanges (RFC 8693). Empty: it is shown
     none.
@@ -39,10 +46,14 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who may read what is cached already."""
 
-    verification: Literal["always", "never"] = "always"
-    """`always`: each first publish proves its own access with one manifest request. `never`: whatever is cached here is
-    readable by every pod.
+    verification: Literal["always", "record", "never"] = "always"
+    """`always`: each first publish proves its own access with one manifest request. `record`: not where the registry
+    agreed to the same credential within `record_seconds`. `never`: whatever is cached here is readable by every pod.
     """
+    record_seconds: LongSeconds = 3600.0
+    """How long a proof counts with `record`; 0 means for as long as the model is here."""
+    grace_seconds: LongSeconds = 86400.0
+    """How long a proof counts while the registry is down, also with `always`; 0: new pods don't start then."""
     docker_config: str | None = None
     """Path of a docker `config.json` whose credentials are used when the pod brings none."""
     provider_config: str | None = None

@@ -34,8 +34,18 @@ class Backoff:
     than any is ever set comes from a clock that was wrong, and bars nothing.
     """
 
-    def __init__(self, store: Store, digest: Digest, scope: str, source: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        digest: Digest,
+        scope: str,
+        source: str,
+        *,
+        first_seconds: float = FIRST_SECONDS,
+        last_seconds: float = LAST_SECONDS,
+    ) -> None:
         """Nothing is read or written yet."""
+        self._first, self._last = first_seconds, last_seconds
         if len(source) > _PLAIN_CHARACTERS or not source.isascii():
             source = hashlib.sha256(source.encode()).hexdigest()[:32]
         self._path = store.root / "backoff" / f"{digest.hex}-{scope}-{source}.json"
@@ -47,14 +57,14 @@ class Backoff:
         if record is None:
             return
         wait = record.next_try - time.time()
-        if 0 < wait <= LAST_SECONDS:
+        if 0 < wait <= self._last:
             raise IntegrityError(f"{record.reason}; not asked again for {wait:.0f} s (tried {record.count} times)")
 
     def punish(self, reason: str) -> None:
         """Remember wrong bytes: each time twice as long. A bar that can't be written is logged and doesn't stand."""
         record = self._read()
         count = record.count + 1 if record else 1
-        delay = min(FIRST_SECONDS * 2 ** min(count - 1, 16), LAST_SECONDS)
+        delay = min(self._first * 2 ** min(count - 1, 16), self._last)
         data = msgspec.json.encode(_Record(time.time() + delay, count, reason))
         try:
             with self._store.locks.shared():

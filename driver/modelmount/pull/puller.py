@@ -21,7 +21,7 @@ from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace, Unavailable
 from modelmount.formats.selection import Selection
 from modelmount.oci.digest import Digest
-from modelmount.pull import verdicts
+from modelmount.pull import possession, verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
 from modelmount.pull.plan import Plan, make_plan
@@ -196,7 +196,7 @@ class Puller:
         verdicts.record_facts(store, plan.facts(model.manifest))
         _warn(plan.layout.warnings)
         while True:
-            self._fetch_missing(transfer, plan, record, job)
+            self._fetch_missing(transfer, source, plan, record, job)
             job.progress.enter("linking")
             with store.locks.shared():
                 placement = plan.placement(store, scope)
@@ -205,8 +205,10 @@ class Puller:
                     return trees.build(store, scope, model.manifest, job.selection.key, placement)
             log.warning("content vanished before it was linked; fetching it again")
 
-    def _fetch_missing(self, transfer: Transfer, plan: Plan, record: PullRecord, job: Job) -> None:
+    def _fetch_missing(self, transfer: Transfer, source: BlobSource, plan: Plan, record: PullRecord, job: Job) -> None:
         missing = plan.missing(self._store, transfer.scope)
+        if job.fetches and self._settings.registry(job.model.repository.registry).sharing == "proof":
+            missing = possession.take_over(self._store, transfer.scope, source, missing, job.cancel)
         if not job.fetches and any(part.needs_bytes(self._store, transfer.scope) for part in missing):
             raise not_here(job.model)
         job.progress.expect(part.expected for part in plan.parts)

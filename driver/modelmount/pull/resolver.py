@@ -11,13 +11,14 @@ import hashlib
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from modelmount import formats
+from modelmount.config import Auth
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, InvalidRequest, Precondition
 from modelmount.formats import ANY, Choice
@@ -25,6 +26,7 @@ from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index, Manifest
 from modelmount.oci.reference import Reference, Repository
+from modelmount.pull.proofs import Proof, Proofs
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
 from modelmount.system import atomic
@@ -39,6 +41,8 @@ class Model:
 
     repository: Repository
     manifest: Digest
+    proof: Proof = field(default="off", compare=False)
+    """By what its caller may read it."""
 
     def __str__(self) -> str:
         """Repository and digest, as an admin would pin it."""
@@ -76,9 +80,10 @@ def not_here(what: Reference | Model) -> Precondition:
 class Resolver:
     """Resolves and proves. Thread-safe; blocks on the network for at most the client's document timeouts."""
 
-    def __init__(self, store: Store, client: Client, *, prove: bool) -> None:
-        """`prove` is the admin's `auth.verification = "always"`."""
-        self._store, self._client, self._prove = store, client, prove
+    def __init__(self, store: Store, client: Client, auth: Auth) -> None:
+        """`auth` is the admin's word on who may read what is here."""
+        self._store, self._client = store, client
+        self._proofs = Proofs(store, auth)
 
     def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential, choice: Choice = ANY) -> Model:
         """The manifest `reference` means now, on disk and available to its scope; of an index what `choice` says.
@@ -91,16 +96,16 @@ class Resolver:
         if known is None and policy == "Never":
             known = self._here(reference)
             if known is None:
+                self._ask(reference, credential)
                 raise not_here(reference)
         if known is not None and (policy != "Always" or reference.digest is not None):
-            model = Model(repository, Digest.parse(known.manifest))
-            if self._prove:
-                self._client.exists(repository, Digest.parse(known.digest), credential)
-            return model
+            digest, manifest = Digest.parse(known.digest), Digest.parse(known.manifest)
+            return Model(repository, manifest, self._prove(reference, digest, manifest, credential))
         top, found = self._fetch_top(reference, credential, known)
-        model = Model(repository, self._choose(repository, top, found, credential, choice))
-        self._remember(reference, choice, top, model.manifest)
-        return model
+        manifest = self._choose(repository, top, found, credential, choice)
+        self._remember(reference, choice, top, manifest)
+        self._proofs.record(repository, top, manifest, credential)
+        return Model(repository, manifest, "registry" if self._proofs.wanted else "off")
 
     def manifest(self, model: Model, credential: Credential) -> Manifest:
         """The parsed manifest of `model`, downloaded by digest when this scope doesn't have it."""
@@ -118,13 +123,31 @@ class Resolver:
 
     # -- inside
 
+    def _prove(self, reference: Reference, digest: Digest, manifest: Digest, credential: Credential) -> Proof:
+        """Refusals call it by its reference: who may not read it doesn't learn that, or as what, it is here."""
+        repository = reference.repository
+
+        def ask() -> None:
+            self._client.exists(repository, digest, credential, str(reference))
+
+        return self._proofs.prove(repository, digest, manifest, credential, ask)
+
+    def _ask(self, reference: Reference, credential: Credential) -> None:
+        """Return when this credential may read what isn't here: only then its caller is told so."""
+        if not self._proofs.wanted:
+            return
+        if reference.digest is not None:
+            self._client.exists(reference.repository, reference.digest, credential, str(reference))
+        else:
+            self._client.resolve(reference.repository, reference.tag or "latest", credential)
+
     def _fetch_top(
         self, reference: Reference, credential: Credential, known: Ref | None
     ) -> tuple[Digest, Manifest | Index]:
         repository = reference.repository
         if reference.digest is not None:
-            if self._prove and self._store.has_blob(reference.digest, repository.scope):
-                self._client.exists(repository, reference.digest, credential)
+            if self._proofs.wanted and self._store.has_blob(reference.digest, repository.scope):
+                self._client.exists(repository, reference.digest, credential, str(reference))
             return reference.digest, self._document(repository, reference.digest, credential)
         tag = reference.tag or "latest"
         if known is not None:

@@ -71,19 +71,24 @@ class Client:
         self._policy = policy or Policy()
         self._closing = threading.Event()
 
-    def exists(self, repository: Repository, digest: Digest, credential: Credential) -> None:
-        """Return when this credential can read the manifest `digest`: one HEAD where the registry does HEAD.
+    def exists(self, repository: Repository, digest: Digest, credential: Credential, called: str = "") -> None:
+        """Return when this credential can read the manifest `digest`: one HEAD where the registry does HEAD, unless the
+        admin wants a GET (`audit`). Messages name it as it was `called`.
 
         Where it refuses, or says something odd, a GET decides, whose answer has reasons in it; then BadArtifact and
         IntegrityError are possible as with `manifest`.
         """
-        said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline))
+        what = called or _name(repository, digest)
+        said: str | None = None
+        if not self._settings.registry(repository.registry).audit:
+            said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline, what))
         if said not in {"", str(digest)}:
-            self.manifest(repository, digest, credential)
+            self._patiently(lambda deadline: self._manifest(repository, digest, credential, deadline, what))
 
     def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:
         """The digest that `tag` has now: the registry's word where a HEAD gives it, else that of the bytes of a GET."""
-        said = self._patiently(lambda deadline: self._head(repository, tag, credential, deadline))
+        what = _name(repository, tag)
+        said = self._patiently(lambda deadline: self._head(repository, tag, credential, deadline, what))
         try:
             return Digest.parse(said or "")
         except InvalidRequest:
@@ -94,7 +99,8 @@ class Client:
         for, BadArtifact when there are more than MAX_DOCUMENT_BYTES, Unavailable when a tag's aren't those of the
         digest that the registry names beside them: they were damaged or cut on the way.
         """
-        return self._patiently(lambda deadline: self._manifest(repository, tag, credential, deadline))
+        what = _name(repository, tag)
+        return self._patiently(lambda deadline: self._manifest(repository, tag, credential, deadline, what))
 
     def blob(
         self,
@@ -146,9 +152,10 @@ class Client:
                 if self._closing.wait(wait):
                     raise
 
-    def _manifest(self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float) -> Document:
-        what = _name(repository, tag)
-        with self._manifest_answer("GET", repository, tag, credential, deadline) as answer:
+    def _manifest(
+        self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str
+    ) -> Document:
+        with self._manifest_answer("GET", repository, tag, credential, deadline, what) as answer:
             if answer.status != 200:
                 raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
             data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
@@ -158,22 +165,24 @@ class Client:
             raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
         return Document(data, media_type, _verified(data, tag, what, named))
 
-    def _head(self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float) -> str | None:
+    def _head(
+        self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str
+    ) -> str | None:
         """What the registry says the digest is, empty where it says nothing; None when only a GET can tell more."""
-        with self._manifest_answer("HEAD", repository, tag, credential, deadline) as answer:
+        with self._manifest_answer("HEAD", repository, tag, credential, deadline, what) as answer:
             if answer.status in _NOT_ABOUT_HEAD:
                 home = endpoint.home(self._settings, repository.registry)
-                raise answers.meaning(answer, _name(repository, tag), credential, home)
+                raise answers.meaning(answer, what, credential, home)
             return (answer.header("docker-content-digest") or "").strip() if answer.status == 200 else None
 
     def _manifest_answer(
-        self, method: str, repository: Repository, tag: str | Digest, credential: Credential, deadline: float
+        self, method: str, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str
     ) -> Answer:
         request = Request(
             "HEAD" if method == "HEAD" else "GET",
             endpoint.manifest(self._settings, repository, tag),
             repository.registry,
-            _name(repository, tag),
+            what,
             {"Accept": ACCEPT},
         )
         return self._authenticator.send(request, repository, credential, deadline)

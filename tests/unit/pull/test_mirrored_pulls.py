@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from modelmount.config import Auth
 from modelmount.content.backoff import Backoff
 from modelmount.errors import IntegrityError
 from modelmount.formats.selection import EVERYTHING
@@ -39,7 +40,7 @@ class MirroredBench(Bench):
         self.clients.append(client)
         made = Puller(
             self.store,
-            Resolver(self.store, client, prove=False),
+            Resolver(self.store, client, Auth(verification="never")),
             lambda model, credential: self.behind(),
             self.admission(),
             self.settings,

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from modelmount.cache.admission import Admission
 from modelmount.cache.collector import Collector
-from modelmount.config import Settings
+from modelmount.config import Auth, Settings
 from modelmount.content import ingest as ingests
 from modelmount.content import pulls
 from modelmount.content.store import Store
@@ -68,7 +68,7 @@ class Bench:
     def puller(self, settings: Settings | None = None) -> Puller:
         client = Client(self.settings)
         self.clients.append(client)
-        resolver = Resolver(self.store, client, prove=False)
+        resolver = Resolver(self.store, client, Auth(verification="never"))
         made = Puller(
             self.store, resolver, lambda model, credential: self.source, self.admission(), settings or self.settings
         )

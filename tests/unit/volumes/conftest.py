@@ -98,7 +98,7 @@ class Node:
         """As a start of the driver, without recovery."""
         self.client = Client(self.settings)
         self.credentials = Credentials(self.settings)
-        self.resolver = Resolver(self.store, self.client, prove=self.settings.auth.verification == "always")
+        self.resolver = Resolver(self.store, self.client, self.settings.auth)
         admission = Admission(Collector(self.store, lambda: self.settings.cache), lambda: self.settings)
         self.puller = Puller(self.store, self.resolver, self._source, admission, self.settings)
         rooms = (self.store, self.resolver, self.puller, self.credentials, self.settings)

@@ -36,6 +36,11 @@ class Credential:
         tokens = self.identity_token or self.registry_token or self.account_token
         return bool(self.username or self.password) and not tokens
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """All of it, for hashing with a key; never to be shown."""
+        return self.username, self.password, self.identity_token, self.registry_token, self.account_token
+
     def __repr__(self) -> str:
         """Its kind alone."""
         kind = "anonymous" if self.is_anonymous else "password" if self.has_password else "token"

@@ -1,0 +1,199 @@
+"""Who may read what is here already: proof of access to one manifest in one repository with one credential.
+
+`always` asks the registry each time; `record` takes an answer for good for a while; both fall back on the record of an
+earlier answer while the registry is down, within the time of grace. A record is an empty file,
+`models/<hex>/proofs/<hmac>`, and its mtime says when the registry last agreed: the name is an HMAC over scope, digest
+and credential under a key of this node, so that nobody can guess a password from it. No record is as good as a lost
+one: it only costs a request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from modelmount.config import Auth
+from modelmount.content.store import Store
+from modelmount.errors import Forbidden, Internal, NotFound, Unauthenticated, Unavailable
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Repository
+from modelmount.registry.credentials import Credential
+from modelmount.system import atomic
+
+log = logging.getLogger(__name__)
+
+Proof = Literal["registry", "record", "grace", "off"]
+"""By what access was granted: the registry's answer now, an earlier one that still counts, an earlier one because the
+registry is down, or nothing, because the admin wants none.
+"""
+
+KEY_FILE: Final = "node.key"
+KEY_BYTES: Final = 32
+RENEWED_AFTER: Final = 0.1
+"""A record is written anew when so much of its time is over: a publish needs no write each time."""
+FUTURE_SECONDS: Final = 1.0
+"""A record from further ahead comes from a clock that was wrong, and doesn't count."""
+MOST_RECORDS: Final = 256
+"""Records of one model; whoever comes later asks the registry each time."""
+
+
+class Proofs:
+    """Decides whether the registry has to be asked, and remembers its answers. Thread-safe; several processes may use
+    one store.
+    """
+
+    def __init__(self, store: Store, auth: Auth, clock: Callable[[], float] = time.time) -> None:
+        """Reads nothing yet. `clock` is the wall clock: records outlive the process."""
+        self._store, self._auth, self._clock = store, auth, clock
+        self._lock = threading.Lock()
+        self._key = b""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the admin wants any."""
+        return self._auth.verification != "never"
+
+    def prove(
+        self,
+        repository: Repository,
+        digest: Digest,
+        manifest: Digest,
+        credential: Credential,
+        ask: Callable[[], None],
+    ) -> Proof:
+        """By what `credential` may read `digest`, of which `manifest` was chosen; `ask` asks the registry.
+
+        Raises what `ask` raises; a refusal ends what was recorded.
+        """
+        if not self.wanted:
+            return "off"
+        if self._auth.verification == "record" and self._stands(
+            repository, digest, manifest, credential, self._auth.record_seconds or None
+        ):
+            return "record"
+        try:
+            ask()
+        except Unavailable as e:
+            grace = self._auth.grace_seconds
+            if not grace or not self._stands(repository, digest, manifest, credential, grace):
+                raise
+            log.warning("%s, which can't be asked now, is read by an earlier proof: %s", repository, e)
+            return "grace"
+        except (Forbidden, Unauthenticated, NotFound):
+            self._forget(repository, digest, manifest, credential)
+            raise
+        self.record(repository, digest, manifest, credential)
+        return "registry"
+
+    def record(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> None:
+        """The registry agreed just now. What can't be written is logged: the next publish asks again."""
+        lifetime = max(self._auth.grace_seconds, self._lifetime())
+        if not self.wanted or not lifetime:
+            return
+        path = self._path(repository, digest, manifest, credential)
+        age = self._age(path)
+        if age is not None and -FUTURE_SECONDS <= age < lifetime * RENEWED_AFTER:
+            return
+        directory = os.path.dirname(path)
+        try:
+            with self._store.locks.shared():
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+                if age is None and not self._make_room(directory, lifetime):
+                    return
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+                now = self._clock()
+                os.utime(path, (now, now))
+        except OSError as e:
+            log.warning("cannot keep a proof of access to %s: %s", repository, e.strerror)
+
+    # -- inside
+
+    def _lifetime(self) -> float:
+        if self._auth.verification != "record":
+            return 0.0
+        return self._auth.record_seconds or float("inf")
+
+    def _stands(
+        self,
+        repository: Repository,
+        digest: Digest,
+        manifest: Digest,
+        credential: Credential,
+        seconds: float | None,
+    ) -> bool:
+        """Whether this credential has a record that is young enough, or anybody has: what was read without a credential
+        is for everybody.
+        """
+        for each in (credential, Credential.anonymous()):
+            age = self._age(self._path(repository, digest, manifest, each))
+            if age is not None and age >= -FUTURE_SECONDS and (seconds is None or age < seconds):
+                return True
+        return False
+
+    def _age(self, path: str) -> float | None:
+        try:
+            return self._clock() - os.stat(path, follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _forget(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> None:
+        try:
+            os.unlink(self._path(repository, digest, manifest, credential))
+        except FileNotFoundError:
+            return
+
+    def _make_room(self, directory: str, lifetime: float) -> bool:
+        """Take away what counts no longer; whether there is room for one more."""
+        names = os.listdir(directory)
+        if len(names) < MOST_RECORDS:
+            return True
+        for name in names:
+            age = self._age(f"{directory}/{name}")
+            if age is not None and not -FUTURE_SECONDS <= age < lifetime:
+                os.unlink(f"{directory}/{name}")
+        return len(os.listdir(directory)) < MOST_RECORDS
+
+    def _path(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> str:
+        parts = (repository.scope, str(digest), *credential.secrets)
+        text = b"".join(len(part).to_bytes(4, "big") + part for part in (each.encode() for each in parts))
+        name = hmac.new(self._node_key(), text, hashlib.sha256).hexdigest()
+        return f"{self._store.root}/models/{manifest.hex}/proofs/{name}"
+
+    def _node_key(self) -> bytes:
+        with self._lock:
+            if not self._key:
+                self._key = _key(self._store)
+            return self._key
+
+
+def _key(store: Store) -> bytes:
+    """This node's key, made where there is none yet: without it all records are void, and nothing else is lost."""
+    path = store.root / KEY_FILE
+    try:
+        if not path.exists():
+            _make_key(path)
+        found = atomic.read_file(path)
+    except OSError as e:
+        raise Internal(f"cannot keep the key of proofs, {path}: {e.strerror}; run `modelmount doctor`") from e
+    if len(found) != KEY_BYTES:
+        raise Internal(f"{path} is damaged; remove it, and access is proved anew")
+    return found
+
+
+def _make_key(path: Path) -> None:
+    """The first of several processes wins."""
+    temporary = atomic.temporary_beside(path)
+    atomic.write_file(temporary, secrets.token_bytes(KEY_BYTES))
+    try:
+        atomic.rename_noreplace(temporary, path)
+    except FileExistsError:
+        temporary.unlink()
+    atomic.fsync_directory(path.parent)

@@ -1,0 +1,312 @@
+"""Who may read what is here: a real registry behind a real token server, whose users come and go."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from modelmount.config import Settings
+from modelmount.content.store import Store
+from modelmount.errors import Forbidden, ModelMountError, NotFound, Precondition, Unauthenticated, Unavailable
+from modelmount.oci.reference import Reference
+from modelmount.pull.proofs import MOST_RECORDS, Proof
+from modelmount.pull.resolver import PullPolicy, Resolver
+from modelmount.registry.client import Client
+from modelmount.registry.credentials import Credential
+from modelmount.transport.retry import Policy
+from tests.fakes import push
+from tests.fakes.registry import Registry
+from tests.fakes.tokens import TokenServer, User
+
+pytestmark = pytest.mark.registry
+
+HOUR = 3600.0
+ALICE = Credential(username="alice", password="a-secret")
+BOB = Credential(username="bob", password="b-secret")
+WRONG = Credential(username="alice", password="guessed")
+NOBODY = Credential.anonymous()
+TEAM: dict[str, tuple[str, ...]] = {"team/tiny": ("pull",)}
+
+
+class Bench:
+    """A registry with one model of Alice's team, and a store."""
+
+    def __init__(self, registry: Registry, tokens: TokenServer, directory: Path) -> None:
+        self.registry, self.tokens, self.directory = registry, tokens, directory
+        files = directory / "model"
+        files.mkdir()
+        (files / "config.json").write_text("{}")
+        tokens.anonymous = {"*": ("pull", "push")}
+        _, granted = tokens.answer("scope=repository:team/tiny:pull,push", None)
+        pusher = push.Pusher(registry.host, registry.connection, authorization=f"Bearer {granted['token']}")
+        self.pushed = pusher.artifact("team/tiny", "v1", push.modelpack(files))
+        tokens.anonymous = {}
+        registry.forget()
+        self.store = Store(directory / "store")
+        self.clients: list[Client] = []
+        self.node()
+
+    def node(self, *, audit: bool = False, **auth: Any) -> None:
+        """A driver that starts on this store, with nothing in its memory."""
+        host = {"plain_http": True, "audit": audit}
+        settings = msgspec.convert({"registries": {self.registry.host: host}, "auth": auth}, Settings)
+        self.clients.append(Client(settings, policy=Policy(first_seconds=0.01)))
+        self.resolver = Resolver(self.store, self.clients[-1], settings.auth)
+
+    def read(self, credential: Credential, policy: PullPolicy = "IfNotPresent", reference: str = "") -> Proof:
+        """By what it may."""
+        wanted = Reference.parse(reference or self.pushed.reference)
+        return self.resolver.resolve(wanted, policy, credential).proof
+
+    def requests(self) -> list[str]:
+        """What the registry was asked since the last time, apart from challenges."""
+        found = [r.method for r in self.registry.manifest_requests() if r.status != 401]
+        self.registry.forget()
+        return found
+
+    def records(self) -> list[Path]:
+        return sorted(self.store.root.glob("models/*/proofs/*"))
+
+    def grow_old(self, seconds: float) -> None:
+        """As if everything had been proved so long ago (negative: as if the clock had been set back)."""
+        for path in self.records():
+            at = path.stat().st_mtime - seconds
+            os.utime(path, (at, at))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    users = {"alice": User("a-secret", TEAM), "bob": User("b-secret", TEAM)}
+    with (
+        TokenServer(tmp_path / "tokens", users=users, expires_in=0) as tokens,
+        Registry(tmp_path / "registry", token=tokens.auth) as registry,
+    ):
+        made = Bench(registry, tokens, tmp_path)
+        yield made
+        for client in made.clients:
+            client.close()
+
+
+REFUSED = (Forbidden, Unauthenticated, NotFound)
+
+
+# -- the registry is there
+
+
+def test_always_asks_once_for_each_publish(bench: Bench) -> None:
+    assert [bench.read(ALICE) for _ in range(3)] == ["registry"] * 3
+    assert bench.requests() == ["GET", "HEAD", "HEAD"]
+
+
+def test_the_first_credential_opens_nothing_for_the_second(bench: Bench) -> None:
+    bench.read(ALICE)
+    for credential in (WRONG, NOBODY):
+        with pytest.raises(REFUSED):
+            bench.read(credential)
+    assert bench.read(BOB) == "registry"
+
+
+def test_with_records_the_same_credential_is_not_proved_again_within_their_time(bench: Bench) -> None:
+    bench.node(verification="record", record_seconds=HOUR)
+    assert [bench.read(ALICE) for _ in range(3)] == ["registry", "record", "record"]
+    assert bench.requests() == ["GET"]
+    bench.grow_old(HOUR + 1)
+    assert bench.read(ALICE) == "registry"
+    assert bench.requests() == ["HEAD"]
+
+
+def test_records_without_an_end_stay_good(bench: Bench) -> None:
+    bench.node(verification="record", record_seconds=0)
+    bench.read(ALICE)
+    bench.grow_old(1000 * HOUR)
+    assert bench.read(ALICE) == "record"
+
+
+def test_a_rotated_secret_is_proved_anew(bench: Bench) -> None:
+    bench.node(verification="record")
+    bench.read(ALICE)
+    bench.tokens.users["alice"] = User("rotated", TEAM)
+    bench.requests()
+    assert bench.read(Credential(username="alice", password="rotated")) == "registry"
+    assert bench.requests() == ["HEAD"]
+
+
+def test_a_deleted_secret_opens_nothing_once_its_record_is_over(bench: Bench) -> None:
+    bench.node(verification="record", record_seconds=HOUR)
+    bench.read(ALICE)
+    del bench.tokens.users["alice"]
+    assert bench.read(ALICE) == "record"
+    bench.grow_old(HOUR + 1)
+    for _ in range(2):
+        with pytest.raises(REFUSED):
+            bench.read(ALICE)
+
+
+def test_records_are_for_one_repository(bench: Bench) -> None:
+    bench.node(verification="record")
+    bench.read(ALICE)
+    other = f"{bench.registry.host}/other/tiny@{bench.pushed.digest}"
+    with pytest.raises(REFUSED):
+        bench.read(ALICE, reference=other)
+
+
+def test_what_was_read_without_a_credential_is_for_everybody(bench: Bench) -> None:
+    bench.node(verification="record")
+    bench.tokens.anonymous = TEAM
+    assert bench.read(NOBODY) == "registry"
+    bench.tokens.anonymous = {}
+    assert [bench.read(credential) for credential in (NOBODY, BOB, WRONG)] == ["record"] * 3
+
+
+def test_a_host_that_is_marked_audit_gets_a_get(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.node(audit=True)
+    bench.requests()
+    assert bench.read(ALICE) == "registry"
+    assert bench.requests() == ["GET"]
+
+
+# -- the registry is down
+
+
+def test_a_registry_that_is_down_opens_what_the_same_credential_proved_within_the_time_of_grace(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.registry.stop()
+    bench.node()  # a restart forgets nothing
+    assert bench.read(ALICE) == "grace"
+    bench.grow_old(23 * HOUR)
+    assert bench.read(ALICE) == "grace"
+    bench.grow_old(2 * HOUR)
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+@pytest.mark.parametrize("credential", [BOB, WRONG, NOBODY], ids=["another", "a guessed one", "none"])
+def test_a_registry_that_is_down_opens_nothing_that_was_never_proved(bench: Bench, credential: Credential) -> None:
+    bench.read(ALICE)
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(credential)
+
+
+def test_without_grace_a_registry_that_is_down_opens_nothing(bench: Bench) -> None:
+    bench.node(grace_seconds=0)
+    bench.read(ALICE)
+    assert bench.records() == []
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+def test_a_refusal_ends_grace(bench: Bench) -> None:
+    bench.read(ALICE)
+    kept = bench.tokens.users.pop("alice")
+    with pytest.raises(REFUSED):
+        bench.read(ALICE)
+    assert bench.records() == []
+    bench.tokens.users["alice"] = kept
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+def test_a_token_server_that_is_down_is_a_registry_that_is_down(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.tokens.broken = True
+    assert bench.read(ALICE) == "grace"
+    with pytest.raises(Unavailable):
+        bench.read(BOB)
+
+
+def test_records_from_the_future_do_not_count(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.grow_old(-HOUR)
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+def test_a_moved_tag_is_not_known_by_an_old_proof(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE, "Always")
+
+
+# -- what is kept
+
+
+def test_records_hold_no_secret_and_are_void_without_the_nodes_key(bench: Bench) -> None:
+    bench.read(ALICE)
+    key = bench.store.root / "node.key"
+    assert (key.stat().st_mode & 0o777, key.stat().st_size) == (0o600, 32)
+    (record,) = bench.records()
+    assert record.stat().st_size == 0
+    everything = b"".join(p.read_bytes() + os.fsencode(p) for p in bench.store.root.rglob("*") if p.is_file())
+    assert b"a-secret" not in everything
+    key.unlink()
+    bench.node()
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+def test_another_file_in_a_records_place_is_none(bench: Bench) -> None:
+    bench.read(ALICE)
+    (record,) = bench.records()
+    record.rename(record.with_name("0" * 64))
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+def test_a_record_that_is_young_is_not_written_again(bench: Bench) -> None:
+    bench.read(ALICE)
+    (record,) = bench.records()
+    before = record.stat().st_mtime_ns
+    bench.read(ALICE)
+    assert record.stat().st_mtime_ns == before
+    bench.grow_old(3 * HOUR)
+    bench.read(ALICE)
+    assert record.stat().st_mtime > time.time() - HOUR
+
+
+def test_records_do_not_become_more_and_more(bench: Bench) -> None:
+    bench.read(ALICE)
+    directory = bench.records()[0].parent
+    for number in range(MOST_RECORDS - 1):
+        (directory / f"{number:064x}").touch()
+    assert bench.read(BOB) == "registry"
+    assert len(bench.records()) == MOST_RECORDS
+    bench.grow_old(25 * HOUR)
+    assert bench.read(BOB) == "registry"
+    assert len(bench.records()) == 1
+
+
+# -- what who is refused learns
+
+
+@pytest.mark.parametrize("policy", ["IfNotPresent", "Always", "Never"])
+@pytest.mark.parametrize("credential", [WRONG, NOBODY], ids=["wrong", "none"])
+@pytest.mark.parametrize("by", ["tag", "digest"])
+def test_who_may_not_read_it_hears_the_same_whether_it_is_here_or_not(
+    bench: Bench, policy: PullPolicy, credential: Credential, by: str
+) -> None:
+    reference = bench.pushed.reference if by == "tag" else bench.pushed.pinned
+
+    def refusal() -> tuple[type[ModelMountError], str]:
+        with pytest.raises(ModelMountError) as told:
+            bench.read(credential, policy, reference)
+        return type(told.value), told.value.message
+
+    before = refusal()
+    bench.read(ALICE, reference=reference)
+    assert refusal() == before
+    assert by == "digest" or bench.pushed.digest not in before[1]
+    assert not issubclass(before[0], Precondition)
