@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from modelmount import config as settings
+from modelmount import policy
 from modelmount.cli.options import json_option, output_of, settings_options
 
 
@@ -49,6 +51,8 @@ def show(context: click.Context, effective: settings.Effective) -> None:
 def check(context: click.Context, effective: settings.Effective) -> None:
     """Say whether the configuration is right: every mistake in it, and exit code 2 if there is one."""
     output = output_of(context)
+    if effective.settings.policy_file:
+        policy.read(Path(effective.settings.policy_file))
     if output.json:
         output.object({"ok": True, "file": None if effective.file is None else str(effective.file)})
     else:

@@ -45,6 +45,7 @@ def _paths(settings: Settings) -> Iterator[str]:
         "auth.provider_config": settings.auth.provider_config,
         "auth.program_dir": settings.auth.program_dir,
         "hosts_dir": settings.hosts_dir,
+        "policy_file": settings.policy_file,
         "cache.kubelet_config": settings.cache.kubelet_config,
         **{f"cache.image_roots[{n}]": path for n, path in enumerate(settings.cache.image_roots)},
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},

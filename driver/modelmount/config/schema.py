@@ -180,6 +180,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Globs of registries that volumes may name, compared with `host` or `host:port` as it stands in the reference;
     empty means every host that is not an address, `localhost` or link-local.
     """
+    policy_file: str = ""
+    """File with the rules of what pods may mount; read again whenever it changes. Empty means no rules."""
     hosts_dir: str = ""
     """Directory with containerd's `<host>/hosts.toml` files, often `/etc/containerd/certs.d`: the mirrors of
     registries. Empty means none.

@@ -22,7 +22,7 @@ from modelmount.formats.selection import EVERYTHING, Selection, documents, neede
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 
-__all__ = ["ANY", "FORMATS", "Choice", "choose", "decide", "describe", "documents", "place", "reads_config"]
+__all__ = ["ANY", "FORMATS", "Choice", "choose", "decide", "describe", "documents", "name", "place", "reads_config"]
 
 FORMATS: tuple[Format, ...] = (ContainerImage(), ModelKit(), Ollama(), DockerModel(), ModelPack(), Files())
 """The most specific first: the first that matches decides."""
@@ -55,6 +55,12 @@ def describe(manifest: Manifest, config: bytes | None) -> dict[str, str]:
     """What the artifact says of its model, by name of the fact. Raises BadArtifact for kinds that aren't read."""
     unsupported.refuse(manifest)
     return description.describe(manifest, config, _format(manifest).facts)
+
+
+def name(manifest: Manifest) -> str:
+    """What its format is called. Raises BadArtifact for kinds that aren't read."""
+    unsupported.refuse(manifest)
+    return _format(manifest).name
 
 
 def reads_config(manifest: Manifest) -> bool:

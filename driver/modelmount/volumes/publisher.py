@@ -31,6 +31,7 @@ from modelmount.system.mount import Identity
 from modelmount.system.target import TargetRoots
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.leases import Lease, Leases, Owner
+from modelmount.volumes.policing import Check, Policing
 from modelmount.volumes.publications import Publications, Wanted
 from modelmount.volumes.volume import VolumeSpec, account_tokens, pod_uid, significant
 
@@ -132,6 +133,7 @@ class Publisher:
         self._settings, self._owner = settings, owner
         self._leases = Leases(store)
         self._attempts = Attempts()
+        self._policing = Policing(store, settings.policy_file if owner == "csi" else "")
         self._anywhere = TargetRoots([Path("/")])
         self._targets = TargetRoots(settings.publish_roots) if owner == "csi" else self._anywhere
         self._publications = Publications(store, self._targets, self._attempts, owner=owner)
@@ -206,13 +208,27 @@ class Publisher:
             now = self._publications.check(wanted, attempt)
             if now.live and now.lease is not None:
                 return "live", now.lease
-        if now.binding is not None:
+        check = self._policing.begin(spec.reference, request.attributes)
+        if now.binding is not None and self._may_remount(check, now.binding, spec):
             lease = self._publications.make(wanted, None, attempt)
             if lease is not None:
                 return "remounted", lease
-        return self._decide(wanted, now.binding, request, attempt)
+        return self._decide(wanted, now.binding, request, check, attempt)
 
-    def _decide(self, wanted: Wanted, lease: Lease | None, request: Request, attempt: Attempt) -> tuple[How, Lease]:
+    def _may_remount(self, check: Check, lease: Lease, spec: VolumeSpec) -> bool:
+        """Whether the policy, which may have changed since, lets a lease that stands be mounted again as it is. Raises
+        Forbidden where it doesn't; of an adopted lease, which knows no model, the model has to be resolved first.
+        """
+        if check.rule is None:
+            return True
+        if lease.adopted or not self._store.has_blob(lease.model.manifest, lease.model.repository.scope):
+            return False
+        check.model(lease.model, self._store, spec.selection)
+        return check.may_show(lease.model, self._store, spec.selection)
+
+    def _decide(
+        self, wanted: Wanted, lease: Lease | None, request: Request, check: Check, attempt: Attempt
+    ) -> tuple[How, Lease]:
         """Prove access, then mount what is here or pull it. A lease pins the digest: by that, never by tag."""
         wanted.spec.check_allowed(self._settings)
         reference, policy, choice = wanted.spec.reference, wanted.spec.pull_policy, wanted.spec.choice
@@ -221,19 +237,28 @@ class Publisher:
         tokens = account_tokens(request.attributes, request.secrets)
         credential = self._credentials.find(reference.repository, request.secrets, tokens)
         model = self._resolver.resolve(reference, policy, credential, choice)
-        made = self._publications.make(wanted, model, attempt)
+        check.model(model, self._store, wanted.spec.selection)
+        made = self._make(wanted, model, check, attempt)
         if made is not None:
             return "cached", made
-        made = self._pull_and_make(wanted, model, credential, attempt)
+        made = self._pull_and_make(wanted, model, credential, check, attempt)
         return "cached" if policy == "Never" else "pulled", made
 
-    def _pull_and_make(self, wanted: Wanted, model: Model, credential: Credential, attempt: Attempt) -> Lease:
+    def _make(self, wanted: Wanted, model: Model, check: Check, attempt: Attempt) -> Lease | None:
+        """Mount what is here and passes the policy; None when it isn't here."""
+        if not check.may_show(model, self._store, wanted.spec.selection):
+            return None
+        return self._publications.make(wanted, model, attempt)
+
+    def _pull_and_make(
+        self, wanted: Wanted, model: Model, credential: Credential, check: Check, attempt: Attempt
+    ) -> Lease:
         self._publications.require_parent(wanted.path)
         for _ in range(_PULL_ROUNDS):
             fetch = wanted.spec.pull_policy != "Never"
             job = self._puller.ensure(model, wanted.spec.selection, credential, fetch=fetch)
             self._await(job, wanted, attempt)
-            made = self._publications.make(wanted, model, attempt)
+            made = self._make(wanted, model, check, attempt)
             # With a lease the job need not hold the tree. Without one its tree went, by quarantine: the next round
             # needs a job that looks again.
             self._puller.release(job)

@@ -111,6 +111,13 @@ def account_tokens(attributes: Mapping[str, str], secrets: Mapping[str, str]) ->
     return secrets.get(TOKENS_KEY) or attributes.get(TOKENS_KEY, "")
 
 
+def pod_namespace(attributes: Mapping[str, str]) -> str:
+    """The namespace of that pod, empty where the kubelet doesn't say. Only with podInfoOnMount can no volume say it in
+    the kubelet's place.
+    """
+    return attributes.get(KUBERNETES_PREFIX + "pod.namespace", "")
+
+
 def _policy(text: str) -> PullPolicy:
     for policy in _POLICIES:
         if text == policy:

@@ -1,0 +1,133 @@
+"""The admin's policy, applied to a publish: by what was asked for, by the manifest, by the files; before each lease."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelmount import formats, policy
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact, Forbidden, InvalidRequest
+from modelmount.formats.selection import Selection
+from modelmount.oci import manifest as manifests
+from modelmount.oci.manifest import Manifest
+from modelmount.oci.reference import Reference
+from modelmount.policy import Policy, Rule
+from modelmount.policy.kinds import HEAD_BYTES
+from modelmount.pull.resolver import Model
+from modelmount.registry.recent import Recent
+from modelmount.snapshots import tree as trees
+from modelmount.snapshots.tree import Tree
+from modelmount.volumes.volume import pod_namespace
+
+log = logging.getLogger(__name__)
+
+KEPT_VERDICTS = 4096
+
+
+class Policing:
+    """The policy in force: the file is read again whenever it changed. Thread-safe.
+
+    A file that becomes unreadable or wrong is logged once, and what counted before goes on to count: a mistake must not
+    open what was closed.
+    """
+
+    def __init__(self, store: Store, file: str) -> None:
+        """Reads the file; empty means that there is no policy. Raises InvalidRequest for mistakes in it."""
+        self._store, self._file = store, Path(file) if file else None
+        self._seen = _signature(self._file) if self._file is not None else None
+        self._policy = policy.read(self._file) if self._file is not None else None
+        self._looked_through: Recent[tuple[str, str, str], bool] = Recent(KEPT_VERDICTS)
+
+    def begin(self, reference: Reference, attributes: Mapping[str, str]) -> Check:
+        """The check of one publish, after the words of the volume passed it. Raises Forbidden."""
+        current = self._current()
+        if current is None:
+            return Check(None, "", self)
+        rule = current.rule(pod_namespace(attributes), reference)
+        check = Check(rule, current.id, self)
+        check.enforce(lambda: rule.check_reference(reference))
+        return check
+
+    def _current(self) -> Policy | None:
+        if self._file is None:
+            return None
+        seen = _signature(self._file)
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._policy = policy.read(self._file)
+                log.info("the policy was changed", extra={"fields": {"policy": self._policy.id}})
+            except InvalidRequest as e:
+                log.error("the changed policy doesn't count: %s", e)
+        return self._policy
+
+    def look_through(self, check: Check, rule: Rule, what: str, tree: Tree) -> None:
+        """Raise Forbidden for a file of the tree that the rule doesn't allow; a tree that passed isn't read again."""
+        key = (tree.id, check.policy_id, rule.name)
+        if self._looked_through.get(key):
+            return
+        for path, _, size in trees.files(self._store, tree):
+            with (tree.root / path).open("rb") as file:
+                head = file.read(HEAD_BYTES)
+            rule.check_file(what, path, policy.by_content(path, head, size))
+        self._looked_through.put(key, value=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One publish under the rule that is in force for it; without a rule everything passes."""
+
+    rule: Rule | None
+    policy_id: str
+    policing: Policing
+
+    def enforce(self, decide: Callable[[], None]) -> None:
+        """Run it; where the rule only warns, a refusal is logged."""
+        try:
+            decide()
+        except Forbidden as e:
+            if self.rule is None or self.rule.mode == "enforce":
+                raise
+            log.warning("%s", e, extra={"fields": {"policy": self.policy_id, "rule": self.rule.name}})
+
+    def model(self, model: Model, store: Store, selection: Selection) -> None:
+        """Raise Forbidden by what the manifest of a resolved model says: before any of its blobs is pulled."""
+        rule = self.rule
+        if rule is None or not (rule.max_bytes is not None or rule.formats or rule.looks_into_files):
+            return
+        document = manifests.parse(store.read_document(model.manifest))
+        if not isinstance(document, Manifest):
+            raise BadArtifact(f"{model} is an index where a manifest was expected; resolve the reference again")
+        total = sum(size for _, size in {(layer.digest, layer.size) for layer in document.layers})
+        self.enforce(lambda: rule.check_artifact(str(model), formats.name(document), total))
+        if rule.looks_into_files and not formats.reads_config(document):
+            for layer in formats.decide(document, None, selection).layers:
+                kind = policy.by_name(layer.path or "")
+                if kind is not None and not layer.encoding.is_archive:
+                    self.enforce(functools.partial(rule.check_file, str(model), layer.path or "", kind))
+
+    def may_show(self, model: Model, store: Store, selection: Selection) -> bool:
+        """Whether the tree of the model is here and passes. Raises Forbidden for files that may not be in it."""
+        rule = self.rule
+        if rule is None or not rule.looks_into_files:
+            return True
+        with store.locks.shared():
+            tree = trees.find(store, model.repository.scope, model.manifest, selection.key)
+            if tree is None:
+                return False
+            self.enforce(lambda: self.policing.look_through(self, rule, str(model), tree))
+        return True
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """What changes when the file does."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,134 @@
+"""Which rule decides, what it refuses, and that a file with a mistake in it counts for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from modelmount import policy
+from modelmount.errors import Forbidden, InvalidRequest
+from modelmount.oci.reference import Reference
+from modelmount.policy import Policy
+
+MODEL = Reference.parse("harbor.example.com/models/prod/llama:v1")
+PINNED = Reference.parse(f"harbor.example.com/models/prod/llama@sha256:{'a' * 64}")
+
+RULES = """
+[default]
+allow = false
+
+[[rule]]
+name = "all"
+models = ["harbor.example.com/*"]
+mode = "warn"
+
+[[rule]]
+name = "models"
+models = ["other.example.com/*", "harbor.example.com/models/*"]
+
+[[rule]]
+name = "ours"
+namespaces = ["prod-*", "live"]
+models = ["harbor.example.com/models/*"]
+digest = true
+
+[[rule]]
+name = "twin"
+namespaces = ["prod-*"]
+models = ["harbor.example.com/models/*"]
+"""
+
+
+def read(directory: Path, text: str) -> Policy:
+    path = directory / "policy.toml"
+    path.write_text(text)
+    return policy.read(path)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "model", "rule"),
+    [
+        ("dev", "harbor.example.com/models/x", "models"),
+        ("prod-1", "harbor.example.com/models/x", "ours"),
+        ("live", "harbor.example.com/models/x/y", "ours"),
+        ("prod-1", "harbor.example.com/x", "all"),
+        ("prod-1", "harbor.example.com.evil.com/models/x", "default"),
+        ("prod-1", "example.com/harbor.example.com/models/x", "default"),
+        ("dev", "other.example.com/x", "models"),
+    ],
+)
+def test_the_longest_pattern_decides_then_who_names_namespaces_then_the_first(
+    tmp_path: Path, namespace: str, model: str, rule: str
+) -> None:
+    assert read(tmp_path, RULES).rule(namespace, Reference.parse(model)).name == rule
+
+
+def test_without_a_namespace_rules_about_namespaces_refuse(tmp_path: Path) -> None:
+    for namespace in ("", None):
+        with pytest.raises(Forbidden, match="rule 'ours'.*podInfoOnMount"):
+            read(tmp_path, RULES).rule(namespace, MODEL)
+        assert read(tmp_path, RULES).rule(namespace, Reference.parse("harbor.example.com/x")).name == "all"
+
+
+def test_refusals_name_the_rule(tmp_path: Path) -> None:
+    found = read(tmp_path, RULES)
+    with pytest.raises(Forbidden, match="rule 'ours' of this node's policy forbids it: .* named by its digest"):
+        found.rule("live", MODEL).check_reference(MODEL)
+    found.rule("live", PINNED).check_reference(PINNED)
+    foreign = Reference.parse("evil.example.com/x")
+    with pytest.raises(Forbidden, match=r"rule 'default' .* evil.example.com/x may not be mounted"):
+        found.rule("live", foreign).check_reference(foreign)
+
+
+def test_sizes_formats_and_files_are_refused_beyond_what_is_said(tmp_path: Path) -> None:
+    text = (
+        '[default]\nmax_bytes = 100\nformats = ["ModelPack"]\nfiles = ["safetensors", "text"]\ndeny_files = ["text"]\n'
+    )
+    rule = read(tmp_path, text).rule("x", MODEL)
+    rule.check_artifact("m", "ModelPack", 100)
+    rule.check_file("m", "a", "safetensors")
+    for refused in (
+        lambda: rule.check_artifact("m", "ModelPack", 101),
+        lambda: rule.check_artifact("m", "Ollama", 1),
+        lambda: rule.check_file("m", "a", "text"),
+        lambda: rule.check_file("m", "a", "other"),
+    ):
+        with pytest.raises(Forbidden, match="rule 'default'"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",  # default is missing
+        "[default]\nsignature = true",
+        "[default]\nallow = 1",
+        "[default]\nallow = true\nallow = true",
+        '[default]\nmode = "perhaps"',
+        '[default]\nfiles = ["pickels"]',
+        "[default]\nmax_bytes = -1",
+        "[defaults]\n[default]",
+        "[default]\n[[rule]]\nmodels = ['x']",
+        "[default]\n[[rule]]\nname = 'x'",
+        "[default]\n[[rule]]\nname = 'x'\nmodels = []",
+        "[default]\n[[rule]]\nname = 'x'\nmodels = ['a']\n[[rule]]\nname = 'x'\nmodels = ['b']",
+        "[default]\n[[rule]]\nname = 'default'\nmodels = ['a']",
+        "default = [",
+    ],
+)
+def test_a_file_with_a_mistake_counts_for_nothing(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidRequest, match="policy_file"):
+        read(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="can't be read"):
+        policy.read(tmp_path / "missing")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(InvalidRequest, match="has a mistake"):
+        policy.read(tmp_path / "binary")
+
+
+def test_the_id_follows_the_text(tmp_path: Path) -> None:
+    assert read(tmp_path, RULES).id == read(tmp_path, RULES).id != read(tmp_path, RULES + "\n").id
