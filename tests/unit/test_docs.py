@@ -13,11 +13,12 @@ import msgspec
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from modelmount import cli, telemetry
+from modelmount import cli, policy, telemetry
 from modelmount.cli import exits
 from modelmount.config import Settings
 from modelmount.config.schema import Registry
 from modelmount.content import store
+from modelmount.oci.reference import Reference
 from modelmount.service import status
 from modelmount.volumes import volume
 from tests.fakes.kubelet import NOT_FINAL
@@ -71,6 +72,16 @@ def test_the_configuration_reference_has_every_knob_with_its_default() -> None:
         prefix = "" if heading == "Top level" else heading.strip("[]") + "."
         documented[prefix + cells[0]] = cells[1]
     assert documented == knobs(Settings) | knobs(Registry, f"{HOST}.")
+
+
+def test_the_policy_reference_has_every_key_and_its_example_is_right(tmp_path: Path) -> None:
+    documented = [cells[0] for _, cells in rows(REFERENCE / "policy.md")]
+    assert sorted(documented) == sorted(policy.Rule.__struct_fields__)
+    text = (REFERENCE / "policy.md").read_text()
+    (tmp_path / "policy.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    found = policy.read(tmp_path / "policy.toml")
+    model = Reference.parse("harbor.example.com/models/prod/x")
+    assert [found.rule(each, model).name for each in ("prod-1", "dev")] == ["production", "sandbox"]
 
 
 def test_the_example_configuration_is_right() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,14 @@ def test_the_longest_pattern_decides_then_who_names_namespaces_then_the_first(
 
 def test_without_a_namespace_rules_about_namespaces_refuse(tmp_path: Path) -> None:
     for namespace in ("", None):
-        with pytest.raises(Forbidden, match="rule 'ours'.*podInfoOnMount"):
+        with pytest.raises(Forbidden, match=r"rule 'ours'.*podInfoOnMount"):
             read(tmp_path, RULES).rule(namespace, MODEL)
         assert read(tmp_path, RULES).rule(namespace, Reference.parse("harbor.example.com/x")).name == "all"
 
 
 def test_refusals_name_the_rule(tmp_path: Path) -> None:
     found = read(tmp_path, RULES)
-    with pytest.raises(Forbidden, match="rule 'ours' of this node's policy forbids it: .* named by its digest"):
+    with pytest.raises(Forbidden, match=r"rule 'ours' of this node's policy forbids it: .* named by its digest"):
         found.rule("live", MODEL).check_reference(MODEL)
     found.rule("live", PINNED).check_reference(PINNED)
     foreign = Reference.parse("evil.example.com/x")
@@ -82,18 +83,17 @@ def test_refusals_name_the_rule(tmp_path: Path) -> None:
 
 
 def test_sizes_formats_and_files_are_refused_beyond_what_is_said(tmp_path: Path) -> None:
-    text = (
-        '[default]\nmax_bytes = 100\nformats = ["ModelPack"]\nfiles = ["safetensors", "text"]\ndeny_files = ["text"]\n'
-    )
-    rule = read(tmp_path, text).rule("x", MODEL)
+    lines = ["[default]", "max_bytes = 100", 'formats = ["ModelPack"]', 'files = ["safetensors", "text"]']
+    rule = read(tmp_path, "\n".join([*lines, 'deny_files = ["text"]'])).rule("x", MODEL)
     rule.check_artifact("m", "ModelPack", 100)
     rule.check_file("m", "a", "safetensors")
-    for refused in (
+    refusals: tuple[Callable[[], None], ...] = (
         lambda: rule.check_artifact("m", "ModelPack", 101),
         lambda: rule.check_artifact("m", "Ollama", 1),
         lambda: rule.check_file("m", "a", "text"),
         lambda: rule.check_file("m", "a", "other"),
-    ):
+    )
+    for refused in refusals:
         with pytest.raises(Forbidden, match="rule 'default'"):
             refused()
 

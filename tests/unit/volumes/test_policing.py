@@ -39,9 +39,9 @@ class Ruled:
         self.node.publisher.publish(Request(pod, str(target), own), Call(time.monotonic() + EVENT_SECONDS))
         return target
 
-    def refused(self, *arguments: str, match: str, namespace: str = "dev") -> None:
+    def refused(self, model: str, pod: str = "pod", *, match: str) -> None:
         with pytest.raises(Forbidden, match=match):
-            self.publish(*arguments, namespace=namespace)
+            self.publish(model, pod)
 
     def asked(self) -> list[str]:
         found = [f"{r.method} {'blob' if r.digest else 'manifest'}" for r in self.node.registry.requests()]
