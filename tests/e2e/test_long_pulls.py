@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.mount, pytest.mark.registry]
 WEIGHTS_BYTES = 48 << 20
 SLOW = 4e6
 """Bytes a second: the weights take 12 s, many times what a call may wait at this scale."""
+HELD_AT = WEIGHTS_BYTES * 3 // 4
+"""After so many bytes nothing more comes until the test goes on, however slowly it runs itself."""
 PIECE_BYTES = 1 << 20
 """What a killed driver may lose: the piece that wasn't journalled yet."""
 BUFFERED_BYTES = 256 << 10
@@ -64,6 +66,10 @@ class SlowNode:
         self.reference = f"{self.proxy.host}/llm/big:v1"
         return pushed
 
+    def let_go(self, rate: float | None = None) -> None:
+        """The rest may come, at this rate."""
+        self.proxy.rate, self.proxy.hold_at = rate, None
+
     def journalled(self) -> int:
         """Bytes of the weights that the journal speaks of: what a killed driver's successor need not fetch."""
         found: dict[int, int] = {}
@@ -95,7 +101,7 @@ class SlowNode:
 
 @pytest.fixture
 def slow(make_node: Callable[..., Node], tmp_path: Path) -> Iterator[SlowNode]:
-    with Registry(tmp_path / "registry") as registry, Proxy(registry.port, rate=SLOW) as proxy:
+    with Registry(tmp_path / "registry") as registry, Proxy(registry.port, rate=SLOW, hold_at=HELD_AT) as proxy:
         yield SlowNode(make_node(registry=registry, through=proxy, scale=SCALE), proxy)
 
 
@@ -106,7 +112,7 @@ def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes
     pod = slow.node.pod("patient", slow.reference)
     slow.node.kubelet.wait_event("FailedMount", "files ready", pod=pod)
     slow.node.kubelet.wait_event("FailedMount", "of 50.3 MB", pod=pod)
-    slow.proxy.rate = None
+    slow.let_go()
     slow.node.kubelet.wait_running(pod, 60)
     calls = slow.node.kubelet.calls_to("NodePublishVolume", pod)
     assert {call.code for call in calls[:-1]} == {grpc.StatusCode.ABORTED}
@@ -127,7 +133,7 @@ def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(
     connections = len(slow.weights_answers(pushed))
     assert passed - had <= connections * (PIECE_BYTES + BUFFERED_BYTES) + OTHER_BYTES
     slow.node.registry.forget()
-    slow.proxy.rate = None
+    slow.let_go()
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
     assert slow.served(pushed) == slow.weights(pushed)["size"] - had
@@ -141,7 +147,7 @@ def test_a_stopped_driver_keeps_every_byte(slow: SlowNode, files: Path) -> None:
     assert slow.node.driver.stop() == 0
     had = slow.journalled()
     slow.node.registry.forget()
-    slow.proxy.rate = None
+    slow.let_go()
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
     assert slow.served(pushed) == WEIGHTS_BYTES - had
@@ -150,7 +156,8 @@ def test_a_stopped_driver_keeps_every_byte(slow: SlowNode, files: Path) -> None:
 
 def test_a_connection_that_is_cut_again_and_again_still_gets_there(slow: SlowNode, files: Path) -> None:
     pushed = slow.put(files)
-    slow.proxy.rate, slow.proxy.cut_after = None, 10 << 20
+    slow.let_go()
+    slow.proxy.cut_after = 10 << 20
     pod = slow.node.pod("patient", slow.reference)
     slow.node.kubelet.wait_running(pod, 90)
     answers = slow.weights_answers(pushed)
@@ -165,7 +172,7 @@ def test_a_pod_deleted_in_the_middle_leaves_no_mount_and_no_lease(slow: SlowNode
     slow.wait_partial(4 << 20)
     slow.node.kubelet.delete(pod)
     slow.node.kubelet.wait_gone(pod)
-    slow.proxy.rate = None
+    slow.let_go()
     again = slow.node.pod("next", slow.reference)
     slow.node.kubelet.wait_running(again, 60)
     assert mounts.below(slow.node.directory) == [slow.node.mount(again)]
@@ -178,7 +185,7 @@ def test_the_cli_beside_the_driver_joins_the_same_download(slow: SlowNode, files
     pushed = slow.put(files)
     pod = slow.node.pod("patient", slow.reference)
     slow.wait_partial(4 << 20)
-    slow.proxy.rate = 40e6
+    slow.let_go(40e6)
     done = slow.node.driver.run("pull", slow.reference)
     assert done.returncode == 0, done.stderr
     slow.node.kubelet.wait_running(pod, 60)

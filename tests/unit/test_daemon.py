@@ -355,7 +355,7 @@ class Call:
 def test_a_stop_tells_calls_that_wait_for_a_pull_to_come_again(directory: Path) -> None:
     (directory / "model").mkdir()
     (directory / "model/weights.bin").write_bytes(bytes(2_000_000))
-    with Registry(directory / "registry") as registry, Proxy(registry.port, rate=200_000) as slow:
+    with Registry(directory / "registry") as registry, Proxy(registry.port, hold_at=1_000_000) as slow:
         pusher = push.Pusher(registry.host, registry.connection)
         pusher.artifact("llm/tiny", "v1", push.oras(directory / "model"))
         with Driver(directory / "node", [slow]) as driver:
@@ -364,7 +364,7 @@ def test_a_stop_tells_calls_that_wait_for_a_pull_to_come_again(directory: Path) 
             assert driver.stop() == 0
             assert call.code() is grpc.StatusCode.ABORTED
             assert any((driver.store / "ingest").iterdir())
-            slow.rate = None
+            slow.hold_at = None
             driver.start()
             driver.publish("volume-1", driver.target("pod-1"), {"model": f"{slow.host}/llm/tiny:v1"})
 
@@ -390,16 +390,15 @@ def test_a_registry_that_does_not_answer_cannot_keep_the_driver_from_ending(dire
 def test_a_registry_that_falls_silent_in_a_blob_cannot_either_and_its_bytes_are_kept(directory: Path) -> None:
     (directory / "model").mkdir()
     (directory / "model/weights.bin").write_bytes(os.urandom(2_000_000))
-    with Registry(directory / "registry") as registry, Proxy(registry.port, rate=500_000) as slow:
+    with Registry(directory / "registry") as registry, Proxy(registry.port, hold_at=1_000_000) as slow:
         pusher = push.Pusher(registry.host, registry.connection)
         pusher.artifact("llm/tiny", "v1", push.oras(directory / "model"))
         with Driver(directory / "node", [slow], settings={"pull": PATIENT}) as driver:
             call = Call.begin(driver, f"{slow.host}/llm/tiny:v1")
-            wait_until(lambda: slow.passed > 500_000)
-            slow.rate = 0
+            wait_until(lambda: slow.passed >= 1_000_000)
             assert driver.stop() == 0
             assert call.code() is grpc.StatusCode.ABORTED
-            slow.rate = None
+            slow.hold_at = None
             before = slow.passed
             driver.start()
             driver.publish("volume-1", driver.target("pod-1"), {"model": f"{slow.host}/llm/tiny:v1"})
