@@ -13,7 +13,8 @@ from pathlib import Path
 
 from modelmount import __version__
 
-PINNED = Path(__file__).resolve().parent.parent / "scripts/peers.list"
+_SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+PINNED = (_SCRIPTS / "tools.list", _SCRIPTS / "peers.list")
 CACHE = Path(
     os.environ.get("MODELMOUNT_TOOLS")
     or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelmount/tools"
@@ -30,7 +31,7 @@ class MissingError(Exception):
 
 def find(name: str) -> str:
     """The pinned build of a program, else the one on PATH. Raises MissingError."""
-    for line in PINNED.read_text().splitlines():
+    for line in (line for each in PINNED for line in each.read_text().splitlines()):
         fields = line.split()
         if fields and fields[0] == name:
             built = CACHE / f"{name}-{fields[2]}" / name

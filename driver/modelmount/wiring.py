@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential, Credentials
+from modelmount.registry.uploads import Uploads
 from modelmount.sources.base import BlobSource
 from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
@@ -135,6 +136,14 @@ def existing(settings: Settings) -> Shelf | None:
 def connect(settings: Settings) -> Remote:
     """The way to the registries; nothing is sent yet."""
     return Remote(Client(hosts.load(settings).applied(settings)), Credentials(settings))
+
+
+def uploads(
+    settings: Settings, repository: Repository, secrets: Mapping[str, str], beside: Sequence[str] = ()
+) -> Uploads:
+    """The way into one repository, with the credential of `secrets` or the node's own; nothing is sent yet."""
+    applied = hosts.load(settings).applied(settings)
+    return Uploads(applied, repository, Credentials(settings).find(repository, secrets), beside=beside)
 
 
 def build(settings: Settings, live: Live | None = None) -> Node:

@@ -65,7 +65,8 @@ class Gateway(WireServer):
             sent["authorization"] = self._authorization
         connection = self._upstream.connection()
         try:
-            connection.request(asked.method, f"{asked.path}?{asked.query}" if asked.query else asked.path, headers=sent)
+            target = f"{asked.path}?{asked.query}" if asked.query else asked.path
+            connection.request(asked.method, target, body=asked.body or None, headers=sent)
             response = connection.getresponse()
             body = response.read()
         finally:

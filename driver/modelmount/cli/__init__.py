@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import modelmount
-from modelmount.cli import config, doctor, du, exits, gc, inspect, ls, mount, pin, pull, serve, umount, verify
+from modelmount.cli import config, doctor, du, exits, gc, inspect, ls, mount, pin, pull, push, serve, umount, verify
 from modelmount.cli.output import Output
 from modelmount.content.diskerrors import disk_error, is_full
 from modelmount.errors import Internal, ModelMountError
@@ -23,6 +23,7 @@ COMMANDS: tuple[click.Command, ...] = (
     umount.umount,
     ls.ls,
     inspect.inspect,
+    push.push,
     du.du,
     gc.gc,
     pin.pin,
@@ -72,6 +73,7 @@ Examples:
   modelmount mount harbor.example.com/llm/llama3:v1 /mnt/llama3
   modelmount umount /mnt/llama3
   modelmount ls                                       what is here, who uses it?
+  modelmount push ./llama3 harbor.example.com/llm/llama3:v1
   modelmount gc --free 50GB                           make room
   modelmount serve --mode node                        the CSI driver itself
 

@@ -128,9 +128,8 @@ class Terminal:
 def _model(reference: str, snapshot: Snapshot, *, wide: bool) -> RenderableType:
     if not snapshot.files:
         return Text(f"{snapshot.phase} {reference}", no_wrap=True, overflow="ellipsis")
-    pulling = snapshot.phase == "pulling"
     rate = eta = ""
-    if pulling and snapshot.rate > 0 and snapshot.eta_seconds is not None:
+    if snapshot.phase in progress.MOVING and snapshot.rate > 0 and snapshot.eta_seconds is not None:
         rate = f"{human_bytes(snapshot.rate)}/s"
         eta = f"{human_seconds(snapshot.eta_seconds)} left"
     cells: list[RenderableType] = [

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Generic, TypeVar
 
 from prometheus_client import REGISTRY
 
 from modelmount import wiring
-from modelmount.cli.display import display
+from modelmount.cli import watching
 from modelmount.cli.output import Output
 from modelmount.errors import Cancelled
 from modelmount.oci.reference import Reference
@@ -24,9 +21,6 @@ from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
 from modelmount.snapshots.tree import Tree
 from modelmount.volumes.volume import VolumeSpec
-
-LOOK_SECONDS = 0.2
-"""How often the display moves on a terminal."""
 
 T = TypeVar("T")
 
@@ -41,23 +35,14 @@ class Watched(Generic[T]):
 
 
 def watch(node: wiring.Node, reference: Reference, output: Output, work: Callable[[threading.Event], T]) -> Watched[T]:
-    """Run `work` in a thread of its own and show the progress of the node's pull meanwhile: a bar or lines on standard
-    error, objects with --json. The event it gets is set when it should end.
-
-    Raises what `work` raises. SIGINT and SIGTERM raise Cancelled at once, saying what is kept; the caller closes the
-    node, which ends the pull.
+    """Run `work` and show the progress of the node's pull meanwhile, as `watching.watch` does. Interrupted, the caller
+    closes the node, which ends the pull.
     """
     started, before = time.monotonic(), _fetched()
-    worker = _Worker(work)
-    with _interruptible(), display(str(reference), output) as shown:
-        try:
-            worker.thread.start()
-            while not worker.ended.wait(LOOK_SECONDS):
-                shown.show(_snapshot(node))
-        except KeyboardInterrupt:
-            worker.cancelled.set()
-            raise Cancelled(_kept(node, reference)) from None
-    return Watched(worker.result(), _fetched() - before, time.monotonic() - started)
+    result = watching.watch(
+        str(reference), output, work, lambda: _snapshot(node), lambda snapshot: _kept(snapshot, reference)
+    )
+    return Watched(result, _fetched() - before, time.monotonic() - started)
 
 
 def pull(
@@ -68,52 +53,13 @@ def pull(
     """
     model = node.resolver.resolve(spec.reference, spec.pull_policy, credential, spec.choice)
     job = node.puller.ensure(model, spec.selection, credential, prefetch=not warm)
-    while (tree := job.wait(Waiter(), LOOK_SECONDS)) is None:
+    while (tree := job.wait(Waiter(), watching.LOOK_SECONDS)) is None:
         if cancelled.is_set():
             raise Cancelled("interrupted")
     return model, tree
 
 
-class _Worker(Generic[T]):
-    """One call in a thread that doesn't keep the process alive: it may be deep in a request nobody waits for."""
-
-    def __init__(self, work: Callable[[threading.Event], T]) -> None:
-        self.cancelled, self.ended = threading.Event(), threading.Event()
-        self.thread = threading.Thread(target=self._run, args=(work,), name="work", daemon=True)
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-
-    def result(self) -> T:
-        """What the call returned; raises what it raised. Once it has ended."""
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
-
-    def _run(self, work: Callable[[threading.Event], T]) -> None:
-        try:
-            self._results.append(work(self.cancelled))
-        except BaseException as e:  # noqa: BLE001 - raised by `result`, in the thread that asks
-            self._error = e
-        finally:
-            self.ended.set()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM interrupts like SIGINT does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _kept(node: wiring.Node, reference: Reference) -> str:
-    snapshot = _snapshot(node)
+def _kept(snapshot: progress.Snapshot, reference: Reference) -> str:
     if not snapshot.bytes_done:
         return f"interrupted; nothing of {reference} was pulled yet"
     kept = progress.of(snapshot.bytes_done, snapshot.bytes_total)

@@ -14,10 +14,12 @@ RATE_SECONDS = 1.0
 """Before so long there is no rate: what it would promise of the time left is nonsense."""
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
-Phase = Literal["resolving", "pulling", "verifying", "unpacking", "linking"]
+Phase = Literal["resolving", "pulling", "verifying", "unpacking", "linking", "pushing", "exporting"]
 """What a job does: finds out what is needed; fetches; has all bytes and hashes or syncs the last ones; unpacks the
-rest of the last archive; links the tree.
+rest of the last archive; links the tree. `pushing` and `exporting` are jobs of another kind, with one phase.
 """
+MOVING: frozenset[Phase] = frozenset({"pulling", "pushing", "exporting"})
+"""Phases in which bytes are on their way, at a rate."""
 State = Literal["waiting", "fetching", "unpacking", "ready", "found"]
 """Where one file stands. `unpacking` is an archive whose bytes are all here; `found` was here before, or somebody else
 fetched it meanwhile.
@@ -98,10 +100,10 @@ class Progress:
         self._worked = 0.0
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
-    def expect(self, files: Iterable[Expected]) -> None:
+    def expect(self, files: Iterable[Expected], phase: Phase = "pulling") -> None:
         """The plan is known: fetching begins. Again after something vanished, with the same files: then all wait."""
         with self._lock:
-            self._phase = "pulling"
+            self._phase = phase
             self._files = {each.key: Counters(self, each) for each in files}
             self._done = 0
             self._samples = deque([(self._clock(), self._fetched)])
@@ -219,7 +221,7 @@ def sentence(model: str, snapshot: Snapshot) -> str:
     """What a waiting pod's owner reads in its events."""
     if snapshot.phase == "resolving" or not snapshot.bytes_total:
         return f"{snapshot.phase} {model}"
-    if snapshot.phase != "pulling":
+    if snapshot.phase not in MOVING:
         return f"{snapshot.phase} {model}: all {human_bytes(snapshot.bytes_total)} are here, {_ready(snapshot)}"
     percent = 100 * snapshot.bytes_done // snapshot.bytes_total
     text = f"{snapshot.phase} {model}: {percent} % ({of(snapshot.bytes_done, snapshot.bytes_total)})"

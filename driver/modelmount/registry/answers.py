@@ -55,6 +55,31 @@ def no_access(what: str, credential: Credential, status: int) -> ModelMountError
     return Unauthenticated(text) if credential.is_anonymous else Forbidden(text)
 
 
+def refusal(answer: Answer, what: str, credential: Credential, home: Url) -> ModelMountError:
+    """`meaning`, for who wanted to write: what isn't allowed to push is no secret, and has other remedies."""
+    status, there = answer.status, home.authority
+    if not answer.url.same_origin(home) or status in {412, 429} or status >= 500:
+        return meaning(answer, what, credential, home)
+    said = _diagnostics(answer)
+    if status == 400:
+        return Forbidden(f"{what}: {there} refuses it{said}")
+    if status == 401 and credential.is_anonymous:
+        return Unauthenticated(f"{what}: {there} takes it from nobody without a credential{said}")
+    if status in {401, 403}:
+        who = "nobody without a credential" if credential.is_anonymous else "this account"
+        return Forbidden(f"{what}: {there} doesn't take it from {who}{said}; ask its admin for the right to push")
+    if status == 404:
+        return NotFound(f"{what}: {there} has no place for it{said}; some registries want the project to be made first")
+    if status == 405:
+        return Forbidden(f"{what}: {there} takes nothing{said}; it may be read-only, or a proxy of another registry")
+    if status == 413:
+        return Forbidden(
+            f"{what}: it is larger than {there} takes{said}; have the limit on request bodies raised there, or in the "
+            "proxy before it"
+        )
+    return Unavailable(f"{what}: {there} answered {status}{said}", retry_after=_retry_after(answer))
+
+
 def _diagnostics(answer: Answer) -> str:
     try:
         body = answer.body.read_all(errcode.MAX_BODY_BYTES, time.monotonic() + _READ_SECONDS)

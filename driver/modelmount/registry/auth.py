@@ -24,6 +24,19 @@ MAX_ROUNDS: Final = 2
 """Answers to challenges in one request; a registry that is still not content has said no."""
 KEPT_CHALLENGES: Final = 1024
 
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What is to be done in a repository: always reading, and writing where `push`. `beside` is another repository of
+    the registry, to be read with the same token.
+    """
+
+    push: bool = False
+    beside: str = ""
+
+
+PULL: Final = Rights()
+
 _PREFERENCE: Final = ("bearer", "basic")
 _SCOPE = re.compile(r"repository:([a-z0-9](?:[a-z0-9._/-]*[a-z0-9])?):(?:[a-z]+,)*(?:pull|\*)(?:,[a-z]+)*", re.ASCII)
 
@@ -37,13 +50,20 @@ class Authenticator:
         self._tokens = Tokens(pool)
         self._wanted: Recent[Repository, Challenge] = Recent(KEPT_CHALLENGES)
 
-    def send(self, request: Request, repository: Repository, credential: Credential, deadline: float) -> Answer:
-        """Ask as `redirects.send` does, authenticated; an answer that is still a 401 is returned like any other, its
-        body closed.
+    def send(
+        self,
+        request: Request,
+        repository: Repository,
+        credential: Credential,
+        deadline: float,
+        rights: Rights = PULL,
+    ) -> Answer:
+        """Ask as `redirects.send` does, authenticated, with a token that is good for `rights`; an answer that is still
+        a 401 is returned like any other, its body closed.
 
         Raises what the pool raises; Forbidden for a token server that isn't trusted; and what that one's refusal means.
         """
-        asker = _Asker(repository, credential, request.what, deadline)
+        asker = _Asker(repository, credential, request.what, deadline, rights)
         authorization = self._known(asker)
         tried: set[str] = set()
         while True:
@@ -100,7 +120,7 @@ class Authenticator:
     def _key(self, challenge: Challenge, asker: _Asker) -> Key:
         registry = asker.repository.registry
         server = realms.judge(self._settings, registry, challenge.parameters.get("realm", ""), asker.what)
-        scope = _scope(challenge, asker.repository)
+        scope = _scope(challenge, asker.repository, asker.rights)
         return Key(registry, server, challenge.parameters.get("service", ""), scope, asker.credential)
 
 
@@ -112,15 +132,18 @@ class _Asker:
     credential: Credential
     what: str
     deadline: float
+    rights: Rights
 
 
 def _basic(credential: Credential) -> str | None:
     return basic(credential.username, credential.password) if credential.has_password else None
 
 
-def _scope(challenge: Challenge, repository: Repository) -> str:
-    """Pulling, and nothing else, whatever the registry proposes. Its own name for the repository counts, since some are
-    reached under another path than they have inside.
+def _scope(challenge: Challenge, repository: Repository, rights: Rights) -> str:
+    """The rights, and nothing else, whatever the registry proposes. Its own name for the repository counts, since some
+    are reached under another path than they have inside.
     """
     proposed = _SCOPE.fullmatch(challenge.parameters.get("scope", ""))
-    return f"repository:{proposed[1] if proposed else repository.repository}:pull"
+    name = proposed[1] if proposed else repository.repository
+    scope = f"repository:{name}:{'pull,push' if rights.push else 'pull'}"
+    return f"{scope} repository:{rights.beside}:pull" if rights.beside else scope

@@ -25,6 +25,11 @@ def blob(settings: Settings, repository: Repository, digest: Digest) -> Url:
     return _url(settings, repository, f"blobs/{digest}")
 
 
+def uploads(settings: Settings, repository: Repository) -> Url:
+    """The URL where uploads of blobs begin. Raises InvalidRequest like `manifest`."""
+    return _url(settings, repository, "blobs/uploads/")
+
+
 def home(settings: Settings, registry: str) -> Url:
     """The root of the registry's API: https and its own host unless the admin says otherwise. Raises InvalidRequest
     like `manifest`.

@@ -115,7 +115,14 @@ def _question(key: Key, what: str) -> Request:
         fields |= _grant(credential)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         return Request("POST", key.server, key.registry, what, headers, urllib.parse.urlencode(fields).encode())
-    query = urllib.parse.urlencode({name: value for name, value in fields.items() if value})
+    # Several scopes are several parameters in a GET, and words of one in a POST.
+    query = urllib.parse.urlencode(
+        [
+            (name, value)
+            for name, text in fields.items()
+            for value in (text.split() if name == "scope" else [text] if text else [])
+        ]
+    )
     target = key.server.target + ("&" if "?" in key.server.target else "?") + query
     headers = {} if credential.is_anonymous else {"Authorization": basic(credential.username, credential.password)}
     server = Url(key.server.scheme, key.server.host, key.server.port, target)

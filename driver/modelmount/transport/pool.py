@@ -10,10 +10,10 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Protocol, Self
 
 from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPSConnectionPool, Timeout
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -38,18 +38,36 @@ KEPT_CONNECTIONS: Final = 16
 """Idle connections kept for one origin."""
 
 
+class Content(Protocol):
+    """A body that is sent in pieces and never held whole."""
+
+    @property
+    def length(self) -> int:
+        """How many bytes all pieces together have."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """The pieces from the first on, however often; small ones, for each has the connection's time-out to itself.
+
+        Raises only `modelmount.errors`, which come out of `Pool.send` and cost the connection: anything else would be
+        taken for trouble with the network.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is asked, and on whose behalf: `registry` as it stands in references, whose settings count wherever `url`
     leads. `what` begins every message about it.
+
+    `patience` is how many seconds the answer may take once everything was sent, where it isn't the usual silence.
     """
 
-    method: Literal["GET", "HEAD", "POST"]
+    method: Literal["GET", "HEAD", "POST", "PUT"]
     url: Url
     registry: str
     what: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    content: bytes | None = field(default=None, repr=False)
+    content: bytes | Content | None = field(default=None, repr=False)
+    patience: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +113,9 @@ class Pool:
     def send(self, request: Request, deadline: float) -> Answer:
         """Ask once and return what was answered, whatever its status; redirects are answers too.
 
-        Name, connection and headers must be there by `deadline` (of `time.monotonic`). The body is read afterwards,
-        with the configured silence as its limit. Raises Forbidden for a place that isn't allowed, Unavailable for
-        everything that has gone wrong on the way.
+        Name, connection and headers must be there by `deadline` (of `time.monotonic`); with `patience`, only name and
+        connection. The body is read afterwards, with the configured silence as its limit. Raises Forbidden for a place
+        that isn't allowed, Unavailable for everything that has gone wrong on the way.
         """
         try:
             trust = judge(self._settings, request.registry, request.url)
@@ -126,11 +144,13 @@ class Pool:
     # -- inside
 
     def _response(self, request: Request, trust: Trust, deadline: float) -> HTTPResponse:
-        """A kept connection may turn out to be gone only when it is used: then once more, at once."""
+        """A kept connection may turn out to be gone only when it is used: then once more, at once, unless the other
+        side may have done already what was asked.
+        """
         try:
             return self._ask(request, trust, deadline)
         except TROUBLE as e:
-            if request.method == "POST" or not was_gone(e):
+            if request.method in {"POST", "PUT"} or not was_gone(e):
                 raise
         return self._ask(request, trust, deadline)
 
@@ -141,14 +161,22 @@ class Pool:
                 raise Unavailable(f"{request.url.authority} didn't answer in time")
             pull = self._settings.pull
             timeout = Timeout(
-                connect=min(pull.connect_timeout_seconds, left), read=min(pull.read_timeout_seconds, left)
+                connect=min(pull.connect_timeout_seconds, left),
+                read=request.patience or min(pull.read_timeout_seconds, left),
             )
+            headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
+            body: bytes | Iterator[bytes] | None
+            if request.content is None or isinstance(request.content, bytes):
+                body = request.content
+            else:
+                headers["Content-Length"] = str(request.content.length)
+                body = request.content.pieces()
             try:
                 response = self._origin(request.url, trust).urlopen(
                     request.method,
                     request.url.target,
-                    body=request.content,
-                    headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers},
+                    body=body,
+                    headers=headers,
                     timeout=timeout,
                     preload_content=False,
                     decode_content=False,

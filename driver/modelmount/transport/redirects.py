@@ -20,7 +20,8 @@ _DISCARD_SECONDS: Final = 5.0
 
 
 def send(pool: Pool, request: Request, deadline: float) -> Answer:
-    """Ask, and follow where the answers lead; the Answer's `url` says who spoke last. For GET and HEAD only.
+    """Ask, and follow where the answers of a GET or HEAD lead; the Answer's `url` says who spoke last. What else is
+    asked is asked at one place only: a redirect is its answer.
 
     Of the headers, only what names the bytes goes along to another scheme, host or port: no Authorization, and nothing
     that an admin has a mirror sent. It doesn't come back when a later redirect does.
@@ -29,7 +30,7 @@ def send(pool: Pool, request: Request, deadline: float) -> Answer:
     """
     for _ in range(MAX_REDIRECTS + 1):
         answer = pool.send(request, deadline)
-        if answer.status not in _STATUSES:
+        if answer.status not in _STATUSES or request.method not in {"GET", "HEAD"}:
             return answer
         location = answer.header("location")
         discard(answer)
