@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,9 +26,9 @@ from modelmount import telemetry
 from modelmount.cache import quarantine
 from modelmount.cache.census import Item, Reader
 from modelmount.cache.quarantine import Quarantined
+from modelmount.cache.rounds import Rounds
 from modelmount.config import Cache
 from modelmount.content.store import Store
-from modelmount.errors import ModelMountError
 from modelmount.formats.base import Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots.layers import IndexEntry
@@ -223,43 +222,23 @@ def _read_place(store: Store) -> _Place:
         return _Place()
 
 
-class Scrubber:
-    """The background scrub: a thread from `with` to its end. A pass over everything a week, at the configured rate;
-    after a restart it goes on where it was. What goes wrong is logged.
+class Scrubber(Rounds):
+    """The background scrub from `with` to its end. A pass over everything a week, at the configured rate; after a
+    restart it goes on where it was.
     """
 
     def __init__(
         self, store: Store, reader: Reader, settings: Callable[[], Cache], *, first_seconds: float = FIRST_SECONDS
     ) -> None:
         """Nothing runs yet."""
-        self._store, self._reader, self._settings, self._first = store, reader, settings, first_seconds
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scrub", daemon=True)
+        super().__init__("scrub", first_seconds=first_seconds, seconds=LOOK_SECONDS)
+        self._store, self._reader, self._settings = store, reader, settings
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ending.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        if self._ending.wait(self._first):
-            return
-        while True:
-            try:
-                quarantine.release(self._store)
-                if self._settings().scrub_bytes_per_second and self._is_due():
-                    self._pass()
-            except (OSError, ModelMountError):
-                log.exception("the store could not be scrubbed; it is tried again")
-            except Exception:  # a thread that ends would find nothing any more
-                log.exception("scrubbing failed unexpectedly")
-            if self._ending.wait(LOOK_SECONDS):
-                return
+    def round(self) -> None:
+        """Scrub, when a pass is due or was broken off."""
+        quarantine.release(self._store)
+        if self._settings().scrub_bytes_per_second and self._is_due():
+            self._pass()
 
     def _is_due(self) -> bool:
         place = _read_place(self._store)

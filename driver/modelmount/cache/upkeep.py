@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from modelmount import telemetry
 from modelmount.cache import bounds as limits
 from modelmount.cache.bounds import Bounds
 from modelmount.cache.collector import Collector
+from modelmount.cache.rounds import Rounds
 from modelmount.config import Live
 from modelmount.content import pulls
 from modelmount.content.store import Store
-from modelmount.errors import ModelMountError
 from modelmount.system import disk
 from modelmount.system.lock import LockCancelled
 
@@ -27,26 +24,15 @@ TIDY_SECONDS = 3600.0
 """How often leftovers and old partial downloads go though there is room."""
 
 
-class Upkeep:
-    """A thread from `with` to its end. What goes wrong is logged and tried again in the next round."""
+class Upkeep(Rounds):
+    """Rounds from `with` to its end; the first comes at once."""
 
     def __init__(self, store: Store, collector: Collector, live: Live, *, round_seconds: float = ROUND_SECONDS) -> None:
         """Nothing runs yet."""
-        self._store, self._collector, self._live, self._seconds = store, collector, live, round_seconds
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        super().__init__("upkeep", first_seconds=0, seconds=round_seconds)
+        self._store, self._collector, self._live = store, collector, live
         self._tidied_at = time.monotonic()
         self._told: Bounds | None = None
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ending.set()
-        self._thread.join()
 
     def round(self) -> None:
         """One look at the configuration, the disk and the store, and what follows from it. Raises OSError."""
@@ -65,17 +51,6 @@ class Upkeep:
         except LockCancelled:
             return
         self._tidied_at = time.monotonic()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.round()
-            except (OSError, ModelMountError):
-                log.exception("the store could not be looked after; it is tried again in %.0f s", self._seconds)
-            except Exception:  # a thread that ends would leave the disk to fill up
-                log.exception("looking after the store failed unexpectedly")
-            if self._ending.wait(self._seconds):
-                return
 
     def _tell(self, bounds: Bounds) -> None:
         """Which bounds count and why, whenever that changes."""
