@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from modelmount.content import ingest
+from modelmount.content import checkpoints
 from tests.e2e.conftest import contents, random_bytes, write_model
 from tests.fakes import mounts, push
 from tests.fakes.driver import ROOT, Driver
@@ -70,7 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         pushed = pusher.artifact("llm/tiny", "v1", push.oras(files, packed=["1_Pooling"]))
         weights = directory / "big"
         weights.mkdir()
-        (weights / "model.safetensors").write_bytes(random_bytes(ingest.CHECKPOINT_BYTES + 1, 9))
+        (weights / "model.safetensors").write_bytes(random_bytes(checkpoints.CHECKPOINT_BYTES + 1, 9))
         big = pusher.artifact("llm/big", "v1", push.modelpack(weights, packing="tar"))
         yield Published(registry, pushed, contents(files), big, contents(weights))
 

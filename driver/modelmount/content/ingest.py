@@ -17,7 +17,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +27,7 @@ from isal import isal_zlib
 from modelmount.content import journal as journals
 from modelmount.content import ranges
 from modelmount.content.body import Body, FileBody
+from modelmount.content.checkpoints import Checkpoints
 from modelmount.content.diskerrors import disk_error as disk_error
 from modelmount.content.diskerrors import translated
 from modelmount.content.ranges import Range
@@ -41,15 +41,6 @@ log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 20
 WRITEBACK_BYTES = 16 << 20
-CHECKPOINT_BYTES = 20 << 20
-"""Twice this is the most that a power cut may take, from all writers together: as much is being synced as comes
-meanwhile. With what is in flight to a node's worth of connections that makes less than 64 MiB to be served again.
-"""
-CHECKPOINT_SECONDS = 2.0
-KEEPER_BYTES = 128 << 20
-"""From this much on a download has a thread for its checkpoints: a connection that waits for the disk four times a
-second brings a third less (measured).
-"""
 GROUP_FILES = 16
 """Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""
 
@@ -80,8 +71,8 @@ class Ingest:
     open until then.
     """
 
-    # Locks, in the order in which they are taken: `_checkpoint` (one sync or the end), a writer's, `_lock` (the fields
-    # below it, never held over I/O). Whoever waits for `_checkpoint` holds none.
+    # Locks, in the order in which they are taken: that of `checkpoints` (one sync or the end), a writer's, `_lock` (the
+    # fields below it, never held over I/O). Whoever waits for the first holds none.
 
     def __init__(self, store: Store, digest: Digest, size: int, scope: str, form: str, held: Held) -> None:
         """Use `open`. `held` is the ingest's lock, released by `close`, `commit_*` and `discard`."""
@@ -92,18 +83,14 @@ class Ingest:
         self._group: atomic.GroupSync | None = None
         self._journal = -1
         self._resumed = False
-        self._checkpoint = threading.Lock()
-        self._checkpointed_at = time.monotonic()
+        self.checkpoints = Checkpoints(self._sync, lambda: self._condemned is not None)
         self._named = False
         self._condemned: NoSpace | Internal | IntegrityError | None = None
         self._lock = threading.Lock()
         self._ended = False
         self._missing: list[Range] = [(0, size)] if size else []
         self._writing: list[Range] = []
-        self._unsynced = 0
         self._writers: set[Writer] = set()
-        self._due = threading.Event()
-        self._keeper: threading.Thread | None = None
 
     @classmethod
     def open(
@@ -134,7 +121,8 @@ class Ingest:
                 flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
                 ingest._journal = os.open(ingest.directory / "journal", flags, 0o600)
                 ingest._recover(cancelled)
-            ingest._start_keeper()
+            to_come = sum(last - first for first, last in ingest._missing)
+            ingest.checkpoints.begin(to_come, f"sync-{digest.hex[:12]}")
         except IntegrityError:
             ingest.discard()
             raise
@@ -183,15 +171,15 @@ class Ingest:
         """Make everything written so far survive a power cut, the pieces in the writers' hands too. They may go on
         meanwhile; what they write then is covered the next time.
         """
-        with self._checkpoint:
-            self._sync()
+        with self.checkpoints.lock:
+            self.checkpoints.make()
 
     def commit_blob(self) -> None:
         """The bytes were verified: give them their name in `blobs/` and end the ingest.
 
         When the disk is full in the middle of it, `close` keeps the bytes, and another commit goes on from there.
         """
-        with self._checkpoint:  # of two syncs at once only one is told of an error
+        with self.checkpoints.lock:  # of two syncs at once only one is told of an error
             self._check_usable()
             left = sum(last - first for first, last in self.missing)
             body = self._open_body()
@@ -208,7 +196,7 @@ class Ingest:
 
     def commit_unpacked(self, layer: Path, rules: int) -> None:
         """The archive was verified and unpacked into `layer` (below this ingest): commit that and drop the archive."""
-        with self._checkpoint:
+        with self.checkpoints.lock:
             self._check_usable()
             try:
                 self._sync_layer(layer)
@@ -233,7 +221,7 @@ class Ingest:
         """Stop everybody and close the files; False when that was done before. Without the lock, which goes next, the
         directory may be somebody else's, and the descriptors' numbers are anybody's.
         """
-        with self._checkpoint:
+        with self.checkpoints.lock:
             with self._lock:
                 if self._ended:
                     return False
@@ -242,9 +230,8 @@ class Ingest:
             for writer in writers:
                 writer.close()
             self._close_files()
-        if self._keeper is not None:
-            self._due.set()
-            self._keeper.join()
+            self.checkpoints.end()
+        self.checkpoints.join()
         return True
 
     def _let_go(self, *, keep: bool) -> None:
@@ -308,14 +295,12 @@ class Ingest:
             self._group.sync(files)
         atomic.sync_tree(layer, files=not many or self._resumed)
 
-    # -- checkpoints
-
     def _sync(self) -> None:
-        """Make a checkpoint. The caller has `_checkpoint`."""
+        """Make a checkpoint. The caller has the lock of `checkpoints`."""
         self._check_usable()
         with self._lock:
             # Before the pieces in hand are journalled: what comes between is covered, but counts for the next one.
-            covered = self._unsynced - sum(last - first for first, last in self._writing)
+            covered = self.checkpoints.pending - sum(last - first for first, last in self._writing)
             writers = tuple(self._writers)
         for writer in writers:
             writer.journal()
@@ -330,55 +315,8 @@ class Ingest:
             raise self._condemn(e, f"make the download of {self.digest} durable") from e
         self._named = True
         with self._lock:
-            self._unsynced -= covered
-        self._checkpointed_at = time.monotonic()
+            self.checkpoints.pending -= covered
         log.debug("checkpoint of %s: %d bytes", self.digest, covered)
-
-    def _checkpoint_if_due(self) -> None:
-        """Large downloads have a thread that makes checkpoints while the writers go on; else one of them does."""
-        if not self._is_due:
-            return
-        if self._keeper is not None:
-            self._due.set()
-        elif self._checkpoint.acquire(blocking=False):
-            try:
-                if self._is_due:
-                    self._sync()
-            finally:
-                self._checkpoint.release()
-
-    def _start_keeper(self) -> None:
-        if sum(last - first for first, last in self._missing) > KEEPER_BYTES:
-            keeper = threading.Thread(target=self._keep, name=f"sync-{self.digest.hex[:12]}", daemon=True)
-            keeper.start()
-            self._keeper = keeper
-
-    def _keep(self) -> None:
-        """The thread's life: a checkpoint whenever one is due, until the end or a failed sync, which writers are told
-        when they go on. Where a line finds no room on the disk, the writer will see that itself.
-        """
-        while True:
-            self._due.wait()
-            self._due.clear()
-            try:
-                with self._checkpoint:
-                    if self._is_due or self._ended:
-                        self._sync()
-            except ModelMountError as e:
-                if self._ended:
-                    return
-                log.warning("no checkpoint: %s", e)
-                if self._condemned is not None:
-                    return
-
-    @property
-    def _is_due(self) -> bool:
-        late = time.monotonic() - self._checkpointed_at >= CHECKPOINT_SECONDS
-        return late or self._unsynced >= CHECKPOINT_BYTES
-
-    @property
-    def _is_overdue(self) -> bool:
-        return self._unsynced > 2 * CHECKPOINT_BYTES
 
     # -- what writers do
 
@@ -393,15 +331,12 @@ class Ingest:
             if any(a < last and first < b for a, b in self._writing):
                 raise Internal(f"two writers write byte {first} of {self.digest} at the same time")
             self._writing.append((first, last))
-            self._unsynced += last - first
-        if self._is_overdue:
-            try:
-                with self._checkpoint:
-                    if self._is_overdue:
-                        self._sync()
-            except BaseException:
-                self._release(first, last)
-                raise
+            self.checkpoints.pending += last - first
+        try:
+            self.checkpoints.wait_if_overdue()
+        except BaseException:
+            self._release(first, last)
+            raise
 
     def _release(self, first: int, last: int) -> None:
         with self._lock:
@@ -471,7 +406,7 @@ class Writer:
                     self._append(part)
             finally:
                 self._ingest._release(first, last)
-            self._ingest._checkpoint_if_due()
+            self._ingest.checkpoints.make_if_due()
 
     def journal(self) -> None:
         """Finish the piece in hand, however short. Any thread may. Raises NoSpace, Internal, and then keeps it."""

@@ -288,10 +288,9 @@ class Download:
             began = time.monotonic()
             writer.append(part)
             segment.position = writer.offset
-            self._progress.fetched(len(part))
             self._follower.advance(self.ingest.offset)
             self._stay_in_the_window()
-            self._progress.worked(time.monotonic() - began)
+            self._progress.fetched(len(part), time.monotonic() - began)
 
     def _take_the_rest(self, segment: Segment) -> bool:
         """Let the only owner go on to the blob's end; bytes that others wrote there come once more."""

@@ -145,10 +145,11 @@ class Progress:
     def _add(self, count: int) -> None:
         self._done += count
 
-    def _arrived(self, count: int) -> None:
+    def _arrived(self, count: int, worked: float) -> None:
         now = self._clock()
         self._done += count
         self._fetched += count
+        self._worked += worked
         if now - self._samples[-1][0] >= 0.25:
             self._samples.append((now, self._fetched))
             while now - self._samples[0][0] > RATE_WINDOW_SECONDS and len(self._samples) > 2:
@@ -180,17 +181,12 @@ class Counters:
             self._done += count
             self._progress._add(count)
 
-    def worked(self, seconds: float) -> None:
-        """A thread that receives spent this long on what had arrived."""
-        with self._lock:
-            self._progress._worked += seconds
-
-    def fetched(self, count: int) -> None:
-        """`count` bytes arrived."""
+    def fetched(self, count: int, worked: float = 0.0) -> None:
+        """`count` bytes arrived, on which the thread that receives spent `worked` seconds since."""
         with self._lock:
             self._begun, self._file = True, None
             self._done += count
-            self._progress._arrived(count)
+            self._progress._arrived(count, worked)
 
     def ready(self) -> None:
         """It is verified and committed."""

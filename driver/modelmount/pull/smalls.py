@@ -21,7 +21,7 @@ from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
 from modelmount.pull.progress import Counters, Progress
 from modelmount.pull.unpacking import bounds, named
-from modelmount.snapshots import scatter, unpack
+from modelmount.snapshots import scatter, unpack, walk
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockTimeout
 from modelmount.transport.retry import Policy
@@ -102,7 +102,7 @@ class Group:
         else:
             data = self._fetched(part)
         with named(part):
-            scatter.check(data, limits, rootfs=rootfs)
+            walk.check(data, limits, rootfs=rootfs)
         rules = unpack.rules(part.encoding)
         return NewLayer(digest, rules, lambda layer: scatter.build(data, layer, limits, rootfs=rootfs))
 

@@ -20,21 +20,18 @@ import shutil
 import stat
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from modelmount.content.journal import Reader
 from modelmount.content.ranges import Range
 from modelmount.errors import BadArtifact, IntegrityError, Internal
-from modelmount.formats import paths
-from modelmount.formats.base import Member
-from modelmount.snapshots import layers, tarstream, unpack
+from modelmount.snapshots import layers, unpack
+from modelmount.snapshots import walk as walks
+from modelmount.snapshots.openfiles import FLAGS, Files, OpenFile
+from modelmount.snapshots.walk import Walk
 from modelmount.system import atomic, disk
 
-OPEN_FILES: Final = 32
-"""Members that are kept open: more than connections write at a time."""
 GROUP_FILES: Final = 16
 """From so many files on one sync of the file system is faster than one each (measured)."""
 WRITEBACK_BYTES: Final = 1 << 20
@@ -42,7 +39,6 @@ WRITEBACK_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 64 << 10
 _REST: Final = -1
 _FAR: Final = 1 << 63
-_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Scatter:
@@ -54,12 +50,12 @@ class Scatter:
         """Goes on with what lies in the directory `layer`, if `resume` finds anything in it to believe."""
         self._layer, self._size, self._limits, self._rootfs = layer, size, limits, rootfs
         self._lock, self._marks = threading.Lock(), threading.Lock()
-        self._walk = _Walk(size, limits, rootfs=rootfs)
+        self._walk = Walk(size, limits, rootfs=rootfs)
         self._front = 0
         self._written: Sequence[Range] = ()
         self._dirty: set[int] = set()
         self._unnamed = True
-        self._files = _Files()
+        self._files = Files()
         self._extents: list[Range] = []
         try:
             self._open()
@@ -150,13 +146,13 @@ class Scatter:
         Raises BadArtifact for what the archive's bytes decide; IntegrityError where the layer isn't what they say, and
         then it is of no use.
         """
-        members = _members(
+        members = walks.members(
             lambda view, offset: os.preadv(self._files.rest, [view], offset),
-            _Walk(self._size, self._limits, rootfs=self._rootfs),
+            Walk(self._size, self._limits, rootfs=self._rootfs),
         )
         sizes = {str(member.number): member.size for member in members if member.is_file}
         for name in (name for name, size in sizes.items() if not size):
-            os.close(os.open(name, _FLAGS | os.O_CREAT, 0o600, dir_fd=self._files.directory))
+            os.close(os.open(name, FLAGS | os.O_CREAT, 0o600, dir_fd=self._files.directory))
         for name in os.listdir(self._files.directory):
             size = os.stat(name, dir_fd=self._files.directory, follow_symlinks=False).st_size
             if size != sizes.get(name, 0):
@@ -224,7 +220,7 @@ class Scatter:
             with self._marks:
                 self._dirty.add(number)
 
-    def _member(self, extent: Range, count: int) -> _Open:
+    def _member(self, extent: Range, count: int) -> OpenFile:
         """The member's file, of which so many bytes are about to be written."""
         found = self._files.known(extent[0])
         if found is not None:
@@ -319,17 +315,6 @@ class Scatter:
         )
 
 
-def check(data: bytes, limits: unpack.Limits, *, rootfs: bool = False) -> None:
-    """Raise the BadArtifact that `finish` would for the archive `data`."""
-
-    def read_into(view: memoryview, offset: int) -> int:
-        part = data[offset : offset + len(view)]
-        view[: len(part)] = part
-        return len(part)
-
-    _members(read_into, _Walk(len(data), limits, rootfs=rootfs))
-
-
 def build(data: bytes, layer: Path, limits: unpack.Limits, *, rootfs: bool = False) -> None:
     """Make the layer of the small archive `data`, whose digest was verified, in the new directory `layer`. Nothing is
     synced yet. Raises as `Scatter` does.
@@ -340,118 +325,3 @@ def build(data: bytes, layer: Path, limits: unpack.Limits, *, rootfs: bool = Fal
         scatter.finish()
     finally:
         scatter.close()
-
-
-def _members(read_into: Reader, walk: _Walk) -> list[Member]:
-    """Walk to the end of the archive that `read_into` reads."""
-    buffer = memoryview(bytearray(_READ_BYTES))
-    while walk.wanted:
-        count = read_into(buffer[: walk.wanted], walk.position)
-        if not count:
-            raise OSError(5, "the headers of an archive shrank")
-        walk.take(buffer[:count])
-    walk.finish()
-    return walk.members
-
-
-class _Walk:
-    """From header to header through an archive of `size` bytes. Raises BadArtifact as `unpack.unpack` does."""
-
-    def __init__(self, size: int, limits: unpack.Limits, *, rootfs: bool) -> None:
-        self.members: list[Member] = []
-        self.position = 0
-        """Where the next wanted byte is."""
-        self._size, self._limits = size, limits
-        self._headers = tarstream.Headers(limits.entries, rootfs=rootfs)
-        self._block = b""
-        self._total = 0
-
-    @property
-    def wanted(self) -> int:
-        """How many bytes `take` wants at most."""
-        left = self._size - self.position
-        return left if self._headers.ended else min(tarstream.BLOCK_BYTES - len(self._block), left)
-
-    def take(self, data: memoryview) -> Member | None:
-        """The bytes from `position` on; the member that they complete the header of."""
-        self.position += len(data)
-        if self._headers.ended:
-            self._headers.feed_end(data)
-            return None
-        self._block += data
-        if len(self._block) < tarstream.BLOCK_BYTES:
-            return None
-        block, self._block = self._block, b""
-        entry = self._headers.feed(block)
-        if entry is None:
-            return None
-        self._total += entry.size
-        if self._total > self._limits.bytes:
-            raise unpack.too_large(self._limits, f"with {paths.show(entry.path)} ")
-        member = Member(self.position, entry.path, entry.is_directory, entry.size, "", entry.special, entry.target)
-        self.position += entry.size + -entry.size % tarstream.BLOCK_BYTES
-        if self.position > self._size:
-            raise tarstream.cut_off()
-        self.members.append(member)
-        return member
-
-    def finish(self) -> None:
-        """The archive's end."""
-        if self._block:
-            raise tarstream.cut_off()
-        self._headers.finish()
-
-
-class _Open:
-    """A descriptor, closed when nobody has it any more: one thread may use what another put out of the list."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __del__(self) -> None:
-        os.close(self.fd)
-
-
-class _Files:
-    """The layer's files by descriptor: `rest`, and the members that were used last. Thread-safe."""
-
-    def __init__(self) -> None:
-        self.rest = self.directory = -1
-        self._lock = threading.Lock()
-        self._members: OrderedDict[int, _Open] = OrderedDict()
-
-    def open(self, layer: Path) -> None:
-        """`rest` is made if it isn't there."""
-        self.directory = os.open(layer / "files", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self.rest = os.open(layer / "rest", _FLAGS | os.O_CREAT, 0o600)
-
-    def close(self) -> None:
-        """All of them. Twice is harmless."""
-        with self._lock:
-            self._members.clear()
-        for fd in (self.rest, self.directory):
-            if fd >= 0:
-                os.close(fd)
-        self.rest = self.directory = -1
-
-    def known(self, number: int) -> _Open | None:
-        """The member's, if it is open."""
-        with self._lock:
-            found = self._members.get(number)
-            if found is not None:
-                self._members.move_to_end(number)
-            return found
-
-    def member(self, number: int, flags: int = 0) -> _Open:
-        """The member's, opened with these flags too. It stays open for as long as the caller has it."""
-        if (known := self.known(number)) is not None:
-            return known
-        made = _Open(os.open(str(number), _FLAGS | flags, 0o600, dir_fd=self.directory))
-        with self._lock:
-            found = self._members.setdefault(number, made)
-            self._members.move_to_end(number)
-            while len(self._members) > OPEN_FILES:
-                self._members.popitem(last=False)
-        return found

@@ -82,9 +82,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def died(ingest: Ingest) -> None:
     """What is left when the process is killed: descriptors and the lock go, nothing else happens."""
     ingest._ended = True
-    if ingest._keeper is not None:
-        ingest._due.set()
-        ingest._keeper.join()
+    ingest.checkpoints.end()
+    ingest.checkpoints.join()
     ingest._close_files()
     ingest._held.release()
 

@@ -19,6 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from modelmount.content import checkpoints
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest, Writer
 from modelmount.content.store import Store
@@ -54,7 +55,7 @@ class Histories(RuleBasedStateMachine):
         self.store = Store(self.root / "store")
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(ingests, "PIECE_BYTES", PIECE)
-        self.patch.setattr(ingests, "CHECKPOINT_BYTES", 3 * PIECE)
+        self.patch.setattr(checkpoints, "CHECKPOINT_BYTES", 3 * PIECE)
         self.writers: list[Writer] = []
         self.started: dict[Writer, int] = {}
         self.written, self.lost = set[int](), set[int]()

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelmount.content import checkpoints
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest
 from modelmount.content.ranges import Range
@@ -323,7 +324,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(ingests, "time", clock)
+    monkeypatch.setattr(checkpoints, "time", clock)
     return clock
 
 
@@ -332,7 +333,7 @@ def syncs(calls: list[str]) -> list[str]:
 
 
 def test_checkpoints_come_by_bytes(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", 2 * PIECE)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 2 * PIECE)
     ingest = open_ingest(store, DATA)
     with recorded(monkeypatch, store.root) as calls:
         feed(ingest, DATA, 2 * PIECE - 1)
@@ -350,7 +351,7 @@ def test_checkpoints_come_by_time_on_a_slow_line(store: Store, clock: Clock, mon
     with recorded(monkeypatch, store.root) as calls:
         feed(ingest, DATA, 1000, killed=True)
         assert calls == []
-        clock.now += ingests.CHECKPOINT_SECONDS
+        clock.now += checkpoints.CHECKPOINT_SECONDS
         feed(ingest, DATA, 2000, killed=True)
         assert syncs(calls)[:2] == ["data 600", "journal 600"]
         calls.clear()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modelmount.content import debris, ranges
+from modelmount.content import checkpoints, debris, ranges
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
@@ -123,7 +123,7 @@ def test_a_commit_that_was_never_acknowledged_is_whole_or_absent(tmp_path: Path)
 @pytest.mark.mount
 @pytest.mark.parametrize("flag", [JOURNAL_ONLY, NOTHING], ids=["journal without data", "nothing flushed"])
 def test_a_cut_under_several_writers_takes_two_checkpoints_at_most(tmp_path: Path, flag: int) -> None:
-    assert 2 * ingests.CHECKPOINT_BYTES <= 64 << 20
+    assert 2 * checkpoints.CHECKPOINT_BYTES <= 64 << 20
     data, share = content(192 << 20), 48 << 20
     with powered(tmp_path, 400 << 20) as disk:
         ingest = open_ingest(Store(disk.path / "store"), data)

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from modelmount.content import ingest as ingests
-from modelmount.content import ranges
+from modelmount.content import checkpoints, ranges
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
 from modelmount.errors import Internal, NoSpace
@@ -102,7 +101,7 @@ class WatchedLock:
 def watch(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> WatchedLock:
     """The lock under which checkpoints are made."""
     lock = WatchedLock()
-    monkeypatch.setattr(ingest, "_checkpoint", lock)
+    monkeypatch.setattr(ingest.checkpoints, "lock", lock)
     return lock
 
 
@@ -442,7 +441,7 @@ def test_a_line_that_found_no_room_is_written_later(store: Store, monkeypatch: p
 
 
 def test_a_checkpoint_that_finds_no_room_condemns_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 1)
     ingest = open_ingest(store, DATA)
     writer = ingest.writer(0)
 
@@ -487,8 +486,8 @@ def test_writers_go_on_behind_a_checkpoint(store: Store) -> None:
 
 
 def test_the_bytes_of_all_writers_count_for_a_checkpoint(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", 2 * PIECE)
-    monkeypatch.setattr(ingests, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", 2 * PIECE)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1e9)
     ingest = open_ingest(store, DATA)
     with recorded(monkeypatch, store.root) as calls:
         write(ingest.writer(0), DATA[:PIECE])
@@ -502,8 +501,8 @@ def test_the_bytes_of_all_writers_count_for_a_checkpoint(store: Store, monkeypat
 def test_no_more_is_written_behind_a_slow_checkpoint_than_may_be_lost(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", PIECE)
-    monkeypatch.setattr(ingests, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", PIECE)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1e9)
     ingest = open_ingest(store, DATA)
     lock = watch(ingest, monkeypatch)
     gate = Gate(monkeypatch, "fdatasync")
@@ -525,9 +524,9 @@ def test_no_more_is_written_behind_a_slow_checkpoint_than_may_be_lost(
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every download counts as a large one."""
-    monkeypatch.setattr(ingests, "KEEPER_BYTES", 0)
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", PIECE)
-    monkeypatch.setattr(ingests, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(checkpoints, "KEEPER_BYTES", 0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", PIECE)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1e9)
 
 
 @pytest.mark.usefixtures("kept")
@@ -574,8 +573,8 @@ def test_a_failed_checkpoint_beside_the_writers_stops_them(store: Store, monkeyp
 
 
 def test_what_comes_during_a_checkpoint_counts_for_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", PIECE)
-    monkeypatch.setattr(ingests, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", PIECE)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1e9)
     ingest = open_ingest(store, DATA)
     gate = Gate(monkeypatch, "fdatasync")
     with in_background(gate, lambda: write(ingest.writer(0), DATA[:PIECE])) as first:
@@ -596,9 +595,9 @@ def test_what_comes_during_a_checkpoint_counts_for_the_next(store: Store, monkey
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every download has one, and much to do for it."""
-    monkeypatch.setattr(ingests, "KEEPER_BYTES", 0)
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", PIECE)
-    monkeypatch.setattr(ingests, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(checkpoints, "KEEPER_BYTES", 0)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", PIECE)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_SECONDS", 1e9)
 
 
 @pytest.mark.usefixtures("keeper")
@@ -614,7 +613,7 @@ def test_a_large_download_ends_with_all_its_threads(store: Store) -> None:
 
 
 def test_a_small_one_and_the_small_rest_of_a_large_one_need_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingests, "KEEPER_BYTES", PIECE)
+    monkeypatch.setattr(checkpoints, "KEEPER_BYTES", PIECE)
     before = threading.active_count()
     ingest = open_ingest(store, DATA)
     feed(ingest, DATA, 6 * PIECE)
@@ -659,7 +658,7 @@ def test_writers_are_told_of_a_sync_that_failed_beside_them(store: Store) -> Non
 
 @pytest.mark.usefixtures("keeper")
 def test_checkpoints_are_made_again_when_a_full_disk_has_room(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingests, "CHECKPOINT_BYTES", BUFFER)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_BYTES", BUFFER)
     ingest = open_ingest(store, DATA)
     writer, syncs, tried = ingest.writer(0), Gate(monkeypatch, "fdatasync"), threading.Event()
     syncs.open.set()

@@ -116,7 +116,7 @@ def test_slow_connections_share_a_blob_in_few_requests(tmp_path: Path, wire: Wir
 def test_a_connection_that_falls_silent_among_others_is_made_anew(
     tmp_path: Path, wire: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modelmount.pull.transfer.LAGGARD_SECONDS", 0.5)
+    monkeypatch.setattr("modelmount.pull.rates.LAGGARD_SECONDS", 0.5)
     server = Server(wire, 2)
     assert pull(tmp_path / "store", server) == len(CONTENT)
     first, _ = server.ranges[1]

@@ -389,7 +389,7 @@ def test_bytes_that_cannot_be_read_back_end_the_job(bench: Bench, monkeypatch: p
 def test_a_node_without_threads_fails_the_job_and_leaves_nothing_locked(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("modelmount.content.ingest.KEEPER_BYTES", 1 << 20)
+    monkeypatch.setattr("modelmount.content.checkpoints.KEEPER_BYTES", 1 << 20)
     archive = push.tar_of([("a.bin", _file(bench.store.root.parent / "a.bin", os.urandom(6 << 20)))])
     archive = push.compress(archive, "tar+gzip")
     model = bench.model((".", archive), media_type="application/vnd.cncf.model.weight.v1.tar+gzip")
