@@ -185,7 +185,7 @@ def _if_alive(store: Store, pull_id: str) -> Iterator[bool]:
 def _outstanding(store: Store, claim: Claim) -> int:
     """What its download will still write; nothing once it is committed."""
     # In this order: an ingest that is gone when its bytes are counted has been committed before.
-    allocated = disk.allocated_bytes(store.root / "ingest" / claim.ingest)
+    allocated = disk.allocated_bytes(f"{store.root}/ingest/{claim.ingest}")
     return 0 if ingest.finished(store, claim.ingest) else max(0, claim.size - allocated)
 
 

@@ -21,7 +21,7 @@ from modelmount.errors import BadArtifact, Internal, Precondition
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES
 from modelmount.system import atomic
-from modelmount.system.lock import FileLock, StoreLock
+from modelmount.system.lock import ByteLocks, FileLock, StoreLock
 
 VERSION = "1\n"
 ROOMS = (
@@ -92,7 +92,7 @@ class Store:
 
     def blob_path(self, digest: Digest) -> Path:
         """Where the verified raw form of `digest` lies, if it does."""
-        return self.root / "blobs" / digest.algorithm / digest.hex
+        return Path(f"{self._text}/blobs/{digest.algorithm}/{digest.hex}")
 
     def unpacked_path(self, digest: Digest, rules: int) -> Path:
         """Where the unpacked form lies: `files/<number>` and `index.json`."""
@@ -101,6 +101,10 @@ class Store:
     def lock(self, name: str) -> FileLock:
         """The lock file `name` in `locks/`: `driver`, `target-<hash>`, `ingest-<…>`, `pull-<id>`, `space`."""
         return FileLock(f"{self._text}/locks/{name}")
+
+    def small_locks(self) -> ByteLocks:
+        """The locks of small blobs, by the same names, of which each costs next to nothing. Raises OSError."""
+        return ByteLocks(f"{self._text}/locks/smalls")
 
     # -- presence and scopes
 
@@ -122,11 +126,11 @@ class Store:
 
     def holds(self, hex_digits: str, scope: str, *, unpacked: bool) -> bool:
         """`has_blob`, or whether any unpacked form is there for this scope, by the digest's hex digits alone."""
-        if not (self.root / "scopes" / hex_digits / scope).is_file():
+        if not os.path.isfile(f"{self._text}/scopes/{hex_digits}/{scope}"):
             return False
         if unpacked:
             return bool(self._unpacked_versions(hex_digits))
-        return any((self.root / "blobs" / algorithm / hex_digits).is_file() for algorithm in ("sha256", "sha512"))
+        return any(os.path.isfile(f"{self._text}/blobs/{each}/{hex_digits}") for each in ("sha256", "sha512"))
 
     def _unpacked_versions(self, hex_digits: str) -> list[int]:
         directory = self.root / "unpacked" / hex_digits
@@ -140,17 +144,19 @@ class Store:
         """Record durably that `scope` had the bytes of `digest`. Call only after they were verified from that scope's
         own source.
         """
-        directory = self._record_scope(digest, scope)
+        self._record_scope(digest, scope)
         # Also where the record was there: whoever wrote it may have died before it was durable.
-        atomic.fsync_directory(directory)
-        atomic.fsync_directory(directory.parent)
+        atomic.fsync_directory(f"{self._text}/scopes/{digest.hex}")
+        atomic.fsync_directory(f"{self._text}/scopes")
 
-    def _record_scope(self, digest: Digest, scope: str) -> Path:
-        """Not durable yet; the directory it is in."""
-        directory = self.root / "scopes" / digest.hex
-        directory.mkdir(mode=0o700, exist_ok=True)
-        os.close(os.open(directory / scope, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400))
-        return directory
+    def _record_scope(self, digest: Digest, scope: str) -> None:
+        """Not durable yet."""
+        directory = f"{self._text}/scopes/{digest.hex}"
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass  # another scope had them before
+        os.close(os.open(f"{directory}/{scope}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400))
 
     # -- small documents
     # ------------------------------------------------------------------------------------------------------------------
@@ -208,7 +214,7 @@ class Store:
             return
         if wrong := next((digest for digest, data in blobs.items() if not _is(data, digest)), None):
             raise Internal(f"refusing to store bytes that are not {wrong}")
-        made: list[tuple[Path, Path]] = []
+        made: dict[Path, Path] = {}
         try:
             with (
                 self.locks.shared(),
@@ -219,22 +225,23 @@ class Store:
                     self._record_scope(digest, scope)
                     target = self.blob_path(digest)
                     if not target.exists():
-                        made.append((atomic.temporary_beside(target), target))
-                        _write_blob(made[-1][0], data, sync=False)
+                        made[temporary := atomic.temporary_beside(target)] = target
+                        _write_blob(temporary, data, sync=False)
                 for layer in layers:
                     self._record_scope(layer.digest, scope)
                     target = self.unpacked_path(layer.digest, layer.rules)
                     if not target.exists():
                         target.parent.mkdir(mode=0o700, exist_ok=True)
-                        made.append((atomic.temporary_beside(target), target))
-                        layer.make(made[-1][0])
+                        made[temporary := atomic.temporary_beside(target)] = target
+                        layer.make(temporary)
                 atomic.failpoint("content.group.before_sync")
-                group.sync(temporary for temporary, _ in made)
-                for temporary, target in made:
+                group.sync(made)
+                for temporary, target in list(made.items()):
                     try:
                         atomic.rename_noreplace(temporary, target)
                     except FileExistsError:
-                        _remove(temporary)
+                        continue
+                    del made[temporary]
                 atomic.failpoint("content.group.after_rename")
                 if layers:
                     group.sync(())
@@ -242,7 +249,7 @@ class Store:
                     for directory in {self.blob_path(digest).parent for digest in blobs}:
                         atomic.fsync_directory(directory)
         finally:
-            for temporary, _ in made:
+            for temporary in made:
                 _remove(temporary)
 
     def _put_layer(self, layer: NewLayer, scope: str) -> None:
@@ -342,9 +349,12 @@ def _remove(path: Path) -> None:
 
 def _write_blob(path: Path, data: bytes, *, sync: bool = True) -> None:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
         os.fchmod(fd, 0o444)  # before the fsync, which makes it durable too
         if sync:
             os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -16,7 +16,7 @@ from modelmount.content.diskerrors import translated
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, IntegrityError
-from modelmount.pull import fetch, pages
+from modelmount.pull import fetch, pages, smalls
 from modelmount.pull.fetch import Cancel, Download
 from modelmount.pull.job import Job
 from modelmount.pull.plan import Part
@@ -54,15 +54,26 @@ class Parts:
         self._store, self._scope, self._source, self._job = store, scope, source, job
         self._settings, self._cancel, self._complained = settings, cancel, complained
 
-    def lock(self, part: Part, *, wait: bool) -> Held | None:
-        """The lock of the part's ingest; None where somebody else has it and the caller doesn't `wait`. Raises
-        Cancelled.
-        """
-        lock = self._store.lock("ingest-" + ingests.name(part.descriptor.digest, self._scope, part.form))
+    def lock(self, part: Part) -> Held | None:
+        """The lock of the part's ingest; None where somebody else has it. Raises Cancelled."""
         try:
-            return lock.acquire(timeout=None if wait else 0, cancelled=self._cancel)
+            return self._acquire(part, timeout=0)
         except LockTimeout:
             return None
+
+    def wait(self, part: Part) -> Held | None:
+        """Wait until nobody else is at the part. The lock of its ingest; None for a small one, which has none of its
+        own. Raises Cancelled.
+        """
+        if not smalls.fits(part):
+            return self._acquire(part, timeout=None)
+        smalls.wait(self._store, self._scope, part, self._cancel)
+        return None
+
+    def _acquire(self, part: Part, timeout: float | None) -> Held:
+        lock = self._store.lock("ingest-" + ingests.name(part.descriptor.digest, self._scope, part.form))
+        try:
+            return lock.acquire(timeout=timeout, cancelled=self._cancel)
         except LockCancelled as e:
             raise fetch.stopped(self._job.model) from e
 

@@ -96,7 +96,7 @@ class Progress:
         self._lock = threading.Lock()
         self._phase: Phase = "resolving"
         self._files: dict[Key, Counters] = {}
-        self._done = self._fetched = 0
+        self._total = self._done = self._fetched = 0
         self._worked = 0.0
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
@@ -105,6 +105,7 @@ class Progress:
         with self._lock:
             self._phase = phase
             self._files = {each.key: Counters(self, each) for each in files}
+            self._total = sum(counters._expected.bytes for counters in self._files.values())
             self._done = 0
             self._samples = deque([(self._clock(), self._fetched)])
 
@@ -123,6 +124,16 @@ class Progress:
         return self._fetched
 
     @property
+    def bytes_left(self) -> int:
+        """What is still to come of the files that are expected. Cheap, however many they are."""
+        return self._total - self._done
+
+    def worked(self, seconds: float) -> None:
+        """A receiving thread spent this long on what had arrived."""
+        with self._lock:
+            self._worked += seconds
+
+    @property
     def worked_seconds(self) -> float:
         """Time that receiving threads spent on what had arrived, all together."""
         return self._worked
@@ -134,11 +145,10 @@ class Progress:
             span = self._clock() - first_time
             rate = (self._fetched - first_bytes) / span if span >= RATE_SECONDS else 0.0
             files = tuple([counters._file or counters._look() for counters in self._files.values()])
-            total = sum(file.bytes_total for file in files)
             phase = self._phase
-            if phase == "pulling" and files and self._done >= total:
+            if phase == "pulling" and files and self._done >= self._total:
                 phase = "unpacking" if any(file.state == "unpacking" for file in files) else "verifying"
-            return Snapshot(phase, self._done, total, rate, files)
+            return Snapshot(phase, self._done, self._total, rate, files)
 
     # -- for Counters, which have the lock
 

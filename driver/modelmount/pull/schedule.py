@@ -269,9 +269,9 @@ class Schedule:
         found: list[Part] = []
         size = 0
         while self._queue and len(found) < most:
-            part, held = self._queue[0]
+            part = self._queue[0][0]
             size += part.descriptor.size
-            if held is not None or not smalls.fits(part) or (found and size > smalls.GROUP_BYTES):
+            if not smalls.fits(part) or (found and size > smalls.GROUP_BYTES):
                 break
             found.append(part)
             self._queue.popleft()
@@ -294,8 +294,7 @@ class Schedule:
         if not self._governor.may_split:
             return False
         length = int(max(SEGMENT_BYTES[0], self._governor.rate / max(1, self._threads) * SEGMENT_SECONDS))
-        snapshot = self._job.snapshot()
-        if snapshot.bytes_total - snapshot.bytes_done < self._governor.rate * WORTH_SECONDS:
+        if self._job.progress.bytes_left < self._governor.rate * WORTH_SECONDS:
             return False
         return any(active.download.share(length) for active in self._active if not active.ending)
 

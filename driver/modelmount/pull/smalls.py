@@ -6,6 +6,7 @@ take minutes. Nothing of a group is lost to resume: it is fetched again, and a g
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from modelmount import telemetry
@@ -23,7 +24,7 @@ from modelmount.pull.progress import Counters, Progress
 from modelmount.pull.unpacking import bounds, named
 from modelmount.snapshots import scatter, unpack, walk
 from modelmount.sources.base import BlobSource
-from modelmount.system.lock import Held, LockTimeout
+from modelmount.system.lock import LockCancelled
 from modelmount.transport.retry import Policy
 
 SMALL_FILE_BYTES = 256 << 10
@@ -36,6 +37,19 @@ GROUP_FILES = 256
 def fits(part: Part) -> bool:
     """Whether the part is fetched this way."""
     return (part.form == ingests.RAW or part.is_scattered) and part.descriptor.size <= SMALL_FILE_BYTES
+
+
+def wait(store: Store, scope: str, part: Part, cancel: Cancel) -> None:
+    """Return when nobody is at this small part. Raises Cancelled."""
+    try:
+        with store.small_locks() as locks:
+            locks.wait(_name(part, scope), cancel)
+    except LockCancelled as e:
+        raise fetch.stopped(part.descriptor.digest) from e
+
+
+def _name(part: Part, scope: str) -> str:
+    return ingests.name(part.descriptor.digest, scope, part.form)
 
 
 class Group:
@@ -64,16 +78,12 @@ class Group:
         fetched before is committed all the same.
         """
         busy: list[Part] = []
-        held: list[Held] = []
         blobs: dict[Digest, bytes] = {}
         layers: list[NewLayer] = []
-        try:
+        with self._store.small_locks() as locks:
             try:
                 for part in parts:
-                    lock = self._store.lock("ingest-" + ingests.name(part.descriptor.digest, self._scope, part.form))
-                    try:
-                        held.append(lock.acquire(timeout=0))
-                    except LockTimeout:
+                    if not locks.take(_name(part, self._scope)):
                         busy.append(part)
                         continue
                     if part.present(self._store, self._scope):
@@ -86,12 +96,11 @@ class Group:
                         blobs[part.descriptor.digest] = self._fetched(part)
                         self.fetched.append(part)
             finally:
+                began = time.monotonic()
                 self._store.put_group(blobs, self._scope, layers)
+                self._progress.worked(time.monotonic() - began)
             for part in self.fetched:
                 self._progress.file(part.key).ready()
-        finally:
-            for lock_held in held:
-                lock_held.release(unlink=True)
         return busy
 
     def _layer(self, part: Part) -> NewLayer:

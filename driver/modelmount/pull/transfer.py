@@ -69,7 +69,7 @@ class Transfer:
         while busy := schedule.take_busy():
             for part in busy:
                 if schedule.error is None:
-                    schedule.add(part, self._parts.lock(part, wait=True))
+                    schedule.add(part, self._parts.wait(part))
                     self._drive()
         left = schedule.release_queue()
         if schedule.error is not None:
@@ -160,7 +160,7 @@ class Transfer:
                 busy = self._fetch_group(work)
             else:
                 part, held = work
-                held = held or self._parts.lock(part, wait=False)
+                held = held or self._parts.lock(part)
                 if held is None:
                     busy = [part]
                 else:

@@ -40,7 +40,7 @@ class Footprint(NamedTuple):
     inodes: int
 
 
-def footprint(path: Path) -> Footprint:
+def footprint(path: str | Path) -> Footprint:
     """Bytes and inodes on disk of a file, or of everything at and below a directory, each inode once; what is missing
     counts 0.
 
@@ -48,12 +48,14 @@ def footprint(path: Path) -> Footprint:
     """
     seen: set[tuple[int, int]] = set()
     total = _blocks(path, seen)
+    if not seen:
+        return Footprint(0, 0)
     for directory, directories, files in os.walk(path):
         total += sum(_blocks(Path(directory, name), seen) for name in (*directories, *files))
     return Footprint(total * _BLOCK_BYTES, len(seen))
 
 
-def allocated_bytes(path: Path) -> int:
+def allocated_bytes(path: str | Path) -> int:
     """The bytes of its footprint."""
     return footprint(path).bytes
 
@@ -117,7 +119,7 @@ def drop_cache(fd: int, offset: int = 0, length: int = 0) -> None:
     os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _blocks(path: Path, seen: set[tuple[int, int]]) -> int:
+def _blocks(path: str | Path, seen: set[tuple[int, int]]) -> int:
     try:
         status = os.lstat(path)
     except FileNotFoundError:

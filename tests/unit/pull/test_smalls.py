@@ -69,9 +69,20 @@ def test_what_is_here_already_is_not_asked_for(bench: Bench) -> None:
 
 def test_what_somebody_else_is_at_comes_back(bench: Bench) -> None:
     name = ingests.name(bench.parts[3].descriptor.digest, SCOPE, ingests.RAW)
-    with bench.store.lock(f"ingest-{name}").acquire():
+    with bench.store.small_locks() as locks:
+        assert locks.take(name)
         assert bench.fetch() == [bench.parts[3]]
     assert bench.stored() == 9
+
+
+def test_a_wait_for_somebody_else_ends_with_them_or_with_a_cancel(bench: Bench) -> None:
+    part = bench.parts[3]
+    smalls.wait(bench.store, SCOPE, part, bench.cancel)
+    with bench.store.small_locks() as locks:
+        assert locks.take(ingests.name(part.descriptor.digest, SCOPE, ingests.RAW))
+        bench.cancel.set()
+        with pytest.raises(Cancelled):
+            smalls.wait(bench.store, SCOPE, part, bench.cancel)
 
 
 def test_cut_answers_are_asked_for_again(bench: Bench) -> None:

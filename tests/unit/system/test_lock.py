@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from modelmount.system.lock import FileLock, Held, LockCancelled, LockTimeout, StoreLock
+from modelmount.system.lock import ByteLocks, FileLock, Held, LockCancelled, LockTimeout, StoreLock
 
 from .processes import line, start, stop
 
@@ -422,3 +422,60 @@ def test_store_holders_exclude_each_other(tmp_path: Path) -> None:
         with pytest.raises(LockTimeout):
             store.shared(timeout=0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "store.turnstile"]
+
+
+# -- many in one file
+
+
+HOLD_A_BYTE = """
+import sys
+from modelmount.system.lock import ByteLocks
+locks = ByteLocks(sys.argv[1])
+assert locks.take("one")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_locks_in_one_file_exclude_by_name_and_end_together(tmp_path: Path) -> None:
+    path = tmp_path / "locks"
+    with ByteLocks(path) as mine, ByteLocks(path) as other:
+        assert mine.take("one")
+        assert mine.take("two")
+        assert mine.take("one")
+        assert not other.take("one")
+        assert other.take("three")
+        assert not mine.take("three")
+        mine.close()
+        assert other.take("one")
+        assert other.take("two")
+    assert path.stat().st_size == 0
+
+
+def test_a_lock_in_a_file_of_many_ends_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "locks"
+    holder = start(HOLD_A_BYTE, str(path))
+    try:
+        assert line(holder) == "held"
+        with ByteLocks(path) as locks:
+            assert not locks.take("one")
+            assert locks.take("two")
+            holder.send_signal(signal.SIGKILL)
+            locks.wait("one", lambda: False)
+    finally:
+        stop(holder)
+
+
+def test_a_wait_for_one_of_many_can_be_cancelled(tmp_path: Path) -> None:
+    path, asked = tmp_path / "locks", []
+    with ByteLocks(path) as mine, ByteLocks(path) as other:
+        assert mine.take("one")
+
+        def cancelled() -> bool:
+            asked.append(True)
+            return len(asked) == 3
+
+        with pytest.raises(LockCancelled):
+            other.wait("one", cancelled)
+        mine.close()
+        other.wait("one", lambda: False)
