@@ -235,16 +235,18 @@ def test_stopping_cancels_the_job_and_keeps_its_bytes(bench: Bench) -> None:
     assert list(pulls.live_records(bench.store)) != []
 
 
-def test_a_job_nobody_asks_for_stops_and_keeps_its_bytes(bench: Bench) -> None:
+def test_a_job_nobody_asks_for_stops_and_keeps_its_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     model = bench.model(("model.bin", os.urandom(6 << 20)))
     arrived, go_on = threading.Event(), threading.Event()
+    idle_seconds = Job.idle_seconds.__get__
+    asked_for = property(lambda job: idle_seconds(job) if arrived.is_set() else 0.0)  # until it has begun
+    monkeypatch.setattr(Job, "idle_seconds", asked_for)
     bench.source.gate = hold_at(2 << 20, arrived, go_on)
     settings = msgspec.structs.replace(
         bench.settings, pull=msgspec.structs.replace(bench.settings.pull, idle_seconds=0.2)
     )
     job = bench.puller(settings).ensure(model, EVERYTHING, ANONYMOUS)
-    while not arrived.wait(0.01):
-        job.join(ANONYMOUS)  # somebody asks for it until it has begun
+    assert arrived.wait(SECONDS)
     while not job.cancel():
         job.ended.wait(0.01)
     go_on.set()
