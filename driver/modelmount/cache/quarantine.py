@@ -1,6 +1,7 @@
 """Quarantine: bytes that went bad are moved out of everybody's way, with every tree that shows them, never deleted
 under a mount. Running pods keep what they have, and their volumes report it; new publishes fetch good bytes.
 
+    quarantine/<seconds>-<hex>/why.json          the item and what is wrong with it; written first
     quarantine/<seconds>-<hex>/<tree id>/        as it was under trees/
     quarantine/<seconds>-<hex>/blobs-sha256-<hex> or unpacked-<hex>-<rules>
 """
@@ -12,6 +13,9 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Final
+
+import msgspec
 
 from modelmount.content import trash
 from modelmount.content.store import Store
@@ -25,6 +29,7 @@ log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 86400.0
 """How long it stays at least, for whoever looks into it."""
+_WHY: Final = "why.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,42 +42,42 @@ class Quarantined:
     leases: tuple[Lease, ...]
 
 
+class _Why(msgspec.Struct, frozen=True):
+    item: str
+    reason: str
+
+
 def put(store: Store, item: str, reason: str) -> Quarantined | None:
     """Move the item (its name below the root) and every tree that shows it; None when it is gone. Every publication of
-    it is named in the log. Raises OSError.
+    it is named in the log. Raises OSError. Where a kill ends it, `finish` goes on.
     """
-    parts = PurePath(item).parts
-    hex_digits = parts[2] if parts[0] == "blobs" else parts[1]
-    place = store.root / "quarantine" / f"{int(time.time())}-{hex_digits}"
     with store.locks.exclusive():
         if not (store.root / item).exists():
             return None
-        place.mkdir(mode=0o700, exist_ok=True)
-        bad = [path.name for path in (store.root / "trees").glob("[0-9a-f]*") if _shows(store, path.name, item)]
-        for view in trees.views(store):
-            if view.tree in bad:
-                view.path.unlink(missing_ok=True)
-        atomic.failpoint("cache.quarantine.after_views")
-        for identity in bad:
-            atomic.rename_noreplace(store.root / "trees" / identity, place / identity)
-            atomic.failpoint("cache.quarantine.after_tree")
-        atomic.rename_noreplace(store.root / item, place / item.replace("/", "-"))
-    for directory in (place, place.parent, store.root / "trees", (store.root / item).parent):
-        atomic.fsync_directory(directory)
-    shown = _showing(store, place)
-    log.error(
-        "%s went bad on this node's disk and is in quarantine: %s",
-        item,
-        reason,
-        extra={"fields": {"place": str(place), "volumes": [lease.volume_id for lease in shown]}},
-    )
-    for lease in shown:
-        log.error(
-            "volume %s shows files that went bad; recreate its pod",
-            lease.volume_id,
-            extra={"fields": {"volume": lease.volume_id, "target": lease.target, "pod": lease.pod_uid}},
-        )
-    return Quarantined(item, place, tuple(bad), tuple(shown))
+        place = _new_place(store, item)
+        atomic.write_file(place / _WHY, msgspec.json.encode(_Why(item, reason)))
+        atomic.failpoint("cache.quarantine.after_why")
+        bad = _move(store, place, item)
+    return _moved(store, place, _Why(item, reason), bad)
+
+
+def finish(store: Store) -> None:
+    """Go on where a kill ended a `put`: until then new pods could get the bad item. Raises OSError."""
+    for place in sorted((store.root / "quarantine").iterdir()):
+        try:
+            why = msgspec.json.decode(atomic.read_file(place / _WHY), type=_Why)
+        except (FileNotFoundError, msgspec.DecodeError):
+            continue  # killed before it was written: nothing had been moved
+        if (place / _name(why.item)).exists():
+            continue
+        with store.locks.exclusive():
+            if (place / _name(why.item)).exists():
+                continue  # somebody else was quicker
+            if not (store.root / why.item).exists():
+                (place / _WHY).unlink(missing_ok=True)  # collected meanwhile; what comes under its name is another
+                continue
+            bad = _move(store, place, why.item)
+        _moved(store, place, why, bad)
 
 
 def release(store: Store, *, keep_seconds: float = KEEP_SECONDS) -> int:
@@ -93,6 +98,59 @@ def release(store: Store, *, keep_seconds: float = KEEP_SECONDS) -> int:
     for path in gone:
         trash.delete(path)
     return len(gone)
+
+
+def _move(store: Store, place: Path, item: str) -> list[str]:
+    """Move the trees, then the item; which trees. The caller holds the exclusive lock."""
+    bad = [path.name for path in (store.root / "trees").glob("[0-9a-f]*") if _shows(store, path.name, item)]
+    for view in trees.views(store):
+        if view.tree in bad:
+            view.path.unlink(missing_ok=True)
+    atomic.failpoint("cache.quarantine.after_views")
+    for identity in bad:
+        atomic.rename_noreplace(store.root / "trees" / identity, place / identity)
+        atomic.failpoint("cache.quarantine.after_tree")
+    atomic.rename_noreplace(store.root / item, place / _name(item))
+    return bad
+
+
+def _moved(store: Store, place: Path, why: _Why, bad: list[str]) -> Quarantined:
+    """Make it durable and say who is concerned."""
+    for directory in (place, place.parent, store.root / "trees", (store.root / why.item).parent):
+        atomic.fsync_directory(directory)
+    shown = _showing(store, place)
+    log.error(
+        "%s went bad on this node's disk and is in quarantine: %s",
+        why.item,
+        why.reason,
+        extra={"fields": {"place": str(place), "volumes": [lease.volume_id for lease in shown]}},
+    )
+    for lease in shown:
+        log.error(
+            "volume %s shows files that went bad; recreate its pod",
+            lease.volume_id,
+            extra={"fields": {"volume": lease.volume_id, "target": lease.target, "pod": lease.pod_uid}},
+        )
+    return Quarantined(why.item, place, tuple(bad), tuple(shown))
+
+
+def _new_place(store: Store, item: str) -> Path:
+    """A directory with a name of its own; the caller holds the exclusive lock."""
+    parts = PurePath(item).parts
+    hex_digits = parts[2] if parts[0] == "blobs" else parts[1]
+    seconds = int(time.time())
+    while True:
+        place = store.root / "quarantine" / f"{seconds}-{hex_digits}"
+        try:
+            place.mkdir(mode=0o700)
+        except FileExistsError:
+            seconds += 1
+        else:
+            return place
+
+
+def _name(item: str) -> str:
+    return item.replace("/", "-")
 
 
 def _shows(store: Store, tree: str, item: str) -> bool:

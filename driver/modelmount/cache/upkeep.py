@@ -8,6 +8,7 @@ from pathlib import Path
 
 from modelmount import telemetry
 from modelmount.cache import bounds as limits
+from modelmount.cache import quarantine
 from modelmount.cache.bounds import Bounds
 from modelmount.cache.collector import Collector
 from modelmount.cache.rounds import Rounds
@@ -36,6 +37,7 @@ class Upkeep(Rounds):
 
     def round(self) -> None:
         """One look at the configuration, the disk and the store, and what follows from it. Raises OSError."""
+        quarantine.finish(self._store)
         self._live.refresh()
         settings = self._live()
         bounds = limits.read(settings)

@@ -4,6 +4,7 @@ rest.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import signal
@@ -98,7 +99,9 @@ quarantine.put(Store(Path(sys.argv[1])), sys.argv[2], "a test says so")
 
 
 @pytest.mark.parametrize("point", QUARANTINES)
-def test_killed_on_the_way_to_quarantine_nothing_is_torn_and_the_next_try_ends_there(shelf: Shelf, point: str) -> None:
+def test_killed_on_the_way_to_quarantine_nothing_is_torn_and_the_next_start_ends_there(
+    shelf: Shelf, point: str
+) -> None:
     held = filled(shelf)
     (bad,) = (item for item in held.items if item.startswith("unpacked/"))
     process = start(ISOLATE, str(shelf.store.root), bad, env={"MODELMOUNT_FAILPOINTS": f"{point}=kill"})
@@ -108,9 +111,36 @@ def test_killed_on_the_way_to_quarantine_nothing_is_torn_and_the_next_try_ends_t
         stop(process)
     assert oracle.faults(shelf.store.root) == []
     debris.clear(shelf.store)
-    put = quarantine.put(shelf.store, bad, "a test says so")
-    assert put is not None
+    quarantine.finish(shelf.store)
+    assert len(list((shelf.store.root / "quarantine").iterdir())) == 1
     assert not (shelf.store.root / bad).exists()
     assert trees.find(shelf.store, held.scope, held.manifest, "") is None
     assert {path.name for path in (shelf.store.root / "quarantine").glob("*/*/root/base")} == {"base"}
     assert oracle.faults(shelf.store.root) == []
+
+
+def test_what_was_collected_before_it_came_into_quarantine_may_come_again(shelf: Shelf) -> None:
+    shelf.put("a", {"base": content("base", 5000)}, idle=3600)
+    bad = f"blobs/sha256/{hashlib.sha256(content('base', 5000)).hexdigest()}"
+    process = start(ISOLATE, str(shelf.store.root), bad, env={"MODELMOUNT_FAILPOINTS": f"{QUARANTINES[-1]}=kill"})
+    try:
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        stop(process)
+    (shelf.store.root / bad).unlink()
+    quarantine.finish(shelf.store)
+    (shelf.store.root / bad).write_bytes(b"another")
+    quarantine.finish(shelf.store)
+    assert (shelf.store.root / bad).exists()
+
+
+def test_items_of_one_second_have_places_of_their_own(shelf: Shelf) -> None:
+    places = set()
+    for _ in range(3):
+        made = shelf.put("a", {"base": content("base", 5000)}, idle=3600)
+        bad = f"blobs/sha256/{hashlib.sha256(content('base', 5000)).hexdigest()}"
+        assert bad in made.items
+        put = quarantine.put(shelf.store, bad, "a test says so")
+        assert put is not None
+        places.add(put.place)
+    assert len(places) == 3
