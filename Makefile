@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test check bench bench-quick protos manifests tools requirements clean
+.PHONY: help setup demo test tenants check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -13,6 +13,9 @@ demo:  ## a real model from a real registry into a mount, narrated (root)
 
 test:  ## all checks and all tests (root)
 	@scripts/test
+
+tenants: setup  ## two tenants on one node, a hundred attempts: build/tenants.jsonl (root)
+	@.venv/bin/pytest -q tests/tenants
 
 check: setup  ## format, lint, types, layers, generated files
 	@scripts/check

@@ -148,7 +148,7 @@ class Resolver:
         if reference.digest is not None:
             if self._proofs.wanted and self._store.has_blob(reference.digest, repository.scope):
                 self._client.exists(repository, reference.digest, credential, str(reference))
-            return reference.digest, self._document(repository, reference.digest, credential)
+            return reference.digest, self._document(repository, reference.digest, credential, str(reference))
         tag = reference.tag or "latest"
         if known is not None:
             now = self._client.resolve(repository, tag, credential)
@@ -175,10 +175,12 @@ class Resolver:
             return digest
         raise BadArtifact(f"indexes of {repository} are nested more than {INDEX_DEPTH} deep; name a manifest by digest")
 
-    def _document(self, repository: Repository, digest: Digest, credential: Credential) -> Manifest | Index:
+    def _document(
+        self, repository: Repository, digest: Digest, credential: Credential, called: str = ""
+    ) -> Manifest | Index:
         if self._store.has_blob(digest, repository.scope):
             return manifests.parse(self._store.read_document(digest))
-        fetched = self._client.manifest(repository, digest, credential)
+        fetched = self._client.manifest(repository, digest, credential, called)
         parsed = manifests.parse(fetched.data, fetched.media_type)
         self._store.put_document(fetched.data, digest, repository.scope)
         return parsed

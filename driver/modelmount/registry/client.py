@@ -94,12 +94,13 @@ class Client:
         except InvalidRequest:
             return self.manifest(repository, tag, credential).digest
 
-    def manifest(self, repository: Repository, tag: str | Digest, credential: Credential) -> Document:
-        """Fetch a manifest or index. Raises IntegrityError when the bytes aren't those of the digest that was asked
-        for, BadArtifact when there are more than MAX_DOCUMENT_BYTES, Unavailable when a tag's aren't those of the
-        digest that the registry names beside them: they were damaged or cut on the way.
+    def manifest(self, repository: Repository, tag: str | Digest, credential: Credential, called: str = "") -> Document:
+        """Fetch a manifest or index; messages name it as it was `called`. Raises IntegrityError when the bytes aren't
+        those of the digest that was asked for, BadArtifact when there are more than MAX_DOCUMENT_BYTES, Unavailable
+        when a tag's aren't those of the digest that the registry names beside them: they were damaged or cut on the
+        way.
         """
-        what = _name(repository, tag)
+        what = called or _name(repository, tag)
         return self._patiently(lambda deadline: self._manifest(repository, tag, credential, deadline, what))
 
     def blob(
