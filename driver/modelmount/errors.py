@@ -74,6 +74,15 @@ class BadArtifact(ModelMountError):
     reason = "BadArtifact"
 
 
+class UnpackingFailed(ModelMountError):
+    """The process that unpacks an archive crashed, was killed, or broke its bounds. FAILED_PRECONDITION.
+
+    It concerns that archive alone, and is no verdict: the archive may be hostile, or the node short of something.
+    """
+
+    reason = "UnpackingFailed"
+
+
 class IntegrityError(ModelMountError):
     """A source served bytes whose digest or length is wrong. FAILED_PRECONDITION, tried again after a back-off."""
 

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Mapping
@@ -111,10 +112,14 @@ def tree(artifact: Artifact, directory: Path, selection: Selection = EVERYTHING)
             files.mkdir()
             (directory / f"{digest.hex}.blob").write_bytes(blobs[digest.hex])
             limits = unpack.Limits(1 << 30, 20_000)
-            with (directory / f"{digest.hex}.blob").open("rb", buffering=0) as stream:
-                members[digest] = unpack.unpack(
-                    stream, layer.encoding, files, limits, lambda: False, uncompressed=layer.uncompressed
-                )
+            descriptor = os.open(files, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                with (directory / f"{digest.hex}.blob").open("rb", buffering=0) as stream:
+                    members[digest] = unpack.unpack(
+                        stream, layer.encoding, descriptor, limits, lambda: False, uncompressed=layer.uncompressed
+                    )
+            finally:
+                os.close(descriptor)
             rules[digest] = unpack.rules(layer.encoding)
     placement = formats.place(layout, members, rules, selection)
     found: dict[str, bytes | None] = dict.fromkeys(placement.directories)

@@ -43,6 +43,7 @@ CODES: Mapping[type[errors.ModelMountError], Exit] = {
     errors.Conflict: Exit.FAILURE,
     errors.Precondition: Exit.FAILURE,
     errors.BadArtifact: Exit.BAD_MODEL,
+    errors.UnpackingFailed: Exit.BAD_MODEL,
     errors.IntegrityError: Exit.BAD_MODEL,
     errors.Pending: Exit.UNAVAILABLE,
     errors.Unavailable: Exit.UNAVAILABLE,

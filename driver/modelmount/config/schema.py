@@ -96,6 +96,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Declared size of one model, and the bytes its archives may unpack to."""
     archive_entries: Annotated[int, msgspec.Meta(ge=1, le=100_000_000)] = 100_000
     """Entries in one archive."""
+    expansion: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 200
+    """How many times its own size a compressed archive may unpack to, beyond 64 MiB; 0 means as often as it likes."""
     free_bytes: Bytes = 1 << 30
     """Free space on the store's file system that a pull must leave."""
 

@@ -187,7 +187,7 @@ class Download:
 
     def stream(self, cancel: Cancel) -> Behind:
         """The blob from its beginning, for one reader, as far as it is hashed."""
-        stream = Behind(self.ingest.read_into, self.descriptor.size, self._follower, cancel)
+        stream = Behind(self.ingest.path, self.descriptor.size, self._follower, cancel)
         self._streams.append(stream)
         return stream
 

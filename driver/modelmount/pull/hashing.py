@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from modelmount.content.journal import Reader
 from modelmount.errors import Cancelled
@@ -120,29 +121,38 @@ class Follower:
 
 
 class Behind:
-    """The blob as a stream that never runs ahead of its hasher; for one reader."""
+    """The file as an archive to unpack, never farther than its hasher came; for one reader (`isolated.Stream`)."""
 
-    def __init__(self, read_into: Reader, size: int, follower: Follower, cancelled: Callable[[], bool]) -> None:
-        """At the blob's beginning."""
-        self._read_into, self._size, self._follower, self._cancelled = read_into, size, follower, cancelled
+    def __init__(self, path: Path, size: int, follower: Follower, cancelled: Callable[[], bool]) -> None:
+        """At the blob's beginning. Raises OSError."""
+        self._file = path.open("rb", buffering=0)
+        self._size, self._follower, self._cancelled = size, follower, cancelled
         self._position = 0
+
+    @property
+    def size(self) -> int:
+        """All that will be there."""
+        return self._size
 
     @property
     def position(self) -> int:
         """Everything below was read."""
         return self._position
 
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the head of `buffer`, waiting for at least one byte; 0 at the blob's end. Raises Cancelled."""
-        while self._position < self._size:
-            limit = self._follower.wait_beyond(self._position, _LOOK_SECONDS)
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._file.fileno()
+
+    def limit(self, position: int) -> int:
+        """Everything below `position` was read: wait until more is hashed, and up to where. Raises Cancelled."""
+        self._position = position
+        while True:
+            limit = self._follower.wait_beyond(position, _LOOK_SECONDS)
             if self._cancelled():
                 raise Cancelled("the pull was stopped; its bytes are kept")
-            if limit > self._position:
-                count = self._read_into(buffer[: limit - self._position], self._position)
-                self._position += count
-                return count
-        return 0
+            if limit > position:
+                return limit
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Close the file; twice is harmless."""
+        self._file.close()

@@ -22,6 +22,7 @@ from modelmount.pull.job import Job
 from modelmount.pull.plan import Part
 from modelmount.pull.unpacking import Layering, Scattering, Stream, Unpacking, fill
 from modelmount.snapshots import unpack
+from modelmount.snapshots.isolated import Whole
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import Held, LockCancelled, LockTimeout
 
@@ -168,7 +169,7 @@ class Parts:
         """The archive is in the store: make its layer without asking anybody."""
         raw = self._store.blob_path(part.descriptor.digest)
         if scattering is None:
-            self._commit_layer(ingest, part, self._unpack(ingest, part, lambda cancel: raw.open("rb", buffering=0)))
+            self._commit_layer(ingest, part, self._unpack(ingest, part, lambda cancel: Whole(raw)))
             return
         with translated(f"unpack {part.descriptor.digest}"), raw.open("rb", buffering=0) as file:
             fill(ingest, file, self._cancel)

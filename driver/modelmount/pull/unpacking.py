@@ -1,5 +1,5 @@
-"""Archives that become layers while they arrive. A compressed one lies in its ingest and a thread unpacks it, following
-the hasher through the page cache; an uncompressed one is written straight into its members.
+"""Archives that become layers while they arrive. A compressed one lies in its ingest and a process of its own unpacks
+it, following the hasher through the page cache; an uncompressed one is written straight into its members.
 
 What is made counts only once the whole archive has its digest: until then it lies in the ingest and nobody sees it.
 """
@@ -15,15 +15,15 @@ from typing import Protocol
 from modelmount.config import Limits
 from modelmount.content import ingest as ingests
 from modelmount.content.ingest import Ingest
-from modelmount.errors import BadArtifact, Cancelled
+from modelmount.errors import BadArtifact, Cancelled, UnpackingFailed
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
-from modelmount.snapshots import layers, unpack
+from modelmount.snapshots import isolated, layers, unpack
 from modelmount.snapshots.decompress import PIECE_BYTES, RawReader
 from modelmount.snapshots.scatter import Scatter
 
 
-class Stream(RawReader, Protocol):
+class Stream(isolated.Stream, Protocol):
     """An archive from its beginning."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Unpacking:
     def __init__(
         self, ingest: Ingest, part: Part, source: Callable[[Cancel], Stream], limits: Limits, cancel: Cancel
     ) -> None:
-        """Begins at once, in a thread of its own; `source` gets a cancel that ends a waiting read too."""
+        """Begins at once, with a thread that watches over it; `source` gets a cancel that ends a waiting read too."""
         self.layer = ingest.directory / "layer"
         self._part = part
         self._limits = bounds(limits)
@@ -126,7 +126,12 @@ def fill(ingest: Ingest, raw: RawReader, cancel: Cancel) -> None:
 
 def bounds(limits: Limits) -> unpack.Limits:
     """What an admin allows of one archive."""
-    return unpack.Limits(bytes=limits.model_bytes, entries=limits.archive_entries, free_bytes=limits.free_bytes)
+    return unpack.Limits(
+        bytes=limits.model_bytes,
+        entries=limits.archive_entries,
+        free_bytes=limits.free_bytes,
+        expansion=limits.expansion,
+    )
 
 
 @contextlib.contextmanager
@@ -135,7 +140,7 @@ def named(part: Part) -> Iterator[None]:
     digest = part.descriptor.digest
     try:
         yield
-    except BadArtifact as e:
-        raise BadArtifact(f"archive {digest}: {e.message}") from e
+    except (BadArtifact, UnpackingFailed) as e:
+        raise type(e)(f"archive {digest}: {e.message}") from e
     except OSError as e:
         raise ingests.disk_error(e, f"unpack {digest}") from e

@@ -41,6 +41,7 @@ CODES: Mapping[type[errors.ModelMountError], grpc.StatusCode] = {
     errors.Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     errors.Precondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BadArtifact: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnpackingFailed: grpc.StatusCode.FAILED_PRECONDITION,
     errors.IntegrityError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Pending: grpc.StatusCode.ABORTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,

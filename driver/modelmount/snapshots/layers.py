@@ -19,8 +19,7 @@ from modelmount.content.store import Store
 from modelmount.errors import Internal
 from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
-from modelmount.snapshots import unpack
-from modelmount.snapshots.decompress import RawReader
+from modelmount.snapshots import isolated, unpack
 from modelmount.system import disk
 
 
@@ -52,7 +51,7 @@ class IndexEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def build(
-    source: RawReader,
+    source: isolated.Stream,
     encoding: Encoding,
     destination: Path,
     limits: unpack.Limits,
@@ -60,16 +59,20 @@ def build(
     *,
     uncompressed: Digest | None = None,
 ) -> None:
-    """Unpack the archive `source` into the new directory `destination`. Nothing is synced yet, and nothing may be shown
-    to anybody before the archive's digest was checked.
+    """Unpack the archive `source` into the new directory `destination`, by a process of its own. Nothing is synced yet,
+    and nothing may be shown to anybody before the archive's digest was checked.
 
-    Raises like `unpack.unpack`, and leaves no `destination` then: what is unpacked in part can't be gone on with, and
-    after a full disk its space is needed.
+    Raises like `isolated.unpack_isolated`, and leaves no `destination` then: what is unpacked in part can't be
+    gone on with, and after a full disk its space is needed.
     """
     files = destination / "files"
     files.mkdir(mode=0o700, parents=True)
     try:
-        found = unpack.unpack(source, encoding, files, limits, cancelled, uncompressed=uncompressed)
+        fd = os.open(files, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = isolated.unpack_isolated(source, encoding, fd, limits, cancelled, uncompressed=uncompressed)
+        finally:
+            os.close(fd)
         write_index(destination, found)
     except BaseException:
         shutil.rmtree(destination, ignore_errors=True)

@@ -22,6 +22,8 @@ MAX_EXTENSION_BYTES: Final = 64 << 10
 MAX_ROOTFS_DEPTH: Final = 128
 MAX_ROOTFS_NAMES: Final = 64 << 20
 """Characters of all names and link targets of one layer of a container image; the largest have a tenth of it."""
+_ESCAPED: Final = 4
+"""Characters that a byte of a name becomes where it isn't UTF-8."""
 MAX_END_BYTES: Final = 1 << 20
 """Most zeros after the last entry. Writers fill up to a record: 10 KiB by default, a megabyte on large tapes."""
 
@@ -241,6 +243,28 @@ def entries(source: Source, limit: int, *, rootfs: bool = False) -> Iterator[Ent
     while headers.ended and (rest := source.some(MAX_END_BYTES)):
         headers.feed_end(rest)
     headers.finish()
+
+
+def check_rootfs(path: str, special: str, target: str, names: int) -> None:
+    """Raise BadArtifact unless an entry of a container image's layer can be read so; `names` are the characters of all
+    its names so far.
+    """
+    links = special == base.HARDLINK and target
+    if not _is_beneath(path) or (links and not _is_beneath(target)):
+        _refuse(f"{paths.show(path)} is no name below an image's root, or leads to none")
+    if special and special not in _SPECIALS.values():
+        _refuse(f"{paths.show(path)} is of an unknown type")
+    if target and special not in {base.HARDLINK, base.SYMLINK}:
+        _refuse(f"{paths.show(path)} leads somewhere and is no link")
+    if len(target) > _ESCAPED * paths.MAX_PATH_BYTES or names > MAX_ROOTFS_NAMES:
+        _refuse("its names are too long")
+
+
+def _is_beneath(name: str) -> bool:
+    """Whether `_beneath` may have made this name."""
+    components = name.split("/")
+    plain = not any(component in {"", ".", ".."} for component in components)
+    return plain and len(components) <= MAX_ROOTFS_DEPTH and len(name) <= _ESCAPED * paths.MAX_PATH_BYTES
 
 
 def cut_off() -> BadArtifact:

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from modelmount.errors import BadArtifact, NoSpace
@@ -41,6 +39,8 @@ and a blob can be made that is two kinds of archive at once. Neither may find wh
 """
 WRITEBACK_BYTES: Final = 16 << 20
 """How much of a member may wait in the page cache before the disk is told to start on it."""
+FREE_EXPANSION_BYTES: Final = 64 << 20
+"""What any archive may become, however small: a handful of zeros is no bomb."""
 _FREE_INODES_PERCENT: Final = 5
 """The kubelet evicts pods below this share of free inodes (nodefs.inodesFree)."""
 
@@ -60,33 +60,45 @@ def rules(encoding: Encoding) -> int:
 class Limits:
     """What one archive may become: bytes of all its files together, and entries.
 
-    `free_bytes` must stay free on the file system, and 5 % of its inodes; 0 means that nothing has to.
+    `free_bytes` must stay free on the file system, and 5 % of its inodes; 0 means that nothing has to. `expansion` is
+    how many times its own size it may become, beyond FREE_EXPANSION_BYTES; 0 means as often as it likes.
     """
 
     bytes: int
     entries: int
     free_bytes: int = 0
+    expansion: int = 0
+    is_by_expansion: bool = False
+    """Whether `bytes` is what `expansion` leaves."""
+
+    def of(self, size: int) -> Limits:
+        """What an archive of this size may become."""
+        most = max(FREE_EXPANSION_BYTES, size * self.expansion)
+        if not self.expansion or self.bytes <= most:
+            return self
+        return replace(self, bytes=most, is_by_expansion=True)
 
 
 def unpack(
     stream: decompress.RawReader,
     encoding: Encoding,
-    files: Path,
+    files: int,
     limits: Limits,
     cancelled: Callable[[], bool],
     *,
     uncompressed: Digest | None = None,
 ) -> list[Member]:
-    """Write every regular file of the archive into the existing empty directory `files`, named by its index in the
-    list that is returned; directories and links have an index and no file. RAW_GZIP and RAW_ZSTD give one member with
-    path "".
+    """Write every regular file of the archive into the empty directory of the descriptor `files`, named by its index in
+    the list that is returned; directories and links have an index and no file. RAW_GZIP and RAW_ZSTD give one member
+    with path "".
 
     One pass, memory constant but for the names. `uncompressed` is the digest that the archive must have after
     decompression. Raises BadArtifact for whatever is malformed, hostile, larger than `limits` or not `uncompressed`;
     Cancelled; NoSpace where `limits.free_bytes` would be touched; OSError of the disk, ENOSPC among them. What was
     written until then stays for the caller to remove.
     """
-    with decompress.opened(stream, encoding, cancelled) as pieces, _Directory.opened(files, limits) as directory:
+    directory = _Directory(files, limits)
+    with decompress.opened(stream, encoding, cancelled) as pieces:
         hasher = uncompressed.hasher() if uncompressed is not None else None
         source = tarstream.Source(_hashed(pieces, hasher) if hasher is not None else pieces)
         if encoding.is_archive:
@@ -137,6 +149,11 @@ def _bounded(source: tarstream.Source, limits: Limits) -> Iterator[memoryview]:
 
 def too_large(limits: Limits, what: str) -> BadArtifact:
     """For an archive that becomes more than it may; `what` begins the sentence."""
+    if limits.is_by_expansion:
+        return BadArtifact(
+            f"{what}it unpacks to more than {limits.bytes} bytes, which is over {limits.expansion} times its size "
+            "(limits.expansion); if it isn't a bomb, have the limit raised"
+        )
     return BadArtifact(
         f"{what}it unpacks to more than the {limits.bytes} bytes an admin allows (limits.model_bytes); "
         "publish a smaller model or have the limit raised"
@@ -173,15 +190,6 @@ class _Directory:
 
     def __init__(self, fd: int, limits: Limits) -> None:
         self._fd, self._limits = fd, limits
-
-    @classmethod
-    @contextmanager
-    def opened(cls, path: Path, limits: Limits) -> Iterator[_Directory]:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            yield cls(fd, limits)
-        finally:
-            os.close(fd)
 
     def write(self, ordinal: int, pieces: Iterable[memoryview]) -> tuple[int, str]:
         """Make the member's file (0444); its size and sha256."""

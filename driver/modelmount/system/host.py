@@ -9,11 +9,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from modelmount.system import syscalls
-
-_LANDLOCK_CREATE_RULESET_VERSION: Final = 1
+from modelmount.system import landlock
 
 
 @functools.cache
@@ -73,15 +70,8 @@ def security() -> Security:
         modules=tuple(m for m in modules.split(",") if m),
         profile=_read("/proc/self/attr/current"),
         selinux_enforcing=None if not enforcing else enforcing == "1",
-        landlock_abi=_landlock_abi(),
+        landlock_abi=landlock.abi(),
     )
-
-
-def _landlock_abi() -> int:
-    try:
-        return syscalls.call("landlock_create_ruleset", None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
-    except OSError:
-        return 0
 
 
 def _read(path: str) -> str:

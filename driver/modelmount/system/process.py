@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 from typing import Final
 
+from modelmount.system import syscalls
+
 _PR_SET_DUMPABLE: Final = 4
 _CAP_SYS_ADMIN: Final = 21
-_libc = ctypes.CDLL(None)
 
 
 def harden() -> None:
@@ -17,7 +17,7 @@ def harden() -> None:
     memory (man 2 PR_SET_DUMPABLE): registry passwords are in it.
     """
     os.umask(0o077)
-    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    syscalls.prctl(_PR_SET_DUMPABLE, 0)
 
 
 def missing_rights() -> str:

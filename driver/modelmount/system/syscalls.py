@@ -1,5 +1,5 @@
 """The door to libc: numbered system calls without a wrapper in Python, and mount(2), umount2(2), syncfs(2),
-sync_file_range(2).
+prctl(2), sync_file_range(2).
 
 `ctypes.CDLL` releases the GIL around each call and keeps errno per thread, so every function here may be used from any
 thread at the same time. Failures are raised as the `OSError` subclass of their errno.
@@ -24,6 +24,9 @@ NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
         "openat2": 437,
         "mount_setattr": 442,
         "landlock_create_ruleset": 444,
+        "landlock_add_rule": 445,
+        "landlock_restrict_self": 446,
+        "capset": 126,
     },
     "aarch64": {
         "renameat2": 276,
@@ -33,6 +36,9 @@ NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
         "openat2": 437,
         "mount_setattr": 442,
         "landlock_create_ruleset": 444,
+        "landlock_add_rule": 445,
+        "landlock_restrict_self": 446,
+        "capset": 91,
     },
 }
 """System call numbers by machine. Source: Linux `arch/x86/entry/syscalls/syscall_64.tbl` and
@@ -44,7 +50,8 @@ AT_SYMLINK_NOFOLLOW: Final = 0x100
 AT_NO_AUTOMOUNT: Final = 0x800
 AT_EMPTY_PATH: Final = 0x1000
 
-Argument = int | bytes | ctypes.Array[ctypes.c_char] | None
+Buffer = ctypes.Array[ctypes.c_char]
+Argument = int | bytes | Buffer | None
 """What a call takes: a number, a NUL-terminated path, a buffer, or a null pointer."""
 
 _number, _path, _buffer = ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p
@@ -56,6 +63,9 @@ _ARGUMENTS: Final = {
     "openat2": (_number, _path, _buffer, _number),
     "mount_setattr": (_number, _path, _number, _buffer, _number),
     "landlock_create_ruleset": (_buffer, _number, _number),
+    "landlock_add_rule": (_number, _number, _buffer, _number),
+    "landlock_restrict_self": (_number, _number),
+    "capset": (_buffer, _buffer),
 }
 # Each call is declared, since syscall(2) is variadic: an int passed to it bare would be cut to 32 bits.
 
@@ -63,6 +73,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
 _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.syncfs.argtypes = [ctypes.c_int]
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
 
@@ -92,6 +103,11 @@ def call(name: str, *arguments: Argument) -> int:
     return result
 
 
+def buffer(data: bytes) -> Buffer:
+    """These bytes as a structure for a call, without a NUL behind them."""
+    return ctypes.create_string_buffer(data, len(data))
+
+
 def mount(source: bytes | None, target: bytes, fstype: bytes | None, flags: int, data: bytes | None = None) -> None:
     """man 2 mount."""
     if _libc.mount(source, _terminated(target), fstype, flags, data) < 0:
@@ -110,6 +126,14 @@ def syncfs(fd: int) -> None:
     """
     if _libc.syncfs(fd) < 0:
         raise _error(ctypes.get_errno(), "syncfs")
+
+
+def prctl(option: int, *arguments: int) -> int:
+    """man 2 prctl. An argument may be the address of a buffer that lives until the call returns."""
+    result: int = _libc.prctl(option, *arguments, *[0] * (4 - len(arguments)))
+    if result < 0:
+        raise _error(ctypes.get_errno(), "prctl")
+    return result
 
 
 def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:

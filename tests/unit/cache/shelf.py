@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -28,6 +29,7 @@ from modelmount.pull import verdicts
 from modelmount.pull.resolver import Ref
 from modelmount.snapshots import layers, unpack
 from modelmount.snapshots import tree as trees
+from modelmount.snapshots.isolated import Whole
 from modelmount.system import atomic, host
 from modelmount.volumes.leases import Lease, Leases
 
@@ -204,7 +206,11 @@ class Shelf:
         if not self.store.unpacked_path(digest, version).exists():
             half_made = Path(f"{self.store.root}/trash/{digest.hex}")
             bounds = unpack.Limits(bytes=1 << 30, entries=1000)
-            layers.build(io.BytesIO(packed), Encoding.TAR, half_made, bounds, lambda: False)
+            blob = half_made.with_suffix(".blob")
+            blob.write_bytes(packed)
+            with contextlib.closing(Whole(blob)) as stream:
+                layers.build(stream, Encoding.TAR, half_made, bounds, lambda: False)
+            blob.unlink()
             self.store.commit_unpacked(half_made, digest, version, scope)
         else:
             self.store.admit(digest, scope)

@@ -17,6 +17,7 @@ from modelmount import config
 from modelmount.cli import cli, examinations
 from modelmount.cli.examinations import Finding, Level, kubelet, machine, network, storage
 from modelmount.content.store import Store
+from modelmount.system import confine
 from tests.fakes.driver import Driver
 from tests.fakes.registry import Registry, Tls
 from tests.unit.cli.conftest import Machine
@@ -51,6 +52,17 @@ def levels(findings: Iterator[Finding]) -> dict[str, Level]:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["doctor", *arguments], prog_name="modelmount")
+
+
+def test_unpacking_says_what_confines_it_and_what_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confine, "missing", list)
+    found = only(machine.unpacking(settings(tmp_path)))
+    assert (found.level, found.name) == (Level.OK, "unpacking")
+    monkeypatch.setattr(confine, "missing", lambda: ["Landlock", "a user of its own"])
+    found = only(machine.unpacking(settings(tmp_path)))
+    assert found.level is Level.WARN
+    assert "without Landlock, a user of its own" in found.message
+    assert found.remedy
 
 
 def test_it_looks_without_leaving_a_trace(tmp_path: Path) -> None:

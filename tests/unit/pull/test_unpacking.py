@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ class Bench:
         return Unpacking(
             self.ingest,
             self.part,
-            lambda cancel: Behind(self.ingest.read_into, len(self.archive), self.follower, cancel),
+            lambda cancel: Behind(self.ingest.path, len(self.archive), self.follower, cancel),
             limits or Limits(free_bytes=0),
             self.cancel,
         )
@@ -92,14 +93,15 @@ def test_members_are_there_before_the_archive_is(bench: Bench) -> None:
 
 def test_the_reader_waits_for_the_hasher(bench: Bench) -> None:
     bench.arrive(hashing.READ_BYTES // 2)
-    stream = Behind(bench.ingest.read_into, len(bench.archive), bench.follower, lambda: True)
-    with pytest.raises(Cancelled):
-        stream.readinto(memoryview(bytearray(10)))
+    path, size = bench.ingest.path, len(bench.archive)
+    with closing(Behind(path, size, bench.follower, lambda: True)) as stream, pytest.raises(Cancelled):
+        stream.limit(0)
     bench.arrive(2 * hashing.READ_BYTES)
-    view = memoryview(bytearray(4 << 20))
-    count = Behind(bench.ingest.read_into, len(bench.archive), bench.follower, lambda: False).readinto(view)
-    assert 0 < count <= 2 * hashing.READ_BYTES
-    assert view[:count] == bench.archive[:count]
+    with closing(Behind(path, size, bench.follower, lambda: False)) as stream:
+        assert 0 < stream.limit(0) <= 2 * hashing.READ_BYTES
+        assert stream.limit(hashing.READ_BYTES // 2) > hashing.READ_BYTES // 2
+        assert stream.position == hashing.READ_BYTES // 2
+        assert os.pread(stream.fileno(), 100, 0) == bench.archive[:100]
 
 
 def test_stopping_leaves_nothing_and_no_thread(bench: Bench) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from modelmount.formats.base import Encoding, Member
@@ -99,6 +101,16 @@ def extended(data: bytes, kind: bytes = b"x") -> bytes:
     return header(b"pax", len(data), kind) + padded(data)
 
 
+@contextmanager
+def opened(directory: Path) -> Iterator[int]:
+    """A descriptor of a directory to unpack into."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Directory:
     """Where one archive is unpacked, with a neighbour that must not change."""
 
@@ -118,7 +130,8 @@ class Directory:
     ) -> list[Member]:
         """Unpack bytes that are as `encoding` says."""
         stream = io.BytesIO(data) if isinstance(data, bytes) else data
-        return unpack.unpack(stream, encoding, self.files, limits, cancelled, uncompressed=uncompressed)
+        with opened(self.files) as files:
+            return unpack.unpack(stream, encoding, files, limits, cancelled, uncompressed=uncompressed)
 
     def contents(self, members: list[Member]) -> dict[str, bytes | None]:
         """Path to bytes, None for directories."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from modelmount.errors import BadArtifact, Cancelled, Internal
 from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers
+from modelmount.snapshots.isolated import Whole
 
 from .archives import END, LIMITS, directory, file
 
@@ -28,7 +30,7 @@ def blob(tmp_path: Path) -> Path:
 
 
 def build(blob: Path, destination: Path, encoding: Encoding = Encoding.TAR_GZIP) -> None:
-    with blob.open("rb", buffering=0) as stream:
+    with closing(Whole(blob)) as stream:
         layers.build(stream, encoding, destination, LIMITS, lambda: False)
 
 
@@ -50,7 +52,7 @@ def test_a_committed_layer_is_read_back_as_it_was_unpacked(store: Store, blob: P
 def test_what_fails_leaves_nothing_on_the_disk(
     blob: Path, tmp_path: Path, encoding: Encoding, cancelled: bool, error: type[Exception]
 ) -> None:
-    with blob.open("rb", buffering=0) as stream, pytest.raises(error):
+    with closing(Whole(blob)) as stream, pytest.raises(error):
         layers.build(stream, encoding, tmp_path / "layer", LIMITS, lambda: cancelled)
     assert not (tmp_path / "layer").exists()
     assert blob.read_bytes() == ARCHIVE
@@ -70,7 +72,7 @@ def test_a_half_made_layer_is_cleared_before_the_next_attempt(blob: Path, tmp_pa
 
 
 def test_the_digest_of_the_decompressed_archive_is_passed_on(blob: Path, tmp_path: Path) -> None:
-    with blob.open("rb", buffering=0) as stream, pytest.raises(BadArtifact, match="where its manifest says"):
+    with closing(Whole(blob)) as stream, pytest.raises(BadArtifact, match="where its manifest says"):
         layers.build(
             stream, Encoding.TAR_GZIP, tmp_path / "layer", LIMITS, lambda: False, uncompressed=Digest.of(b"else")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from modelmount.content.store import Store
 from modelmount.formats.base import Encoding, File, Placement
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers, tree, unpack
+from modelmount.snapshots.isolated import Whole
 from tests.unit.content.downloads import SCOPE, content, download, feed, open_ingest
 from tests.unit.content.powercut import JOURNAL_ONLY, NOTHING, powered
 
@@ -30,7 +32,7 @@ def unpacked(store: Store) -> Ingest:
     """The archive downloaded and unpacked, not committed."""
     ingest = open_ingest(store, ARCHIVE, form=ingests.UNPACKED)
     feed(ingest, ARCHIVE)
-    with ingest.path.open("rb", buffering=0) as archive:
+    with closing(Whole(ingest.path)) as archive:
         layers.build(archive, Encoding.TAR_GZIP, ingest.directory / "layer", LIMITS, lambda: False)
     return ingest
 

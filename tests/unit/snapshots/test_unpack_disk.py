@@ -66,15 +66,6 @@ def test_a_link_in_the_way_is_not_followed(target: Directory) -> None:
     assert target.victim.read_bytes() == b"untouched"
 
 
-def test_a_link_in_place_of_the_directory_is_not_followed(target: Directory, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    target.files.rmdir()
-    target.files.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError):
-        target.unpack(file(b"a") + END)
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
 def test_large_members_are_handed_to_the_disk_while_they_grow(
     target: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

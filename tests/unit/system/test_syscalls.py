@@ -22,6 +22,9 @@ UPSTREAM = {
         437 openat2
         442 mount_setattr
         444 landlock_create_ruleset
+        445 landlock_add_rule
+        446 landlock_restrict_self
+        126 capset
     """,
     "aarch64": """
         276 renameat2
@@ -31,6 +34,9 @@ UPSTREAM = {
         437 openat2
         442 mount_setattr
         444 landlock_create_ruleset
+        445 landlock_add_rule
+        446 landlock_restrict_self
+        91 capset
     """,
 }
 # Debian's linux-libc-dev; asm-generic is the table that aarch64 uses.

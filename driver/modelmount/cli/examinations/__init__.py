@@ -18,6 +18,7 @@ EXAMINATIONS: tuple[Examination, ...] = (
     machine.rights,
     machine.kernel,
     machine.confinement,
+    machine.unpacking,
     machine.memory,
     machine.clock,
     storage.store,

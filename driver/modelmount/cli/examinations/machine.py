@@ -11,7 +11,7 @@ from pathlib import Path
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
 from modelmount.pull.progress import human_bytes
-from modelmount.system import host, mount, process
+from modelmount.system import confine, host, mount, process
 
 WRITTEN_IN = 2025
 """This program is not older; a clock that says otherwise is wrong, and TLS certificates don't hold yet."""
@@ -60,6 +60,20 @@ def confinement(settings: Settings) -> Iterator[Finding]:
     else:
         profile = f", this process under {found.profile}" if found.profile else ""
         yield ok("security", f"security modules: {modules}{profile}")
+
+
+def unpacking(settings: Settings) -> Iterator[Finding]:
+    """What confines the processes that unpack archives."""
+    lacking = confine.missing()
+    if lacking:
+        text = f"archives are unpacked by processes of their own, but here without {', '.join(lacking)}"
+        yield warn(
+            "unpacking", text, "run the driver as root, on a kernel that has these; the rest confines them still"
+        )
+    else:
+        abi = host.security().landlock_abi
+        text = f"archives are unpacked by processes without rights: an own user, Landlock (ABI {abi}), seccomp"
+        yield ok("unpacking", text)
 
 
 def memory(settings: Settings) -> Iterator[Finding]:

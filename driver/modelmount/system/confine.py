@@ -1,0 +1,182 @@
+"""A process that gives up all it may, but for the descriptors that it holds and making files in one directory.
+
+What a machine can't do is left out: without Landlock or seccomp the rest still applies, and who isn't root keeps its
+user. `missing` says what that is here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from modelmount.system import landlock, seccomp, syscalls
+from modelmount.system.seccomp import CLONE_THREAD, CLONE_VM, PROT_EXEC, Rule
+
+FIRST_USER: Final = 0x7000_0000
+"""Users of ours are this plus a process id. Nobody else's are there: above what systemd and container runtimes give to
+containers, below 2^31, which some programs take for negative (systemd, "Users, Groups, UIDs and GIDs").
+"""
+NOBODY: Final = 65534
+"""Where this user namespace doesn't know the user above."""
+THREADS: Final = 16
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_SIGNALS_OF_LIMITS: Final = 2
+"""CPU seconds between the signal at the soft limit and the kill at the hard one."""
+
+_CALLS: Final = (
+    Rule("write"),
+    Rule("preadv"),
+    Rule("preadv2"),
+    Rule("pread64"),
+    Rule("futex"),
+    Rule("clock_gettime"),
+    Rule("openat"),
+    Rule("close"),
+    Rule("fchmod"),
+    Rule("fstatfs"),
+    Rule("sync_file_range"),
+    Rule("sendto"),
+    Rule("recvfrom"),
+    Rule("sendmsg"),
+    Rule("recvmsg"),
+    Rule("poll"),
+    Rule("ppoll"),
+    Rule("brk"),
+    Rule("mmap", argument=2, mask=PROT_EXEC),  # memory never becomes code
+    Rule("mprotect", argument=2, mask=PROT_EXEC),
+    Rule("munmap"),
+    Rule("mremap"),
+    Rule("madvise"),
+    Rule("clone", argument=0, mask=CLONE_VM | CLONE_THREAD, value=CLONE_VM | CLONE_THREAD),  # threads, no processes
+    Rule("clone3", answer=seccomp.ANSWER | errno.ENOSYS),  # its flags can't be seen; libc then takes clone
+    Rule("set_robust_list"),
+    Rule("rseq"),
+    Rule("gettid"),
+    Rule("getpid"),
+    Rule("sched_yield"),
+    Rule("sched_getaffinity"),
+    Rule("clock_nanosleep"),
+    Rule("getrandom"),
+    Rule("rt_sigaction"),
+    Rule("rt_sigprocmask"),
+    Rule("rt_sigreturn"),
+    Rule("sigaltstack"),
+    Rule("restart_syscall"),
+    Rule("prctl", answer=seccomp.ANSWER | errno.EPERM),  # libc names memory with it and lives without
+    Rule("exit"),
+    Rule("exit_group"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one process: bytes of address space beyond what it has, seconds of processor time, bytes of one file that it
+    writes, and open descriptors.
+    """
+
+    memory_bytes: int
+    cpu_seconds: int
+    file_bytes: int
+    descriptors: int
+
+
+def missing() -> list[str]:
+    """What confines nobody on this machine, each as the name of a thing that isn't there; empty where all is."""
+    found = []
+    if os.geteuid() != 0:
+        found.append("a user of its own (this process isn't root)")
+    if not landlock.abi():
+        found.append("Landlock (Linux 5.13, and `landlock` among the kernel's security modules)")
+    if not seccomp.is_available():
+        found.append("a filter of system calls (seccomp, on x86_64 or aarch64)")
+    return found
+
+
+def user_of(pid: int) -> int:
+    """The user that a confined process with this id has, where its parent was root."""
+    return FIRST_USER + pid
+
+
+def enter(directory: int, limits: Limits, parent: int) -> None:
+    """Confine this process, which has one thread, for ever. Files may then be made in the directory of this descriptor
+    only, which becomes its user's. It is killed when the process `parent`, its own, ends.
+
+    Raises OSError where something fails that this machine can do, and ProcessLookupError when `parent` has ended; then
+    the process should end too.
+    """
+    _limit(limits)
+    is_root = os.geteuid() == 0
+    if is_root:
+        _drop_bounding_set()
+        _become(directory, user_of(os.getpid()))
+    syscalls.call("capset", _capability_header(), _no_capabilities())
+    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user forgets it
+    if os.getppid() != parent:
+        raise ProcessLookupError(errno.ESRCH, "the parent has ended")
+    landlock.confine(directory)
+    if seccomp.is_available():
+        seccomp.install(_CALLS)
+
+
+def _limit(limits: Limits) -> None:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    memory = pages * resource.getpagesize() + limits.memory_bytes
+    _set(resource.RLIMIT_AS, memory, memory)
+    _set(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + _SIGNALS_OF_LIMITS)
+    _set(resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes)
+    _set(resource.RLIMIT_NOFILE, limits.descriptors, limits.descriptors)
+    _set(resource.RLIMIT_CORE, 0, 0)
+    if os.geteuid() == 0:  # of a user of its own; another one has processes that aren't ours
+        _set(resource.RLIMIT_NPROC, THREADS, THREADS)
+
+
+def _set(what: int, soft: int, hard: int) -> None:
+    """As low as that, or as what is set already where that is lower."""
+    _, most = resource.getrlimit(what)
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(what, (soft, hard))
+
+
+def _drop_bounding_set() -> None:
+    capability = 0
+    while True:
+        try:
+            syscalls.prctl(_PR_CAPBSET_DROP, capability)
+        except OSError as e:
+            if e.errno == errno.EINVAL:  # the kernel has no more
+                return
+            raise
+        capability += 1
+
+
+def _become(directory: int, user: int) -> None:
+    """Give up root for this user and the group of the same number."""
+    os.setgroups([])
+    try:
+        os.setresgid(user, user, user)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        user = NOBODY
+        os.setresgid(user, user, user)
+    os.fchown(directory, user, user)
+    os.setresuid(user, user, user)
+
+
+def _capability_header() -> syscalls.Buffer:
+    return syscalls.buffer(_CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4))
+
+
+def _no_capabilities() -> syscalls.Buffer:
+    return syscalls.buffer(bytes(24))

@@ -1,0 +1,151 @@
+"""Workers that were taken over: as root and without any bounds, to see that their word and their files count nothing.
+
+An order's limit of bytes names the trick, for an order has no room for words.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from modelmount.formats.base import Member
+from modelmount.snapshots.worker import Done, Found, More, Order, Refused, encode
+
+SHA256 = "0" * 64
+SLEEPS = 1
+ROOTFS = 1000
+"""Tricks from here on are about layers of container images."""
+
+
+def prepare() -> None:
+    """Nothing to set up."""
+
+
+def work(order: bytes, control: socket.socket, descriptors: Sequence[int], parent: int) -> None:
+    """Play the trick."""
+    trick = msgspec.msgpack.decode(order, type=Order).limits.bytes
+    if trick == SLEEPS:
+        threading.Event().wait()
+    TRICKS[trick](control, descriptors[1])
+
+
+def _make(files: int, name: str, data: bytes = b"data", mode: int = 0o444) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=files)
+    os.write(fd, data)
+    os.fchmod(fd, mode)
+    os.close(fd)
+
+
+def _say(control: socket.socket, *members: Member) -> None:
+    control.send(encode(Found(list(members))))
+    control.send(encode(Done()))
+
+
+def _file(path: str, number: int = 0, size: int = 4, sha256: str = SHA256) -> Member:
+    return Member(number, path, False, size, sha256)
+
+
+def _claims(*members: Member) -> Callable[[socket.socket, int], None]:
+    def trick(control: socket.socket, files: int) -> None:
+        for member in members:
+            if member.is_file:
+                _make(files, str(member.number), bytes(max(0, min(member.size, 100))))
+        _say(control, *members)
+
+    return trick
+
+
+def _makes(make: Callable[[int], None], size: int = 4) -> Callable[[socket.socket, int], None]:
+    def trick(control: socket.socket, files: int) -> None:
+        make(files)
+        _say(control, _file("a", size=size))
+
+    return trick
+
+
+def _says(*messages: bytes) -> Callable[[socket.socket, int], None]:
+    def trick(control: socket.socket, files: int) -> None:
+        for message in messages:
+            control.send(message)
+        control.recv(1)
+
+    return trick
+
+
+def _dies(number: int) -> Callable[[socket.socket, int], None]:
+    return lambda control, files: os.kill(os.getpid(), number)
+
+
+def _leaves(status: int) -> Callable[[socket.socket, int], None]:
+    return lambda control, files: os._exit(status)
+
+
+def _two(files: int) -> None:
+    _make(files, "0")
+    _make(files, "1")
+
+
+def _linked(files: int) -> None:
+    _make(files, "0")
+    os.link("0", "../copy", src_dir_fd=files, dst_dir_fd=files)
+
+
+def _symlink(files: int) -> None:
+    os.symlink("/etc/passwd", "0", dir_fd=files)
+
+
+TRICKS: Mapping[int, Callable[[socket.socket, int], None]] = {
+    100: _claims(_file("../escape")),
+    101: _claims(_file("/etc/passwd")),
+    102: _claims(_file("a/./b")),
+    103: _claims(_file("a\x1b")),
+    104: _claims(_file("a"), _file("a", 1)),
+    105: _claims(_file("a", number=7)),
+    106: _claims(_file("a", size=-1)),
+    107: _claims(_file("a", size=1 << 40)),
+    108: _claims(_file("a", sha256="")),
+    109: _claims(_file("a", sha256="G" * 64)),
+    110: _claims(Member(0, "a", True, 5, "")),
+    111: _claims(Member(0, "a", False, 0, "", "symlink", "/etc")),
+    112: _claims(Member(0, "a", True, 0, "", "", "/etc")),
+    113: _claims(*(Member(n, f"d{n}", True, 0, "") for n in range(6))),
+    120: _makes(lambda files: None),
+    121: _makes(lambda files: _make(files, "0", b"longer")),
+    122: _makes(_two),
+    123: _makes(_symlink),
+    124: _makes(lambda files: os.mkfifo("0", dir_fd=files), 0),
+    125: _makes(lambda files: os.mknod("0", 0o20444, 0x103, dir_fd=files), 0),
+    126: _makes(lambda files: os.mkdir("0", 0o444, dir_fd=files), 0),
+    127: _makes(lambda files: _make(files, "0", mode=0o4755)),
+    128: _makes(lambda files: _make(files, "0", mode=0o2444)),
+    129: _makes(lambda files: _make(files, "0", mode=0o644)),
+    130: _makes(_linked),
+    131: _makes(lambda files: _make(files, "name")),
+    140: _says(b"garbage"),
+    141: _says(b"\xc1" * 4000),
+    142: _says(encode({"type": "found", "members": [{"number": "x"}]})),
+    143: _says(encode({"type": "found", "members": [{"number": (1 << 64) - 1, "path": "a"}]})),
+    144: _says(encode(More(5))),
+    145: _says(encode(More(-1))),
+    146: _says(encode(Refused("unexpected", "boom\n\x1b[2J" + "x" * 100_000))),
+    150: _leaves(0),
+    151: _leaves(3),
+    152: _dies(signal.SIGSEGV),
+    153: _dies(signal.SIGABRT),
+    154: _dies(signal.SIGSYS),
+    155: _dies(signal.SIGXCPU),
+    156: _dies(signal.SIGKILL),
+    ROOTFS + 0: _claims(_file("../escape")),
+    ROOTFS + 1: _claims(_file("/abs")),
+    ROOTFS + 2: _claims(_file("a/../../b")),
+    ROOTFS + 3: _claims(Member(0, "a", False, 0, "", "hardlink", "../x")),
+    ROOTFS + 4: _claims(Member(0, "a", False, 0, "", "warp gate", "x")),
+    ROOTFS + 5: _claims(Member(0, "a", False, 0, "", "named pipe", "x")),
+    ROOTFS + 6: _claims(_file("a" * 5000)),
+    ROOTFS + 7: _claims(_file("/".join("a" * 200))),
+}
