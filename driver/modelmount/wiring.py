@@ -28,6 +28,7 @@ from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
 from modelmount.sources.registry import RegistrySource
 from modelmount.sources.throttled import Bandwidth, ThrottledSource
+from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Leases
 from modelmount.volumes.local import LocalMounts
 from modelmount.volumes.publisher import Publisher
@@ -112,6 +113,7 @@ class Node:
     puller: Puller
     publisher: Publisher
     local: LocalMounts
+    audit: Audit
 
     def interrupt(self) -> None:
         """Tell pulls to stop and wake whatever waits for a registry, publishes too; waits for nothing."""
@@ -123,6 +125,7 @@ class Node:
         """Stop pulls, whose bytes stay, and end all connections; twice is harmless."""
         self.interrupt()
         self.puller.stop(STOP_SECONDS)
+        self.audit.close()
 
 
 def existing(settings: Settings) -> Shelf | None:
@@ -163,6 +166,7 @@ def build(settings: Settings, live: Live | None = None) -> Node:
     resolver = Resolver(store, client, settings.auth)
     collector = Collector(store, lambda: live.cache)
     puller = Puller(store, resolver, source, Admission(collector, live), settings)
-    publisher = Publisher(store, resolver, puller, credentials, settings)
+    audit = Audit(settings.audit_file, settings.audit_bytes)
+    publisher = Publisher(store, resolver, puller, credentials, settings, audit=audit)
     local = LocalMounts(store, resolver, puller, credentials, settings)
-    return Node(store, client, mirrors, credentials, resolver, collector, puller, publisher, local)
+    return Node(store, client, mirrors, credentials, resolver, collector, puller, publisher, local, audit)

@@ -46,6 +46,7 @@ def _paths(settings: Settings) -> Iterator[str]:
         "auth.program_dir": settings.auth.program_dir,
         "hosts_dir": settings.hosts_dir,
         "policy_file": settings.policy_file,
+        "audit_file": settings.audit_file,
         "cache.kubelet_config": settings.cache.kubelet_config,
         **{f"cache.image_roots[{n}]": path for n, path in enumerate(settings.cache.image_roots)},
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},

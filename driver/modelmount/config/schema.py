@@ -184,6 +184,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
     policy_file: str = ""
     """File with the rules of what pods may mount; read again whenever it changes. Empty means no rules."""
+    audit_file: str = ""
+    """File with who mounted what and who was refused, a JSON object a line. Empty means none is kept."""
+    audit_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 40)] = 64 << 20
+    """Size at which the audit file is rotated; five older ones are kept."""
     hosts_dir: str = ""
     """Directory with containerd's `<host>/hosts.toml` files, often `/etc/containerd/certs.d`: the mirrors of
     registries. Empty means none.

@@ -18,28 +18,41 @@ from typing import Literal, Protocol
 from modelmount import telemetry
 from modelmount.config import Settings
 from modelmount.content.store import Store
-from modelmount.errors import Cancelled, InvalidRequest, ModelMountError, NotFound, Pending, Unavailable
+from modelmount.errors import (
+    Cancelled,
+    Forbidden,
+    InvalidRequest,
+    ModelMountError,
+    NotFound,
+    Pending,
+    Unauthenticated,
+    Unavailable,
+)
 from modelmount.formats import ANY, Choice
 from modelmount.formats.selection import Selection
 from modelmount.oci.reference import Reference, Repository
 from modelmount.pull import progress
 from modelmount.pull.job import Job
+from modelmount.pull.proofs import Proof
 from modelmount.pull.resolver import Model, PullPolicy
 from modelmount.registry.credentials import Credential
 from modelmount.system import disk, mount
 from modelmount.system.mount import Identity
 from modelmount.system.target import TargetRoots
 from modelmount.volumes.attempts import Attempt, Attempts, Call
+from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Lease, Leases, Owner
 from modelmount.volumes.policing import Check, Policing
 from modelmount.volumes.publications import Publications, Wanted
-from modelmount.volumes.volume import VolumeSpec, account_tokens, pod_uid, significant
+from modelmount.volumes.volume import VolumeSpec, account_tokens, pod_identity, pod_uid, significant
 
 log = logging.getLogger(__name__)
 
 How = Literal["live", "remounted", "cached", "pulled"]
 """How a publish ended well: it was there; made again from its lease; new, without and with a pull."""
 
+REFUSALS = (Forbidden, Unauthenticated, NotFound)
+"""What the audit log calls a refusal."""
 _PULL_ROUNDS = 3
 UNCOUNTED_INODES = 1 << 32
 """Free inodes of a file system that has no fixed number of them: 0 would mean "full" to whoever watches volumes."""
@@ -97,6 +110,25 @@ class FindsCredentials(Protocol):
         """
 
 
+class Audits(Protocol):
+    """Keeps who mounted what: `volumes.audit.Audit`."""
+
+    def record(self, event: str, **fields: object) -> None:
+        """Something happened just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """How a publish ended well, and by which proof and account the model may be read; by its lease where nobody was
+    asked.
+    """
+
+    how: How
+    lease: Lease
+    proof: Proof | Literal["lease"] = "lease"
+    account: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Use and health of one publication; counts are never negative."""
@@ -125,6 +157,7 @@ class Publisher:
         settings: Settings,
         *,
         owner: Owner = "csi",
+        audit: Audits | None = None,
     ) -> None:
         """For pods, targets lie below the configured roots; for `owner="cli"` anywhere, and `volumes.local` says where
         not.
@@ -133,6 +166,7 @@ class Publisher:
         self._settings, self._owner = settings, owner
         self._leases = Leases(store)
         self._attempts = Attempts()
+        self._audit: Audits = audit or Audit("", 0)
         self._policing = Policing(store, settings.policy_file if owner == "csi" else "")
         self._anywhere = TargetRoots([Path("/")])
         self._targets = TargetRoots(settings.publish_roots) if owner == "csi" else self._anywhere
@@ -146,13 +180,19 @@ class Publisher:
         try:
             path = self._targets.locate(request.target_path).path
             with self._attempts.begin(path, call, self._settings.publish) as attempt:
-                how, lease = self._publish(request, path, attempt)
+                published = self._publish(request, path, attempt)
         except ModelMountError as e:
             telemetry.publishes_total.labels(e.reason).inc()
+            if isinstance(e, REFUSALS):
+                self._record("refused", request, model=request.attributes.get("model"), reason=e.message)
             raise
+        how, lease = published.how, published.lease
         telemetry.publishes_total.labels(how).inc()
         fields = {"how": how, "volume": lease.volume_id, "target": path, "model": lease.manifest, "tree": lease.tree}
         log.info("published", extra={"fields": fields})
+        if how != "live":
+            more = {"digest": lease.manifest, "proof": published.proof, "registry_account": published.account}
+            self._record("mounted", request, model=lease.reference, how=how, **more)
 
     def unpublish(self, volume_id: str, target_path: str) -> None:
         """End the publication; done already is success, and so is a target that was never ours, which is left alone.
@@ -171,6 +211,12 @@ class Publisher:
                 log.warning("volume %s is not published at %s; what is there is left alone", volume_id, path)
                 return
         publications.end(volume_id, path)
+        self._audit.record("unmounted", volume=volume_id, target=path)
+
+    def _record(self, event: str, request: Request, **fields: object) -> None:
+        """Into the audit log, with whose it is."""
+        who = pod_identity(request.attributes)
+        self._audit.record(event, **who, volume=request.volume_id, target=request.target_path, **fields)
 
     def stats(self, volume_id: str, volume_path: str) -> Stats:
         """Use and health of the volume at this path, in constant time. Raises NotFound where it isn't published."""
@@ -196,23 +242,23 @@ class Publisher:
 
     # -- publish
 
-    def _publish(self, request: Request, path: str, attempt: Attempt) -> tuple[How, Lease]:
+    def _publish(self, request: Request, path: str, attempt: Attempt) -> Published:
         attributes = significant(request.attributes)
         now = self._publications.look(request.volume_id, path)
         if now.live and now.lease is not None and (now.lease.adopted or now.lease.attributes == attributes):
-            return "live", now.lease
+            return Published("live", now.lease)
         spec = VolumeSpec.parse(attributes)
         flags = frozenset(self._settings.publish.mount_flags) | (frozenset(request.mount_flags) & mount.FLAGS.keys())
         wanted = Wanted(request.volume_id, path, attributes, spec, pod_uid(request.attributes), flags)
         if not now.is_empty:
             now = self._publications.check(wanted, attempt)
             if now.live and now.lease is not None:
-                return "live", now.lease
+                return Published("live", now.lease)
         check = self._policing.begin(spec.reference, request.attributes)
         if now.binding is not None and self._may_remount(check, now.binding, spec):
             lease = self._publications.make(wanted, None, attempt)
             if lease is not None:
-                return "remounted", lease
+                return Published("remounted", lease)
         return self._decide(wanted, now.binding, request, check, attempt)
 
     def _may_remount(self, check: Check, lease: Lease, spec: VolumeSpec) -> bool:
@@ -228,7 +274,7 @@ class Publisher:
 
     def _decide(
         self, wanted: Wanted, lease: Lease | None, request: Request, check: Check, attempt: Attempt
-    ) -> tuple[How, Lease]:
+    ) -> Published:
         """Prove access, then mount what is here or pull it. A lease pins the digest: by that, never by tag."""
         wanted.spec.check_allowed(self._settings)
         reference, policy, choice = wanted.spec.reference, wanted.spec.pull_policy, wanted.spec.choice
@@ -240,9 +286,10 @@ class Publisher:
         check.model(model, self._store, wanted.spec.selection)
         made = self._make(wanted, model, check, attempt)
         if made is not None:
-            return "cached", made
+            return Published("cached", made, model.proof, credential.username)
         made = self._pull_and_make(wanted, model, credential, check, attempt)
-        return "cached" if policy == "Never" else "pulled", made
+        how: How = "cached" if policy == "Never" else "pulled"
+        return Published(how, made, model.proof, credential.username)
 
     def _make(self, wanted: Wanted, model: Model, check: Check, attempt: Attempt) -> Lease | None:
         """Mount what is here and passes the policy; None when it isn't here."""

@@ -111,6 +111,14 @@ def account_tokens(attributes: Mapping[str, str], secrets: Mapping[str, str]) ->
     return secrets.get(TOKENS_KEY) or attributes.get(TOKENS_KEY, "")
 
 
+def pod_identity(attributes: Mapping[str, str]) -> dict[str, str]:
+    """All that the kubelet says of that pod, for the audit log."""
+    keys = {"namespace": "pod.namespace", "pod": "pod.name", "uid": "pod.uid", "service_account": "serviceAccount.name"}
+    return {
+        name: attributes[KUBERNETES_PREFIX + key] for name, key in keys.items() if KUBERNETES_PREFIX + key in attributes
+    }
+
+
 def pod_namespace(attributes: Mapping[str, str]) -> str:
     """The namespace of that pod, empty where the kubelet doesn't say. Only with podInfoOnMount can no volume say it in
     the kubelet's place.

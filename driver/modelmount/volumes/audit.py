@@ -1,0 +1,101 @@
+"""The audit log: which pod of which namespace mounted which digest when, by which proof, and who was refused. One JSON
+object a line, in a file of its own, rotated by size.
+
+A call only puts its entry into memory; a thread writes. A disk that doesn't take entries any more delays no pod: what
+doesn't fit into memory is dropped, and counted by an entry that says so. There are no secrets in it: an account is the
+user name shown to the registry.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Final
+
+log = logging.getLogger(__name__)
+
+KEPT_FILES: Final = 5
+"""Rotated ones, `<file>.1` being the youngest."""
+WAITING: Final = 10_000
+"""Entries that may wait for the disk."""
+CLOSE_SECONDS: Final = 5.0
+
+
+class Audit:
+    """One audit log of one process. Thread-safe."""
+
+    def __init__(self, file: str, most_bytes: int) -> None:
+        """Rotates before the file has more than `most_bytes`. Empty `file`: nothing is kept, and no thread runs."""
+        self._path, self._most = Path(file), most_bytes
+        self._entries: queue.Queue[dict[str, object] | None] = queue.Queue(WAITING)
+        self._dropped = 0
+        self._complained = False
+        self._thread: threading.Thread | None = None
+        if file:
+            self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+            self._thread.start()
+
+    def record(self, event: str, **fields: object) -> None:
+        """Something happened just now. Never waits, never raises."""
+        if self._thread is None:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        entry: dict[str, object] = {"time": now, "event": event, **{k: v for k, v in fields.items() if v}}
+        try:
+            self._entries.put_nowait(entry)
+        except queue.Full:
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, within a few seconds; twice is harmless."""
+        if self._thread is None or not self._thread.is_alive():
+            return
+        try:
+            self._entries.put(None, timeout=CLOSE_SECONDS)
+        except queue.Full:
+            log.error("the audit log %s ends with entries that weren't written", self._path)
+            return
+        self._thread.join(CLOSE_SECONDS)
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while (entry := self._entries.get()) is not None:
+            lines = [entry]
+            if self._dropped:
+                lines.append({"time": entry["time"], "event": "dropped", "entries": self._dropped})
+                self._dropped = 0
+            self._write("".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._rotate(len(data))
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+        except OSError as e:
+            if not self._complained:
+                log.error("the audit log %s can't be written: %s; entries are lost", self._path, e.strerror)
+            self._complained = True
+        else:
+            self._complained = False
+
+    def _rotate(self, more: int) -> None:
+        try:
+            size = os.stat(self._path, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return
+        if not size or size + more <= self._most:
+            return
+        for number in range(KEPT_FILES - 1, 0, -1):
+            older = Path(f"{self._path}.{number}")
+            if older.exists():
+                older.rename(f"{self._path}.{number + 1}")
+        self._path.rename(f"{self._path}.1")

@@ -1,0 +1,114 @@
+"""Who mounted what, a line each; nothing waits for the disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelmount.errors import Forbidden, NotFound
+from modelmount.volumes.audit import KEPT_FILES, Audit
+from modelmount.volumes.publisher import Publisher
+from tests.unit.volumes.conftest import EVENT_SECONDS, Call, Node, Request
+
+KEY = "csi.storage.k8s.io/"
+POD = {
+    KEY + "pod.name": "llm-0",
+    KEY + "pod.namespace": "prod",
+    KEY + "pod.uid": "u",
+    KEY + "serviceAccount.name": "sa",
+}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.mount
+@pytest.mark.registry
+def test_mounts_refusals_and_unmounts_are_lines_with_whose_they_are(node: Node, tmp_path: Path) -> None:
+    audit = Audit(str(tmp_path / "audit.jsonl"), 1 << 20)
+    publisher = Publisher(node.store, node.resolver, node.puller, node.credentials, node.settings, audit=audit)
+    pushed, target = node.push(), str(node.target())
+    secrets = {"username": "robot$llm", "password": "s3cr3t-word"}
+
+    def publish(model: str) -> None:
+        call = Call(time.monotonic() + EVENT_SECONDS)
+        publisher.publish(Request("volume", target, {"model": model, **POD}, secrets), call)
+
+    with pytest.raises((Forbidden, NotFound)):
+        publish(f"{node.registry.host}/llm/none:v1")
+    for _ in range(2):
+        publish(pushed.reference)  # the second time it is there
+    publisher.unpublish("volume", target)
+    audit.close()
+    found = lines(tmp_path / "audit.jsonl")
+    assert [each["event"] for each in found] == ["refused", "mounted", "unmounted"]
+    who = {
+        "namespace": "prod",
+        "pod": "llm-0",
+        "uid": "u",
+        "service_account": "sa",
+        "volume": "volume",
+        "target": target,
+    }
+    assert all(each.items() >= who.items() for each in found[:2])
+    assert "not found or no access" in found[0]["reason"]
+    facts = {
+        "model": pushed.reference, "digest": pushed.digest, "how": "pulled", "proof": "registry",
+        "registry_account": "robot$llm",
+    }  # fmt: skip
+    assert found[1].items() >= facts.items()
+    assert "s3cr3t-word" not in (tmp_path / "audit.jsonl").read_text()
+    assert (tmp_path / "audit.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_files_are_rotated_and_the_oldest_goes(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = Audit(str(path), 4096)
+    for number in range(400):
+        audit.record("mounted", number=number + 1, filler="x" * 100)
+    audit.close()
+    names = sorted(each.name for each in tmp_path.iterdir())
+    assert names == ["audit.jsonl", *(f"audit.jsonl.{n}" for n in range(1, KEPT_FILES + 1))]
+    assert all(each.stat().st_size <= 4096 for each in tmp_path.iterdir())
+    kept = [each["number"] for n in range(KEPT_FILES, 0, -1) for each in lines(Path(f"{path}.{n}"))]
+    kept += [each["number"] for each in lines(path)]
+    assert kept == list(range(kept[0], 401))
+
+
+def test_a_disk_that_takes_nothing_delays_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    audit = Audit(str(tmp_path / "missing" / "audit.jsonl"), 4096)
+    for _ in range(3):
+        audit.record("mounted", number=1)
+    audit.close()
+    assert sum("can't be written" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_what_does_not_fit_into_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelmount.volumes.audit.WAITING", 2)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    audit = Audit(str(pipe), 4096)  # its thread waits for a reader
+    for number in range(20):
+        audit.record("mounted", number=number + 1)
+    with pipe.open("rb", buffering=0) as reader:
+        audit.close()
+        told = reader.read(1 << 16)
+    written = [json.loads(line) for line in told.splitlines()]
+    dropped = sum(each.get("entries", 0) for each in written)
+    assert dropped + sum("number" in each for each in written) == 20
+    assert dropped >= 17
+
+
+def test_without_a_file_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    audit = Audit("", 4096)
+    with caplog.at_level(logging.DEBUG):
+        audit.record("mounted")
+        audit.close()
+    assert caplog.records == []
