@@ -39,7 +39,7 @@ SCALE = 1 / 60
 """The kubelet's two minutes become two seconds."""
 
 PROGRESS = re.compile(
-    r"pulling \S+/llm/big:v1: \d+ % \([\d.]+ of [\d.]+ MB\) at [\d.]+ [kM]B/s, about (\d+ min )?\d+ s left, "
+    r"pulling \S+/llm/big:v1: \d+ percent \([\d.]+ of [\d.]+ MB\) at [\d.]+ [kM]B/s, about (\d+ min )?\d+ s left, "
     r"\d of 2 files ready"
 )
 

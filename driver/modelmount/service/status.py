@@ -7,6 +7,7 @@ the volume (kubernetes, pkg/volume/csi, isFinalError).
 
 from __future__ import annotations
 
+import re
 import secrets
 import unicodedata
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ from modelmount.content.diskerrors import disk_error, is_full
 
 MESSAGE_BYTES = 1024
 """Longest message. A client of the C core turns 15 kB into RESOURCE_EXHAUSTED, and pod events should stay readable."""
+
+_PERCENT = re.compile(r" ?%")
+"""The kubelet takes our sentence as a format of Go: its event would read `43 %!(MISSING)`, or `%!c(MISSING)`."""
 
 
 class OutOfRange(errors.InvalidRequest):
@@ -73,7 +77,7 @@ def of(error: Exception) -> Status:
         for ancestor in type(error).__mro__:
             code = CODES.get(ancestor)
             if code is not None:
-                return Status(code, printable(error.message))
+                return Status(code, printable(_PERCENT.sub(" percent", error.message)))
     error_id = secrets.token_hex(4)
     text = f"an unexpected error stopped this call; the driver's log has the details under error id {error_id}"
     return Status(grpc.StatusCode.INTERNAL, text, error_id)

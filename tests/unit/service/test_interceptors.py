@@ -37,7 +37,7 @@ def test_a_publish_answers_with_progress_before_its_deadline(door: Door) -> None
     with door.publisher.parking():
         refused = refusal(lambda: door.node.NodePublishVolume(publish_request(), timeout=2))
     assert refused.code is grpc.StatusCode.ABORTED
-    assert refused.message == "pulling registry.example.com/llm/tiny:v1: 43 %"
+    assert refused.message == "pulling registry.example.com/llm/tiny:v1: 43 percent"
 
 
 def test_a_client_that_cancels_is_noticed_by_the_publish_that_waits(door: Door) -> None:

@@ -69,6 +69,11 @@ def test_an_unexpected_error_is_internal_and_its_text_stays_inside(error: Except
     assert answer.error_id in answer.message
 
 
+def test_no_per_cent_sign_gets_out_for_the_kubelet_takes_it_for_a_format() -> None:
+    said = status.of(errors.Pending("pulling a: 43 % (1 of 2 GB), models stay 5% clear, from https://r/a%2Fb")).message
+    assert said == "pulling a: 43 percent (1 of 2 GB), models stay 5 percent clear, from https://r/a percent2Fb"
+
+
 def test_two_unexpected_errors_have_different_ids() -> None:
     assert status.of(ValueError()).error_id != status.of(ValueError()).error_id
 
