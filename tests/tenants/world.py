@@ -201,7 +201,7 @@ class World:
         store = self.driver.store
         files = [path for path in store.rglob("*") if path.is_file()]
         process = Path(f"/proc/{self.driver.pid}")
-        own = (self.driver.log, self.driver.config, process / "cmdline", process / "environ")
+        own = (self._audit, self.driver.log, self.driver.config, process / "cmdline", process / "environ")
         found += [str(path) for path in (*own, *files) if self._shows(_read(path))]
         found += [str(path) for path in store.rglob("*") if self._shows(str(path).encode())]
         with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=SECONDS) as answer:
@@ -239,6 +239,7 @@ class World:
         return [Listed(self.registry.host), Listed(self.evil.host), Listed(self.sharing.host)]
 
     def _settings(self) -> dict[str, Any]:
+        self._audit = self.directory / "audit.jsonl"
         policy = self.directory / "policy.toml"
         policy.write_text('[default]\n[[rule]]\nname = "ruled"\nmodels = ["*/team-p/*"]\nnamespaces = ["team-a"]\n'
                           '[[rule]]\nname = "others"\nmodels = ["*/team-p*"]\nallow = false\n')  # fmt: skip
@@ -250,6 +251,7 @@ class World:
         return {
             "registries": {self.sharing.host: {**plain, "sharing": "proof"}},
             "policy_file": str(policy),
+            "audit_file": str(self._audit),
             "auth": {"docker_config": str(docker)},
             "metrics_address": self._metrics,
             "cache": {"max_bytes": BUDGET_BYTES},

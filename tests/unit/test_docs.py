@@ -177,6 +177,16 @@ def test_the_architecture_lists_the_rooms_in_the_order_that_is_checked() -> None
     assert re.findall(r"[a-z]+", listed[1]) == checked
 
 
+def test_the_tests_that_prove_what_is_promised_are_there() -> None:
+    named = set(re.findall(r"(test_\w+\.py)::(test_\w+)", (ROOT / "docs/security.md").read_text()))
+    there = {
+        (path.name, name)
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
+    assert named - there == set()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -92,6 +92,7 @@ def test_a_disk_that_takes_nothing_delays_nobody(tmp_path: Path, caplog: pytest.
 
 def test_what_does_not_fit_into_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelmount.volumes.audit.WAITING", 2)
+    monkeypatch.setattr("modelmount.volumes.audit.CLOSE_SECONDS", EVENT_SECONDS)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     audit = Audit(str(pipe), 4096)  # its thread waits for a reader
