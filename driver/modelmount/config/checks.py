@@ -22,6 +22,7 @@ _SHARED = re.compile(
 )
 """Directories that belong to everybody: one of these as the store would lose its mode and its neighbours their way."""
 
+_FILES_OF_HOSTS = ("ca_file", "client_certificate", "client_key")
 _DRIVER_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?", re.ASCII)
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
@@ -50,13 +51,17 @@ def _paths(settings: Settings) -> Iterator[str]:
         "cache.kubelet_config": settings.cache.kubelet_config,
         **{f"cache.image_roots[{n}]": path for n, path in enumerate(settings.cache.image_roots)},
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},
-        **{f'registries."{host}".ca_file': each.ca_file for host, each in settings.registries.items()},
+        **{
+            f'registries."{host}".{name}': getattr(each, name)
+            for host, each in settings.registries.items()
+            for name in _FILES_OF_HOSTS
+        },
     }
     required = {
         "root",
         "kubelet_root",
         *(k for k in named if k.startswith("auth.")),
-        *(k for k in named if k.endswith(("]", "ca_file"))),
+        *(k for k in named if k.endswith(("]", *_FILES_OF_HOSTS))),
     }
     for key, path in named.items():
         if path is None or (not path and key not in required):
@@ -127,6 +132,10 @@ def _hosts(settings: Settings) -> Iterator[str]:
     for host, registry in settings.registries.items():
         if not _is_host(host):
             yield f"registries: {words.shown(host)} must be {_HOST_WORDS}"
+        if registry.client_key is not None and registry.client_certificate is None:
+            yield f'registries."{host}".client_key needs a client_certificate'
+        if registry.proxy != "direct" and not _is_proxy(registry.proxy):
+            yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be {_PROXY_WORDS}, or direct'
         if registry.plain_http and registry.ca_file is not None:
             yield f'registries."{host}" has both plain_http and ca_file; without TLS there is no CA to trust'
         if registry.server and hosts.api_root(registry.server, override=True) != registry.server:
@@ -139,6 +148,8 @@ def _hosts(settings: Settings) -> Iterator[str]:
         for realm in registry.trusted_realms:
             if not _is_host(realm):
                 yield f'registries."{host}".trusted_realms: {words.shown(realm)} must be {_HOST_WORDS}'
+    if not _is_proxy(settings.proxy):
+        yield f"proxy: {words.shown(settings.proxy)} must be {_PROXY_WORDS}"
     for pattern in settings.allowed_registries:
         if not _GLOB.fullmatch(pattern):
             yield (
@@ -152,6 +163,14 @@ def _mirrors(settings: Settings) -> list[str]:
 
 
 _HOST_WORDS = "host or host:port as it stands in references, in lower case, without scheme or path"
+
+
+_PROXY_WORDS = "a URL such as http://proxy.example.com:3128, without user name and path"
+
+
+def _is_proxy(text: str) -> bool:
+    """Empty is fine: there is none."""
+    return not text or (text.startswith("http://") and _is_host(text.removeprefix("http://")))
 
 
 def _is_host(text: str) -> bool:

@@ -27,8 +27,8 @@ DEFAULT: Final = "_default"
 FILE: Final = "hosts.toml"
 
 _CAPABILITIES: Final = ("pull", "resolve", "push")
-_KEYS: Final = ("capabilities", "ca", "skip_verify", "header", "override_path", "dial_timeout")
-_UNSUPPORTED: Final = {"client": "client certificates are not supported", "proxy": "proxies are not supported"}
+_KEYS: Final = ("capabilities", "ca", "skip_verify", "header", "override_path", "dial_timeout", "client")
+_UNSUPPORTED: Final = {"proxy": "proxies belong into the driver's own configuration"}
 _PORT_SPELLED: Final = re.compile(r"(.+)_([0-9]{1,5})_", re.ASCII)
 _DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m)", re.ASCII)
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
@@ -44,6 +44,8 @@ class Host:
     url: str
     capabilities: frozenset[str] = frozenset(_CAPABILITIES)
     ca_file: str | None = None
+    client: tuple[str, str | None] | None = None
+    """Files of a certificate to show, and of its key where that lies apart."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     dial_seconds: float | None = None
 
@@ -65,7 +67,15 @@ class Host:
         known = settings.registry(self.authority)
         plain = self.url.startswith("http://")
         ca_file = None if plain else self.ca_file or known.ca_file
-        registry = msgspec.structs.replace(known, plain_http=plain, ca_file=ca_file, server=self.url)
+        certificate, key = self.client or (known.client_certificate, known.client_key)
+        registry = msgspec.structs.replace(
+            known,
+            plain_http=plain,
+            ca_file=ca_file,
+            server=self.url,
+            client_certificate=certificate,
+            client_key=key,
+        )
         most = settings.pull.mirror_timeout_seconds
         pull = msgspec.structs.replace(
             settings.pull,
@@ -113,11 +123,16 @@ class Hosts:
             if server is None:
                 continue
             known = registries.get(name, Registry())
+            certificate, key = known.client_certificate, known.client_key
+            if certificate is None and server.client is not None:
+                certificate, key = server.client
             registries[name] = msgspec.structs.replace(
                 known,
                 server=known.server or server.url,
                 plain_http=known.plain_http or server.url.startswith("http://"),
                 ca_file=known.ca_file or server.ca_file,
+                client_certificate=certificate,
+                client_key=key,
             )
         return msgspec.structs.replace(settings, registries=registries)
 
@@ -208,6 +223,7 @@ class _File:
             url,
             frozenset(self._capabilities(table, where)),
             self._ca_file(table, where),
+            self._client(table, where),
             dict(self._headers(table, where)),
             self._dial_seconds(table, where),
         )
@@ -227,6 +243,21 @@ class _File:
         if len(files) > 1:
             self.problems.append(f"{where}ca: put the certificates into one file")
         return str(self._file.parent / files[0]) if files else None
+
+    def _client(self, table: Mapping[str, Any], where: str) -> tuple[str, str | None] | None:
+        """A file with both, or a pair of files; containerd takes several of them, we take one."""
+        found = self._value(table, where, "client", str | list[str | list[str]], default=[])
+        pairs = [found] if isinstance(found, str) else found
+        if not pairs:
+            return None
+        files = [pairs[0]] if isinstance(pairs[0], str) else pairs[0]
+        if len(pairs) > 1 or len(files) not in {1, 2}:
+            self.problems.append(
+                f'{where}client: name one certificate: "client.pem", or [["client.cert", "client.key"]]'
+            )
+            return None
+        paths = [str(self._file.parent / file) for file in files]
+        return paths[0], paths[1] if len(paths) > 1 else None
 
     def _headers(self, table: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
         headers: dict[str, str | list[str]] = self._value(

@@ -23,6 +23,14 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Talk http instead of https. Only here, never in a volume's attributes."""
     ca_file: str | None = None
     """PEM file with the CA certificates to trust for this host, instead of the system's."""
+    client_certificate: str | None = None
+    """PEM file with the certificate to show to this host, its chain, and its key unless `client_key` has that."""
+    client_key: str | None = None
+    """PEM file with the key of `client_certificate`, not encrypted."""
+    proxy: str = ""
+    """URL of the proxy to reach this host through, and whatever it sends us to; `direct` for none. Empty: `proxy` of
+    the top level counts.
+    """
     trusted_realms: list[str] = []
     """Hosts (`host` or `host:port`) besides the registry's own that may act as its token server."""
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
@@ -188,6 +196,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """File with who mounted what and who was refused, a JSON object a line. Empty means none is kept."""
     audit_bytes: Annotated[int, msgspec.Meta(ge=4096, le=1 << 40)] = 64 << 20
     """Size at which the audit file is rotated; five older ones are kept."""
+    proxy: str = ""
+    """URL of the http proxy through which registries are reached (CONNECT), such as `http://proxy.example.com:3128`.
+    Empty means none; those of the environment never count.
+    """
     hosts_dir: str = ""
     """Directory with containerd's `<host>/hosts.toml` files, often `/etc/containerd/certs.d`: the mirrors of
     registries. Empty means none.

@@ -23,12 +23,12 @@ from urllib3.response import HTTPResponse
 from modelmount import __version__
 from modelmount.config import Settings
 from modelmount.errors import Forbidden, Unavailable
-from modelmount.transport.addresses import Reach
 from modelmount.transport.body import Body, Pace
 from modelmount.transport.dial import Dialer, Lookup, Sockets, Timed
 from modelmount.transport.failures import TROUBLE, translated, was_gone
 from modelmount.transport.tls import Contexts
 from modelmount.transport.trust import Trust, judge
+from modelmount.transport.tunnel import tunnel
 from modelmount.transport.url import Url
 
 USER_AGENT: Final = f"modelmount/{__version__}"
@@ -200,7 +200,7 @@ class Pool:
             if known is not None:
                 self._origins.move_to_end(key)
                 return known
-            options: dict[str, Any] = {"maxsize": KEPT_CONNECTIONS, "dialer": self._dialer, "reach": trust.reach}
+            options: dict[str, Any] = {"maxsize": KEPT_CONNECTIONS, "dialer": self._dialer, "trust": trust}
             made = (
                 _HttpOrigin(url.host, url.port, **options)
                 if context is None
@@ -221,12 +221,14 @@ class _Connection(HTTPConnection):
 
     answering: Timed | None = None
 
-    def __init__(self, *args: Any, dialer: Dialer, reach: Reach, **options: Any) -> None:
+    def __init__(self, *args: Any, dialer: Dialer, trust: Trust, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._dialer, self._reach = dialer, reach
+        self._dialer, self._trust = dialer, trust
 
     def _new_conn(self) -> socket.socket:
-        return self._dialer.connect(self.host, self.port, self._reach, _seconds(self.timeout))
+        if self._trust.proxy:
+            return tunnel(self._dialer, self._trust, self.host, self.port, _seconds(self.timeout))
+        return self._dialer.connect(self.host, self.port, self._trust.reach, _seconds(self.timeout))
 
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
         sock: object = self.sock

@@ -11,6 +11,7 @@ from modelmount.transport.dial import Sockets, TimedTls
 from modelmount.transport.trust import Trust
 
 _Signature = tuple[int, int, int]
+_Key = tuple[str | None, bool, tuple[str, str | None] | None]
 
 
 class Contexts:
@@ -20,18 +21,19 @@ class Contexts:
         """Nothing is read yet. Connections that are made with a context are kept in `sockets`."""
         self._socket_class = TimedTls.of(sockets)
         self._lock = threading.Lock()
-        self._known: dict[tuple[str | None, bool], tuple[_Signature | None, ssl.SSLContext]] = {}
+        self._known: dict[_Key, tuple[tuple[_Signature, ...], ssl.SSLContext]] = {}
 
     def get(self, trust: Trust) -> ssl.SSLContext:
-        """The context for `trust`; the same object as long as the CA file is the same. Raises Unavailable for a CA file
-        that can't be used.
+        """The context for `trust`; the same object as long as its files are the same. Raises Unavailable for files that
+        can't be used.
         """
-        key = (trust.ca_file, trust.system_cas)
+        key = (trust.ca_file, trust.system_cas, trust.client)
+        client = self._client_signatures(trust)
         try:
-            signature = None if trust.ca_file is None else _signature(trust.ca_file)
+            signatures = client if trust.ca_file is None else (*client, _signature(trust.ca_file))
             with self._lock:
-                if key not in self._known or self._known[key][0] != signature:
-                    self._known[key] = (signature, self._context(*key))
+                if key not in self._known or self._known[key][0] != signatures:
+                    self._known[key] = (signatures, self._context(*key))
                 return self._known[key][1]
         except (OSError, ssl.SSLError) as e:
             reason = e.strerror or "it holds no certificates in PEM form"
@@ -39,14 +41,41 @@ class Contexts:
                 f"the CA file {trust.ca_file} can't be used ({reason}); the admin has to put it right"
             ) from e
 
-    def _context(self, ca_file: str | None, system_cas: bool) -> ssl.SSLContext:
+    def _client_signatures(self, trust: Trust) -> tuple[_Signature, ...]:
+        """Of the files of a certificate that is shown, once it turned out that they can be used."""
+        if trust.client is None:
+            return ()
+        certificate, key = trust.client
+        try:
+            found = tuple(_signature(file) for file in (certificate, key) if file is not None)
+            known = self._known.get((trust.ca_file, trust.system_cas, trust.client))
+            if known is None or known[0][: len(found)] != found:
+                _show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), trust.client)
+        except (OSError, ssl.SSLError, ValueError) as e:
+            reason = (e.strerror if isinstance(e, OSError) and not isinstance(e, ssl.SSLError) else None) or (
+                "they are no certificate and its key in PEM form, not encrypted"
+            )
+            files = certificate if key is None else f"{certificate} and {key}"
+            raise Unavailable(
+                f"the client certificate {files} can't be used ({reason}); the admin has to put it right"
+            ) from None
+        return found
+
+    def _context(self, ca_file: str | None, system_cas: bool, client: tuple[str, str | None] | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=ca_file)
         if ca_file is not None and system_cas:
             context.load_default_certs()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False
         context.sslsocket_class = self._socket_class
+        if client is not None:
+            _show(context, client)
         return context
+
+
+def _show(context: ssl.SSLContext, client: tuple[str, str | None]) -> None:
+    """Show this certificate to whoever asks for one. A key that wants a password is none: nobody is there to ask."""
+    context.load_cert_chain(*client, password=lambda: b"")
 
 
 def _signature(path: str) -> _Signature:

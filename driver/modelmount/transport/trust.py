@@ -15,11 +15,15 @@ from modelmount.transport.url import Url
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them."""
+    """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them. `client` are the files of a
+    certificate to show and of its key, `proxy` what to go through.
+    """
 
     reach: Reach
     ca_file: str | None = None
     system_cas: bool = False
+    client: tuple[str, str | None] | None = None
+    proxy: str = ""
 
 
 def judge(settings: Settings, registry: str, url: Url) -> Trust:
@@ -29,7 +33,8 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     A host that the admin lists (a key of `registries`, or one of this registry's `trusted_realms`) may have any
     address. Others stay off this node's own addresses; a loopback one is fine for a registry that the admin lists on
     loopback. The registry's CA file alone counts on its own host; where it sends us, it counts beside the system's.
-    Raises Forbidden for http unless the admin listed this registry with `plain_http`.
+    A client certificate is shown to the host it is listed for only. Raises Forbidden for http unless the admin listed
+    this registry with `plain_http`.
     """
     own = settings.registry(registry)
     listed = next((host for host in settings.registries if url.is_named(host)), None)
@@ -42,11 +47,17 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     reach = _reach(
         settings, registry, named=listed is not None or any(map(url.is_named, own.trusted_realms)), at_home=at_home
     )
+    there = settings.registries[listed] if listed is not None else own if at_home else None
+    client = None
+    if there is not None and there.client_certificate is not None:
+        client = there.client_certificate, there.client_key
+    proxy = (settings.registries[listed].proxy if listed is not None else "") or own.proxy or settings.proxy
+    proxy = "" if proxy == "direct" else proxy
     if listed is not None and settings.registries[listed].ca_file is not None:
-        return Trust(reach, settings.registries[listed].ca_file)
+        return Trust(reach, settings.registries[listed].ca_file, client=client, proxy=proxy)
     if own.ca_file is None:
-        return Trust(reach, system_cas=True)
-    return Trust(reach, own.ca_file, system_cas=not at_home)
+        return Trust(reach, system_cas=True, client=client, proxy=proxy)
+    return Trust(reach, own.ca_file, system_cas=not at_home, client=client, proxy=proxy)
 
 
 def _reach(settings: Settings, registry: str, *, named: bool, at_home: bool) -> Reach:

@@ -1,0 +1,226 @@
+"""Through a proxy, and with a certificate of our own to show."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from modelmount.config import Pull, Registry, Settings
+from modelmount.errors import Forbidden, Unavailable
+from modelmount.transport.pool import Pool, Request
+from modelmount.transport.url import Url
+from tests.fakes.registry import Tls
+from tests.fakes.wire import Answer, WireServer
+from tests.unit.transport.asking import drain, get, settings_for, soon
+
+MakePool = Callable[..., Pool]
+
+
+class ConnectProxy:
+    """An http proxy that does CONNECT. Names are resolved by `names`; `answer` is said instead where it is set."""
+
+    def __init__(self, names: dict[str, int], answer: bytes | None = None) -> None:
+        self.asked: list[str] = []
+        self._names, self._answer = names, answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        for each in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self._listener.accept()
+                self._sockets.append(peer)
+                threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+
+    def _serve(self, peer: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                received = peer.recv(1)
+                if not received:
+                    return
+                head += received
+            target = head.split()[1].decode()
+            self.asked.append(f"{head.split()[0].decode()} {target}")
+            if self._answer is not None:
+                peer.sendall(self._answer)
+                peer.close()
+                return
+            host, _, port = target.rpartition(":")
+            there = socket.create_connection(("127.0.0.1", self._names.get(host, int(port))))
+            self._sockets.append(there)
+            peer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            threading.Thread(target=_pump, args=(there, peer), daemon=True).start()
+            _pump(peer, there)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[..., ConnectProxy]]:
+    made: list[ConnectProxy] = []
+
+    def make(*arguments: Any) -> ConnectProxy:
+        made.append(ConnectProxy(*arguments))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def ask(pool: Pool, url: str, registry: str) -> bytes:
+    return drain(pool.send(Request("GET", Url.parse(url), registry, "llm/tiny:v1"), soon()).body)
+
+
+def test_a_host_that_only_the_proxy_can_reach_is_reached_over_tls(
+    tmp_path: Path, make_pool: MakePool, proxy: Callable[..., ConnectProxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    tls = Tls.make(tmp_path, "registry.example.com")
+    with WireServer(tls=tls) as server:
+        server.on("/a", Answer(body=b"here"))
+        through = proxy({"registry.example.com": server.port})
+        listed = Registry(ca_file=str(tls.ca_file))
+        pool = make_pool(Settings(proxy=through.url, registries={"registry.example.com": listed}))
+        for _ in range(2):
+            assert ask(pool, "https://registry.example.com/a", "registry.example.com") == b"here"
+        assert through.asked == ["CONNECT registry.example.com:443"]  # and kept
+
+
+def test_the_environments_proxies_never_count(
+    server: WireServer, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server.on("/a", Answer(body=b"here"))
+    assert drain(get(make_pool(settings_for(server)), server, "/a").body) == b"here"
+
+
+def test_a_host_has_its_own_proxy_or_none(
+    server: WireServer, make_pool: MakePool, proxy: Callable[..., ConnectProxy]
+) -> None:
+    server.on("/a", Answer(body=b"here"))
+    general, own = proxy({}), proxy({})
+    for said, asked in (("direct", 0), ("", 1), (own.url, 1)):
+        listed = Registry(plain_http=True, proxy=said)
+        pool = make_pool(Settings(proxy=general.url, registries={server.host: listed}))
+        assert drain(get(pool, server, "/a").body) == b"here"
+        assert len(general.asked) == asked
+    assert own.asked == [f"CONNECT {server.host}"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "it answered 407"),
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "it answered 403"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "it answered 0"),
+        (b"", "it answered 0"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000, "it answered 0"),
+    ],
+)
+def test_a_proxy_that_lets_nobody_through_says_so(
+    make_pool: MakePool, proxy: Callable[..., ConnectProxy], answer: bytes, words: str
+) -> None:
+    through = proxy({}, answer)
+    pool = make_pool(Settings(proxy=through.url))
+    with pytest.raises(Unavailable, match=r"the proxy 127.0.0.1:\d+ (lets nobody through|didn't answer)") as told:
+        ask(pool, "https://registry.example.com/a", "registry.example.com")
+    assert words in told.value.message or "didn't answer" in told.value.message
+
+
+def test_a_proxy_that_is_down_says_so(make_pool: MakePool) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        pool = make_pool(Settings(proxy=f"http://127.0.0.1:{taken.getsockname()[1]}"))
+        with pytest.raises(Unavailable, match=r"the proxy 127.0.0.1:\d+: .*refused the connection"):
+            ask(pool, "https://registry.example.com/a", "registry.example.com")
+
+
+def test_addresses_are_judged_as_without_a_proxy(make_pool: MakePool, proxy: Callable[..., ConnectProxy]) -> None:
+    through = proxy({})
+    pool = make_pool(Settings(proxy=through.url))
+    for host in ("169.254.169.254", "127.0.0.1", "[::ffff:169.254.169.254]"):
+        with pytest.raises(Forbidden, match="address"):
+            ask(pool, f"https://{host}/latest/meta-data", "registry.example.com")
+    assert through.asked == []
+
+
+# -- client certificates
+
+
+def demanding(ca: trustme.CA, leaf: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    leaf.configure_cert(context)
+    ca.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["in two files", "in one file"])
+def test_a_certificate_is_shown_to_its_host_and_renewed_when_its_files_are(
+    tmp_path: Path, make_pool: MakePool, apart: bool
+) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    client = ca.issue_cert("driver@example.com")
+    certificate, key = tmp_path / "client.pem", tmp_path / "key.pem"
+    chain = b"".join(blob.bytes() for blob in client.cert_chain_pems)
+    certificate.write_bytes(chain + (b"" if apart else client.private_key_pem.bytes()))
+    key.write_bytes(client.private_key_pem.bytes())
+    with WireServer(context=demanding(ca, ca.issue_cert("localhost"))) as server:
+        server.on("/a", Answer(body=b"here"))
+        listed = Registry(
+            ca_file=str(tmp_path / "ca.pem"),
+            client_certificate=str(certificate),
+            client_key=str(key) if apart else None,
+        )
+        pool = make_pool(Settings(registries={server.host: listed}))
+        assert drain(get(pool, server, "/a").body) == b"here"
+        certificate.write_bytes(b"nonsense")
+        with pytest.raises(Unavailable, match=r"the client certificate .*client.pem.* can't be used") as told:
+            get(pool, server, "/a")
+        assert "PRIVATE" not in str(told.value)
+        without = make_pool(settings_for(server, ca_file=str(tmp_path / "ca.pem")))
+        with pytest.raises(Unavailable):
+            drain(get(without, server, "/a").body)
+
+
+def test_a_certificate_is_not_shown_where_its_host_redirects(tmp_path: Path, make_pool: MakePool) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    client = ca.issue_cert("driver@example.com")
+    client.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+    with WireServer(context=demanding(ca, ca.issue_cert("localhost"))) as storage:
+        storage.on("/a", Answer(body=b"here"))
+        listed = Registry(ca_file=str(tmp_path / "ca.pem"), client_certificate=str(tmp_path / "client.pem"))
+        pool = make_pool(Settings(registries={"127.0.0.1:1": listed}, pull=Pull(connect_timeout_seconds=5)))
+        with pytest.raises(Unavailable):
+            ask(pool, f"{storage.url}/a", "127.0.0.1:1")
+        assert storage.asked() == []
