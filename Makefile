@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test tenants check bench bench-quick protos manifests tools requirements clean
+.PHONY: help setup demo test tenants hostile check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -19,6 +19,9 @@ tenants: setup  ## two tenants on one node, a hundred attempts: build/tenants.js
 
 check: setup  ## format, lint, types, layers, generated files
 	@scripts/check
+
+hostile: setup  ## play every attack of the threat model to one driver (root): build/hostile.jsonl
+	@.venv/bin/pytest -q tests/hostile
 
 bench: setup  ## measure against the other clients (root, an hour, 40 GB): bench/results/latest.json
 	@scripts/peers

@@ -358,10 +358,19 @@ def test_links_on_one_way_are_followed_as_often_as_linux_does(tmp_path: Path) ->
     assert found == {str(n): WEIGHTS for n in range(MAX_HOPS + 1)}
 
 
-@pytest.mark.parametrize("config", [b"", b"\xff", b"[]", b'{"rootfs":[]}', b'{"rootfs":{"diff_ids":["x"]}}'])
+@pytest.mark.parametrize(
+    "config",
+    [b"", b"\xff", b"[]", b'{"rootfs":[]}', b'{"rootfs":{"diff_ids":["x"]}}', b'{"rootfs":{"diff_ids":[7]}}'],
+)
 def test_a_config_that_says_nothing_usable_is_nothing_to_compare_with(tmp_path: Path, config: bytes) -> None:
     artifact = Artifact((Blob(f"{IMAGE_LAYER}+gzip", gz(rootfs(("w", WEIGHTS)))),), Blob(IMAGE_CONFIG, config))
     assert tree(artifact, tmp_path) == {"w": WEIGHTS}
+
+
+def test_diff_ids_that_are_not_all_text_are_none(tmp_path: Path) -> None:
+    layers = tuple(Blob(f"{IMAGE_LAYER}+gzip", gz(rootfs(entry))) for entry in (("w", WEIGHTS), ("v", MORE)))
+    config = json.dumps({"rootfs": {"diff_ids": [7, str(digest_of(b"other"))]}}).encode()
+    assert tree(Artifact(layers, Blob(IMAGE_CONFIG, config)), tmp_path) == {"w": WEIGHTS, "v": MORE}
 
 
 def test_a_blob_that_is_a_plain_archive_elsewhere_is_read_by_other_rules(tmp_path: Path) -> None:

@@ -44,11 +44,16 @@ class Driver:
     stays on disk and mounted, as on a node. One thread at a time.
 
     `registries` are named in the configuration as an admin would: plain http, or their own CA. `settings` are merged
-    over it, one level deep.
+    over it, one level deep. `environment` is put over this process's own.
     """
 
     def __init__(
-        self, directory: Path, registries: Iterable[Host] = (), *, settings: Mapping[str, Any] | None = None
+        self,
+        directory: Path,
+        registries: Iterable[Host] = (),
+        *,
+        settings: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
         self.store = directory / "store"
@@ -58,6 +63,7 @@ class Driver:
         self.config = directory / "config.toml"
         self._registries = tuple(registries)
         self._settings = dict(settings or {})
+        self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
 
@@ -114,7 +120,7 @@ class Driver:
     def environment(self) -> dict[str, str]:
         """This environment without settings of ours in it."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("MODELMOUNT_") and k != "CSI_ENDPOINT"}
-        return {**clean, "PYTHONPATH": os.pathsep.join((str(ROOT / "driver"), str(ROOT)))}
+        return {**clean, "PYTHONPATH": os.pathsep.join((str(ROOT / "driver"), str(ROOT))), **self._environment}
 
     def stop(self) -> int:
         """SIGTERM, and the exit status."""
@@ -181,6 +187,10 @@ class Driver:
     def target(self, pod: str, volume: str = "model") -> Path:
         """Where a kubelet would have this pod's volume."""
         return self.kubelet_root / "pods" / pod / "volumes/kubernetes.io~csi" / volume / "mount"
+
+    def born(self) -> int:
+        """When the process started, in clock ticks since the machine did: with its pid it names one process."""
+        return int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[19])
 
     def memory(self, field: str = "VmHWM") -> int:
         """Bytes of `VmHWM` (peak), `VmRSS` or another line of /proc/<pid>/status."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from modelmount.transport.retry import Policy
 from tests.fakes import push
 from tests.fakes.gateway import Gateway
 from tests.fakes.registry import Registry
+from tests.fakes.rows import Rows
 from tests.fakes.wire import WireServer
 from tests.faults.scene import ALICE, Model, Scene, model_in
 
@@ -88,27 +88,18 @@ def setting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
 # -- the list of what was played
 
 
-_rows: list[dict[str, object]] = []
+_played = Rows("tests/faults/")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note each test of this directory once: its call, or the step that kept it from being called."""
-    if "tests/faults/" in report.nodeid and (report.when == "call" or report.outcome != "passed"):
-        _rows.append({"row": _name(report.nodeid), "outcome": report.outcome, "seconds": round(report.duration, 3)})
+    """Note each test of this directory."""
+    _played.note(report)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many rows there were, and keep their names."""
-    if not _rows:
+    if not _played.rows:
         return
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"rows": _rows}, indent=1) + "\n")
-    passed = sum(row["outcome"] == "passed" for row in _rows)
-    terminalreporter.write_line(f"faults: {len(_rows)} rows, {passed} passed")
-
-
-def _name(nodeid: str) -> str:
-    """`test_network.py::test_a_fault[H7 …]` is the row in brackets; a test without brackets is a row itself."""
-    test = nodeid.partition("::")[2]
-    row = re.search(r"\[(.*)\]$", test)
-    return row[1] if row else test.removeprefix("test_").replace("_", " ")
+    RESULTS.write_text(json.dumps({"rows": _played.rows}, indent=1) + "\n")
+    terminalreporter.write_line(f"faults: {len(_played.rows)} rows, {_played.passed} passed")

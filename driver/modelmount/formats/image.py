@@ -91,8 +91,8 @@ def _diff_ids(config: bytes | None, count: int) -> list[Digest]:
         document = strict_json(config or b"")
         rootfs = document.get("rootfs") if isinstance(document, dict) else None
         listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-        if not isinstance(listed, list) or len(listed) != count:
+        if not isinstance(listed, list) or len(listed) != count or not all(isinstance(each, str) for each in listed):
             return []
-        return [Digest.parse(text) for text in listed if isinstance(text, str)] if all(listed) else []
+        return [Digest.parse(text) for text in listed]
     except (BadArtifact, InvalidRequest):
         return []

@@ -218,9 +218,9 @@ class Download:
         telemetry.blobs_total.labels("fetched").inc()
 
     def close(self) -> None:
-        """Stop hashing. A broken blob's source is backed off; bytes with another digest are dropped. All others stay in
-        the ingest, which the caller closes or commits: that a source now speaks of another size says nothing against
-        what it sent before. Nobody may own a segment.
+        """Stop hashing. A broken blob's source is backed off; bytes with another digest are dropped, and an ingest that
+        got none. All others stay in it, and the caller closes or commits it: that a source now speaks of another size
+        says nothing against what it sent before. Nobody may own a segment.
         """
         self._follower.stop()
         if self._error is not None:
@@ -229,6 +229,8 @@ class Download:
             telemetry.blobs_total.labels("refused").inc()
         if self._wrong:
             self._progress.have(-self.descriptor.size)
+            self.ingest.discard()
+        elif self._error is not None and self.ingest.missing == ((0, self.descriptor.size),):
             self.ingest.discard()
 
     # -- one request

@@ -21,8 +21,8 @@ from modelmount.snapshots import scatter, unpack
 from modelmount.snapshots import tree as trees
 from modelmount.system import disk, host, mount
 from modelmount.volumes.leases import Lease
+from tests.fakes.archives import END, file
 from tests.faults import oracle
-from tests.unit.snapshots.archives import END, file
 from tests.unit.system.processes import bound
 
 from .shelf import Made, Shelf, content

@@ -139,6 +139,22 @@ def test_bytes_behind_the_end_are_a_lie_about_the_size(bench: Bench) -> None:
         bench.fetch()
 
 
+def test_a_source_that_speaks_of_another_size_at_once_leaves_no_download_behind(bench: Bench) -> None:
+    bench.source.faults.append(Fault(error=IntegrityError("it says that the blob has 5 bytes")))
+    with pytest.raises(IntegrityError, match="5 bytes"):
+        bench.fetch()
+    assert list((bench.store.root / "ingest").iterdir()) == []
+
+
+def test_what_came_before_a_source_spoke_of_another_size_is_kept(bench: Bench) -> None:
+    bench.source.faults += [Fault(cut=2_000_000), Fault(error=IntegrityError("it says that the blob has 5 bytes"))]
+    with pytest.raises(IntegrityError, match="5 bytes"):
+        bench.fetch()
+    bench.backoff().forgive()
+    assert bench.fetch() == BLOB
+    assert bench.source.opens[-1][1] == 2_000_000
+
+
 def test_right_bytes_end_the_back_off(bench: Bench) -> None:
     bench.backoff().punish("it was wrong once")
     for record in (bench.store.root / "backoff").iterdir():

@@ -18,10 +18,10 @@ from modelmount.pull.progress import Progress
 from modelmount.pull.smalls import Group
 from modelmount.snapshots import layers, unpack
 from modelmount.transport.retry import Policy
+from tests.fakes.archives import END, file
 from tests.fakes.source import Fault, MemorySource
 from tests.faults import oracle
 from tests.unit.content.downloads import recorded
-from tests.unit.snapshots.archives import END, file
 
 SCOPE = "0" * 32
 

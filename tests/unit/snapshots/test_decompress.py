@@ -21,8 +21,9 @@ from modelmount.errors import BadArtifact, Cancelled
 from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import decompress, unpack
+from tests.fakes.archives import COMPRESS, END, file, header
 
-from .archives import COMPRESS, END, LIMITS, Directory, file, header
+from .archives import LIMITS, Directory
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -24,11 +24,12 @@ from modelmount.snapshots import decompress, isolated, layers, unpack
 from modelmount.snapshots.isolated import Whole
 from modelmount.system import seccomp, workers
 from modelmount.system.workers import Helper
+from tests.fakes.archives import COMPRESS, END, directory, file, header, long_name
 from tests.unit.system import processes
 from tests.unit.system.processes import mounted
 
 from . import rogue
-from .archives import COMPRESS, END, LIMITS, Directory, directory, file, header, long_name
+from .archives import LIMITS, Directory
 
 if sys.version_info >= (3, 14):
     from compression import zstd

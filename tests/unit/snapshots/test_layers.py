@@ -14,8 +14,9 @@ from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers
 from modelmount.snapshots.isolated import Whole
+from tests.fakes.archives import END, directory, file
 
-from .archives import END, LIMITS, directory, file
+from .archives import LIMITS
 
 SCOPE = "ab" * 16
 ARCHIVE = gzip.compress(directory(b"d") + file(b"d/a", b"one") + file(b"b", b"two") + END)

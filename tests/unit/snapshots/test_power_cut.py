@@ -16,10 +16,11 @@ from modelmount.formats.base import Encoding, File, Placement
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers, tree, unpack
 from modelmount.snapshots.isolated import Whole
+from tests.fakes.archives import END, file
 from tests.unit.content.downloads import SCOPE, content, download, feed, open_ingest
 from tests.unit.content.powercut import JOURNAL_ONLY, NOTHING, powered
 
-from .archives import END, LIMITS, file
+from .archives import LIMITS
 
 WEIGHTS = content(3 << 20)
 FILES = {f"layer/{n:02}": content(1000 + n, str(n)) for n in range(40)}

@@ -22,13 +22,14 @@ from modelmount.oci.digest import Digest
 from modelmount.snapshots import layers, unpack
 from modelmount.snapshots.scatter import Scatter
 from modelmount.system import disk
+from tests.fakes.archives import END, directory, extended, file, header, long_name, padded, record
+from tests.fakes.evil_archives import ROWS
 from tests.faults import oracle
 from tests.unit.content.downloads import SCOPE, assert_right, content, descriptors, died, feed, recorded
 from tests.unit.content.powercut import JOURNAL_ONLY, NOTHING, powered
 from tests.unit.system.processes import mounted
 
-from .archives import END, LIMITS, Directory, directory, extended, file, header, long_name, padded, record
-from .test_tar_hostile import ROWS
+from .archives import LIMITS, Directory
 from .test_tar_plain import SPELLINGS
 
 MEGABYTE = 1 << 20

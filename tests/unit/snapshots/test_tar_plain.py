@@ -10,8 +10,9 @@ import pytest
 
 from modelmount.formats.base import Encoding, Member
 from modelmount.snapshots import tarstream, unpack
+from tests.fakes.archives import COMPRESS, END, GNU, POSIX, directory, extended, file, header, long_name, padded, record
 
-from .archives import COMPRESS, END, GNU, POSIX, Directory, directory, extended, file, header, long_name, padded, record
+from .archives import Directory
 
 ARCHIVES = [Encoding.TAR, Encoding.TAR_GZIP, Encoding.TAR_ZSTD]
 

@@ -10,19 +10,8 @@ import pytest
 from modelmount.errors import BadArtifact
 from modelmount.formats.base import Encoding, Member
 from modelmount.snapshots import tarstream
-from tests.unit.snapshots.archives import (
-    COMPRESS,
-    END,
-    GNU,
-    Directory,
-    directory,
-    extended,
-    file,
-    header,
-    long_name,
-    padded,
-    record,
-)
+from tests.fakes.archives import COMPRESS, END, GNU, directory, extended, file, header, long_name, padded, record
+from tests.unit.snapshots.archives import Directory
 
 READINGS = [Encoding.ROOTFS_TAR, Encoding.ROOTFS_TAR_GZIP, Encoding.ROOTFS_TAR_ZSTD]
 

@@ -14,9 +14,10 @@ from modelmount.errors import NoSpace
 from modelmount.formats.base import Encoding
 from modelmount.snapshots import unpack
 from modelmount.system import disk
+from tests.fakes.archives import COMPRESS, END, file
 from tests.unit.system.processes import mounted
 
-from .archives import COMPRESS, END, LIMITS, Directory, file
+from .archives import LIMITS, Directory
 
 MEGABYTE = 1 << 20
 

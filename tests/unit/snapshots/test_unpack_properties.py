@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from modelmount.errors import BadArtifact
 from modelmount.formats import paths
 from modelmount.formats.base import Encoding
+from tests.fakes.archives import COMPRESS, END, directory, extended, file, header, long_name, record
 
-from .archives import COMPRESS, END, Directory, directory, extended, file, header, long_name, record
+from .archives import Directory
 
 ENCODINGS = list(COMPRESS)
 ARCHIVES = [encoding for encoding in ENCODINGS if encoding.is_archive]
