@@ -251,6 +251,11 @@ class World:
 
     # -- what must be true
 
+    @property
+    def calls(self) -> int:
+        """How many publishes there were since the case began."""
+        return len(self.kubelet.calls_to("NodePublishVolume"))
+
     def trees(self) -> set[str]:
         """The trees in the store."""
         return {path.name for path in (self.driver.store / "trees").iterdir()}
