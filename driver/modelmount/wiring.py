@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from modelmount.cache.admission import Admission
 from modelmount.cache.collector import Collector
 from modelmount.config import Live, Settings, hosts
 from modelmount.config.hosts import Host
 from modelmount.content.backoff import Backoff
 from modelmount.content.store import Store
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
 from modelmount.pull.puller import Puller
@@ -26,6 +29,7 @@ from modelmount.registry.uploads import Uploads
 from modelmount.sources.base import BlobSource
 from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
+from modelmount.sources.ocilayout import Layout, LayoutDocuments, LayoutSource
 from modelmount.sources.registry import RegistrySource
 from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from modelmount.volumes.audit import Audit
@@ -149,9 +153,20 @@ def uploads(
     return Uploads(applied, repository, Credentials(settings).find(repository, secrets), beside=beside)
 
 
-def build(settings: Settings, live: Live | None = None) -> Node:
+@dataclass(frozen=True, slots=True)
+class FromLayout:
+    """An image layout that is to be read in the registries' place, and which of its entries."""
+
+    layout: Layout
+    entry: Descriptor
+
+
+def build(settings: Settings, live: Live | None = None, *, instead: FromLayout | None = None) -> Node:
     """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used. `live` are the
     settings that may change meanwhile; without it none does.
+
+    With `instead`, everything that is resolved and pulled comes from a layout, whatever it is called, and no registry
+    is asked. A layout's word is nobody's proof of access: none is recorded.
     """
     live = live or Live(settings, lambda: settings)
     store, remote = Store(Path(settings.root)), connect(settings)
@@ -160,10 +175,16 @@ def build(settings: Settings, live: Live | None = None) -> Node:
     bandwidth = Bandwidth(settings.pull.bytes_per_second) if settings.pull.bytes_per_second else None
 
     def source(model: Model, credential: Callable[[], Credential]) -> BlobSource:
+        if instead is not None:
+            return LayoutSource(instead.layout)
         found = mirrors.before(RegistrySource(client, model.repository, credential), model.repository)
         return ThrottledSource(found, bandwidth) if bandwidth is not None else found
 
-    resolver = Resolver(store, client, settings.auth)
+    if instead is None:
+        resolver = Resolver(store, client, settings.auth)
+    else:
+        unproved = msgspec.structs.replace(settings.auth, verification="never")
+        resolver = Resolver(store, LayoutDocuments(instead.layout, instead.entry), unproved)
     collector = Collector(store, lambda: live.cache)
     puller = Puller(store, resolver, source, Admission(collector, live), settings)
     audit = Audit(settings.audit_file, settings.audit_bytes)

@@ -1,6 +1,10 @@
 """Every source of blobs, against the one suite."""
 
+import io
+import json
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from modelmount.registry.credentials import Credential
 from modelmount.sources.base import BlobSource
 from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
+from modelmount.sources.ocilayout import Layout, LayoutSource
 from modelmount.sources.registry import RegistrySource
 from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from tests.conformance.blob_source import BlobSourceConformance, MakeSource, descriptor
@@ -141,6 +146,40 @@ class TestMirrorThatIsDown(_Mirrored):
             return self.mirrored(mirror, data)
 
         return down
+
+
+def layout(data: bytes) -> dict[str, bytes]:
+    """The files of an image layout with this blob."""
+    digest = descriptor(data).digest
+    index = {"schemaVersion": 2, "manifests": [{"mediaType": "x/y", "digest": str(digest), "size": len(data)}]}
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode()}
+    return {**files, f"blobs/sha256/{digest.hex}": data}
+
+
+class TestLayoutInADirectory(BlobSourceConformance):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> MakeSource:
+        def put(data: bytes) -> BlobSource:
+            for name, content in layout(data).items():
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_bytes(content)
+            return LayoutSource(Layout(tmp_path))
+
+        return put
+
+
+class TestLayoutInATar(BlobSourceConformance):
+    @pytest.fixture
+    def make(self, tmp_path: Path) -> MakeSource:
+        def put(data: bytes) -> BlobSource:
+            with tarfile.open(tmp_path / "layout.tar", "w") as tar:
+                for name, content in layout(data).items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+            return LayoutSource(Layout(tmp_path / "layout.tar"))
+
+        return put
 
 
 class TestThrottled(BlobSourceConformance):

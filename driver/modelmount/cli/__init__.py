@@ -11,7 +11,24 @@ from typing import Any
 import click
 
 import modelmount
-from modelmount.cli import config, doctor, du, exits, gc, inspect, ls, mount, pin, pull, push, serve, umount, verify
+from modelmount.cli import (
+    config,
+    doctor,
+    du,
+    exits,
+    export,
+    gc,
+    importing,
+    inspect,
+    ls,
+    mount,
+    pin,
+    pull,
+    push,
+    serve,
+    umount,
+    verify,
+)
 from modelmount.cli.output import Output
 from modelmount.content.diskerrors import disk_error, is_full
 from modelmount.errors import Internal, ModelMountError
@@ -24,6 +41,8 @@ COMMANDS: tuple[click.Command, ...] = (
     ls.ls,
     inspect.inspect,
     push.push,
+    export.export,
+    importing.import_,
     du.du,
     gc.gc,
     pin.pin,

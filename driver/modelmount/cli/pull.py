@@ -7,11 +7,13 @@ import contextlib
 import click
 
 from modelmount import config, wiring
+from modelmount.cli import importing
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
 from modelmount.cli.pulling import pull as fetch
 from modelmount.cli.pulling import watch
+from modelmount.oci.reference import PREFIXES
 from modelmount.pull.progress import human_bytes, human_seconds
 from modelmount.volumes.volume import VolumeSpec
 
@@ -24,6 +26,7 @@ Examples:
   modelmount pull registry.internal:5000/llm/tiny@sha256:1f2e... --plain-http
   modelmount pull harbor.example.com/llm/secret:v1 --username robot --password-stdin <word.txt
   modelmount pull harbor.example.com/llm/llama3-70b:v1 --attribute files=vllm
+  modelmount pull oci:/media/usb/llama3:v1
   modelmount pull harbor.example.com/llm/llama3-70b:v1 --json | tail -n1 | jq -r .result.tree
 
 With --json every line is an object: {"progress": ...} now and then, {"result": ...} or {"error": ...} at the end.
@@ -45,12 +48,16 @@ def pull(
     effective: config.Effective,
     access: Access,
 ) -> None:
-    """Pull the model REFERENCE (host/path:tag or host/path@digest) into the store.
+    """Pull the model REFERENCE (host/path:tag or host/path@digest) into the store, or, with oci:PATH[:TAG], one from an
+    OCI image layout.
 
     A tag is resolved anew: from now on new pods here get what it names now, running ones keep what they have. What is
     here already is not fetched again, an interrupted pull goes on where it was, and a running driver shares the work.
     """
     output = output_of(context)
+    if reference.startswith(importing.PREFIX) and not reference.startswith(PREFIXES):
+        importing.run(output, reference.removeprefix(importing.PREFIX), (), attributes, effective, warm=warm)
+        return
     spec = VolumeSpec.parse({**attributes, "model": reference, "pullPolicy": "Always"})
     named = spec.reference
     settings = access.applied(effective.settings, named.repository)

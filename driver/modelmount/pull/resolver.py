@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -27,7 +27,7 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index, Manifest
 from modelmount.oci.reference import Reference, Repository
 from modelmount.pull.proofs import Proof, Proofs
-from modelmount.registry.client import Client
+from modelmount.registry.client import Document
 from modelmount.registry.credentials import Credential
 from modelmount.system import atomic
 
@@ -77,10 +77,23 @@ def not_here(what: Reference | Model) -> Precondition:
     )
 
 
+class Documents(Protocol):
+    """Where manifests come from: a registry's client, or something in its place."""
+
+    def exists(self, repository: Repository, digest: Digest, credential: Credential, what: str = ...) -> None:
+        """Return when `credential` may read the manifest."""
+
+    def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:
+        """What the tag means now."""
+
+    def manifest(self, repository: Repository, tag: str | Digest, credential: Credential, what: str = ...) -> Document:
+        """A manifest or index, its bytes compared with the digest where one was asked for."""
+
+
 class Resolver:
     """Resolves and proves. Thread-safe; blocks on the network for at most the client's document timeouts."""
 
-    def __init__(self, store: Store, client: Client, auth: Auth) -> None:
+    def __init__(self, store: Store, client: Documents, auth: Auth) -> None:
         """`auth` is the admin's word on who may read what is here."""
         self._store, self._client = store, client
         self._proofs = Proofs(store, auth)
