@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test tenants hostile check bench bench-quick protos manifests tools requirements clean
+.PHONY: help setup demo test tenants hostile e2e cluster check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -22,6 +22,12 @@ check: setup  ## format, lint, types, layers, generated files
 
 hostile: setup  ## play every attack of the threat model to one driver (root): build/hostile.jsonl
 	@.venv/bin/pytest -q tests/hostile
+
+e2e:  ## scenarios on a real Kubernetes that is built here (root; the first time half an hour)
+	@scripts/e2e
+
+cluster:  ## that Kubernetes with modelmount on it, and a shell (root)
+	@scripts/cluster
 
 bench: setup  ## measure against the other clients (root, an hour, 40 GB): bench/results/latest.json
 	@scripts/peers

@@ -4,10 +4,7 @@ started.
 
 from __future__ import annotations
 
-import fnmatch
-import os
 import re
-import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -18,9 +15,6 @@ import modelmount
 from tests.e2e import dockerfile
 
 ROOT = Path(__file__).resolve().parents[2]
-PLACES = ("/opt/modelmount", "/build", "/dist", "/src")
-"""Directories that the Dockerfile uses."""
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -33,61 +27,14 @@ def stages() -> list[dockerfile.Stage]:
 def built(stages: list[dockerfile.Stage], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory in the place of the image's root, after the first stage."""
     root = tmp_path_factory.mktemp("image")
-    workdir = root
-    for step in stages[0].instructions:
-        if step.word == "WORKDIR":
-            workdir = root / step.text.lstrip("/")
-            workdir.mkdir(parents=True)
-        elif step.word == "COPY":
-            copy(step.words, workdir)
-        elif step.word == "RUN":
-            run(dockerfile.relocated(step.text, root, PLACES), workdir)
-        else:
-            raise AssertionError(f"this test does not know {step.word}")
+    dockerfile.build(stages[0], ROOT, root)
     return root
-
-
-def copy(words: list[str], workdir: Path) -> None:
-    *sources, destination = words
-    for source in sources:
-        assert not source.startswith("-"), source
-        assert in_context(source), f".dockerignore hides {source}"
-        into = workdir / destination
-        if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        else:
-            target = into / Path(source).name if destination.endswith("/") else into
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / source, target)
-
-
-def in_context(source: str) -> bool:
-    kept = True
-    for line in (ROOT / ".dockerignore").read_text().splitlines():
-        pattern = line.removeprefix("!")
-        if line and not line.startswith("#") and (fnmatch.fnmatch(source, pattern) or source.startswith(pattern + "/")):
-            kept = line.startswith("!")
-    return kept
-
-
-def run(command: str, workdir: Path) -> None:
-    """As a builder would: a shell, no terminal; `python3` is the one that runs the tests."""
-    environment = {k: v for k, v in os.environ.items() if k not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}}
-    done = subprocess.run(
-        ["/bin/sh", "-euc", command],
-        cwd=workdir,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
 def start(built: Path, stages: list[dockerfile.Stage], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Start the entry point of the last stage as a container would: nothing but the image's own PATH."""
     (entry,) = stages[-1].all("ENTRYPOINT")
-    program = dockerfile.relocated(entry.words[0], built, PLACES)
+    program = dockerfile.relocated(entry.words[0], built, dockerfile.PLACES)
     environment = {"PATH": f"{built}/opt/modelmount/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
         [program, *entry.words[1:], *arguments], cwd="/", env=environment, capture_output=True, text=True, timeout=60

@@ -20,7 +20,8 @@ _TICK_SECONDS = 0.01
 
 
 class Proxy:
-    """Forwards a free loopback port to `port` between `__enter__` and `__exit__`; a thread for each direction.
+    """Forwards a free port of `address` to `port` there between `__enter__` and `__exit__`; a thread for each
+    direction.
 
     `rate` is the most bytes a second that all answers together get, `cut_after` the bytes of answer after which each
     connection is reset, `hold_at` the bytes of all answers together after which nothing more passes; all may be changed
@@ -28,23 +29,29 @@ class Proxy:
     """
 
     def __init__(
-        self, port: int, *, rate: float | None = None, cut_after: int | None = None, hold_at: int | None = None
+        self,
+        port: int,
+        *,
+        rate: float | None = None,
+        cut_after: int | None = None,
+        hold_at: int | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.rate = rate
         self.cut_after = cut_after
         self.hold_at = hold_at
         self.tls: Tls | None = None
         self.passed = 0
-        self._upstream = port
+        self._upstream = (address, port)
         self._budget = 0.0
         self._filled_at = time.monotonic()
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._closing = False
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((address, 0))
         self.port = self._listener.getsockname()[1]
-        self.host = f"127.0.0.1:{self.port}"
+        self.host = f"{address}:{self.port}"
 
     def __enter__(self) -> Self:
         self._spawn(self._accept)
@@ -80,7 +87,7 @@ class Proxy:
             except OSError:
                 return  # the listener was closed
             try:
-                server.connect(("127.0.0.1", self._upstream))
+                server.connect(self._upstream)
             except OSError:
                 server.close()
                 client.close()

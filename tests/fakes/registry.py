@@ -94,10 +94,10 @@ class Tls:
 class Registry:
     """One registry process with its storage, configuration and logs in `directory`.
 
-    Anonymous and writable by default. `users` (name to password) switches basic authentication on, `token` bearer
-    tokens, `tls` https; `redirect_to` makes blob GETs answer 307 to that base URL. Use as a context manager, or `start`
-    and `stop`: after a `stop`, `start` listens on the same port with the same storage, so that tests can take a
-    registry away and bring it back. Not thread-safe, apart from `requests`.
+    Anonymous and writable by default, on `address`. `users` (name to password) switches basic authentication on,
+    `token` bearer tokens, `tls` https; `redirect_to` makes blob GETs answer 307 to that base URL. Use as a context
+    manager, or `start` and `stop`: after a `stop`, `start` listens on the same port with the same storage, so that
+    tests can take a registry away and bring it back. Not thread-safe, apart from `requests`.
     """
 
     def __init__(
@@ -109,12 +109,14 @@ class Registry:
         tls: Tls | None = None,
         redirect_to: str | None = None,
         read_only: bool = False,
+        address: str = "127.0.0.1",
     ) -> None:
         self.directory = directory
         self.storage = directory / "storage"
         self.tls = tls
         self.users = dict(users or {})
         self.port = 0
+        self._address = address
         self._token = token
         self._redirect_to = redirect_to
         self._read_only = read_only
@@ -134,7 +136,7 @@ class Registry:
     @property
     def host(self) -> str:
         """`host:port` as it stands in references: a name where TLS wants one, the address otherwise."""
-        return f"{'localhost' if self.tls else '127.0.0.1'}:{self.port}"
+        return f"{'localhost' if self.tls else self._address}:{self.port}"
 
     @property
     def url(self) -> str:
@@ -236,12 +238,12 @@ class Registry:
     def connection(self, timeout: float = 30.0) -> http.client.HTTPConnection:
         """A fresh connection that trusts this registry's CA."""
         if self.tls is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+            return http.client.HTTPConnection(self._address, self.port, timeout=timeout)
         context = ssl.create_default_context(cafile=str(self.tls.ca_file))
         return http.client.HTTPSConnection("localhost", self.port, timeout=timeout, context=context)
 
     def _config(self) -> dict[str, Any]:
-        http_section: dict[str, Any] = {"addr": f"127.0.0.1:{self.port}", "secret": secrets.token_hex(16)}
+        http_section: dict[str, Any] = {"addr": f"{self._address}:{self.port}", "secret": secrets.token_hex(16)}
         if self.tls is not None:
             http_section["tls"] = {"certificate": str(self.tls.certificate), "key": str(self.tls.key)}
         maintenance: dict[str, Any] = {"uploadpurging": {"enabled": False}, "readonly": {"enabled": self._read_only}}

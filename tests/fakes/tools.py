@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+LISTS = ("scripts/tools.list", "tests/cluster/tools.list")
 
 
 def cache() -> Path:
@@ -15,12 +16,12 @@ def cache() -> Path:
 
 
 def tool(name: str) -> Path:
-    """A program of scripts/tools.list. Raises FileNotFoundError when it isn't there."""
-    for line in (ROOT / "scripts/tools.list").read_text().splitlines():
+    """A program of one of LISTS. Raises FileNotFoundError when it isn't there."""
+    for line in (line for file in LISTS for line in (ROOT / file).read_text().splitlines()):
         listed, _, rest = line.partition(" ")
         if listed == name:
             path = cache() / f"{name}-{rest.split()[1]}" / name
             if path.exists():
                 return path
             raise FileNotFoundError(f"{path} is not built; run scripts/tools")
-    raise FileNotFoundError(f"scripts/tools.list has no {name}")
+    raise FileNotFoundError(f"no list of scripts/tools has {name}")

@@ -1,0 +1,153 @@
+"""What goes on while pods live: registries that are slow or down, a kubelet and a driver that come and go."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+
+import pytest
+
+from tests.cluster.api import ApiError, wait
+from tests.cluster.conftest import Figures
+from tests.cluster.test_volumes import sees
+from tests.cluster.world import NAMESPACE, WAIT_SECONDS, World
+
+pytestmark = pytest.mark.timeout(900)
+
+SLOW = 150_000
+CONFIG_BYTES = 4096
+CALLS = 5
+"""Calls of the kubelet that a slow pull outlasts; its pauses double from half a second, so more take very long."""
+
+
+def failed_mounts(world: World, name: str) -> int:
+    """How often the kubelet has told that a mount failed."""
+    pod = world.api.get("Pod", name)
+    assert pod is not None
+    events = world.api.events(pod["metadata"]["uid"])
+    return sum(e.get("count", 1) for e in events if e["reason"] == "FailedMount")
+
+
+def mounted(world: World) -> float:
+    """Mounts that this kubelet made; 0 while it doesn't answer."""
+    try:
+        return world.mount_seconds()[1]
+    except ApiError:
+        return 0.0
+
+
+def test_a_registry_so_slow_that_many_calls_come_and_go(world: World, figures: Figures) -> None:
+    model = world.model(through=world.slow.host, weights=3_000_000)
+    before = world.received()
+    with world.slowly(SLOW):
+        world.api.create(world.pod("patient", model))
+        wait("the kubelet has come again and again", lambda: failed_mounts(world, "patient") >= CALLS, WAIT_SECONDS)
+        pod = world.api.get("Pod", "patient")
+        assert pod is not None
+        progress = [text for text in world.warnings(pod) if "pulling" in text]
+        begin = 'FailedMount: MountVolume.SetUp failed for volume "model" : rpc error: code = Aborted desc = pulling '
+        assert progress
+        assert all(text.startswith(f"{begin}{model.reference}: ") and " percent (" in text for text in progress)
+    sees(world, "patient", model)
+    assert world.received() - before <= model.size + CONFIG_BYTES
+    figures["calls_outlasted"] = failed_mounts(world, "patient")
+    figures["kubelet_pauses_s"] = [0.5 * 2**n for n in range(figures["calls_outlasted"])]
+
+
+def test_a_pod_deleted_while_its_model_is_pulled(world: World) -> None:
+    model = world.model(through=world.slow.host, weights=3_000_000)
+    before = world.received()
+    with world.slowly(SLOW):
+        world.api.create(world.pod("hasty", model))
+        wait("the pull has begun", lambda: world.slow.passed >= 500_000, WAIT_SECONDS)
+        world.gone("hasty")
+        world.settled()
+    world.api.create(world.pod("second", model))
+    sees(world, "second", model)
+    assert world.received() - before <= model.size + CONFIG_BYTES
+
+
+def test_a_driver_killed_while_pods_run_and_while_it_pulls(world: World, figures: Figures) -> None:
+    first, second = world.model(), world.model(through=world.slow.host, weights=3_000_000)
+    command = "cd /model; while cat config.json > /dev/null; do echo read; sleep 0.2; done; echo lost"
+    world.api.create(world.pod("survivor", first, command=command))
+    world.running("survivor")
+    earlier = world.received()
+    with world.slowly(SLOW):
+        world.api.create(world.pod("waiting", second))
+        wait("the pull has begun", lambda: world.slow.passed >= 2_000_000, WAIT_SECONDS)
+        before, killed = world.driver_process(), world.received() - earlier
+        os.kill(before, signal.SIGKILL)
+        wait("another driver runs", lambda: world.driver_process() not in {0, before}, WAIT_SECONDS)
+    sees(world, "waiting", second)
+    lines = world.api.log("survivor").count("\n")
+    assert "lost" not in world.printed("survivor", lines + 3)
+    world.gone("survivor", "waiting")
+    world.settled()
+    figures["bytes_again"] = max(0, world.received() + killed - second.size)  # what it had not synced may come again
+
+
+def test_an_upgrade_while_pods_run(world: World) -> None:
+    model = world.model()
+    command = "cd /model; while cat config.json > /dev/null; do echo read; sleep 0.2; done; echo lost"
+    world.api.create(world.pod("through", model, command=command))
+    world.running("through")
+    before = world.driver_pod()["metadata"]["name"]
+    world.helm("upgrade", node={"podAnnotations": {"restarted": "yes"}})
+    wait("the driver's pod is another", lambda: world.driver_pod()["metadata"]["name"] != before, WAIT_SECONDS)
+    lines = world.api.log("through").count("\n")
+    assert "lost" not in world.printed("through", lines + 3)
+    world.api.create(world.pod("after", model))
+    sees(world, "after", model)
+    world.gone("through", "after")
+    world.settled()
+
+
+def test_a_cache_setting_changes_no_pod(world: World) -> None:
+    before = world.driver_pod()["metadata"]["uid"]
+    config = world.values()["config"]
+    world.helm(
+        "upgrade",
+        config={**config, "cache": {"grace_seconds": 0, "max_bytes": 50_000_000_000}},
+        node={"podAnnotations": {"restarted": "yes"}},
+    )
+    assert world.driver_pod()["metadata"]["uid"] == before
+
+
+def test_the_kubelet_restarts_while_the_registry_is_down(world: World, figures: Figures) -> None:
+    models = [world.model() for _ in range(2)]
+    names = [f"steady-{number}" for number in range(6)]
+    for name, model in zip(names, itertools.cycle(models), strict=False):
+        world.api.create(world.pod(name, model))
+    started = {name: world.running(name)["status"]["containerStatuses"][0]["containerID"] for name in names}
+    world.registry.stop()
+    try:
+        count = world.mount_seconds()[1]
+        world.cluster.restart("kubelet")
+        wait("the kubelet mounted everything again", lambda: mounted(world) >= len(names), WAIT_SECONDS)
+        figures["mounts_before"], figures["mounts_again"] = count, world.mount_seconds()[1]
+        for name in names:
+            pod = world.running(name)
+            assert pod["status"]["containerStatuses"][0]["containerID"] == started[name], "the container was replaced"
+        world.gone(*names)
+        world.settled()
+    finally:
+        world.registry.start()
+
+
+def test_a_driver_pod_that_is_gone_for_a_while(world: World) -> None:
+    model = world.model()
+    world.api.create(world.pod("orphan", model))
+    sees(world, "orphan", model)
+    nowhere = {"spec": {"template": {"spec": {"nodeSelector": {"nowhere": "yes"}}}}}
+    world.api.patch("DaemonSet", "modelmount-node", nowhere, NAMESPACE)
+    wait("no driver runs", lambda: world.driver_process() == 0, WAIT_SECONDS)
+    world.api.delete("Pod", "orphan")
+    pod = world.api.get("Pod", "orphan")
+    assert pod is not None
+    everywhere = {"spec": {"template": {"spec": {"nodeSelector": {"nowhere": None}}}}}
+    world.api.patch("DaemonSet", "modelmount-node", everywhere, NAMESPACE)
+    wait("the driver is back", world.registered, WAIT_SECONDS)
+    world.gone("orphan")
+    world.settled()
