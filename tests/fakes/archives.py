@@ -18,14 +18,19 @@ END = bytes(2 * BLOCK)
 POSIX = b"ustar\x0000"
 GNU = b"ustar  \x00"
 
+
+def _gzip(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)
+
+
 COMPRESS: Mapping[Encoding, Callable[[bytes], bytes]] = {
     Encoding.TAR: lambda data: data,
-    Encoding.TAR_GZIP: gzip.compress,
+    Encoding.TAR_GZIP: _gzip,
     Encoding.TAR_ZSTD: zstd.compress,
-    Encoding.RAW_GZIP: gzip.compress,
+    Encoding.RAW_GZIP: _gzip,
     Encoding.RAW_ZSTD: zstd.compress,
     Encoding.ROOTFS_TAR: lambda data: data,
-    Encoding.ROOTFS_TAR_GZIP: gzip.compress,
+    Encoding.ROOTFS_TAR_GZIP: _gzip,
     Encoding.ROOTFS_TAR_ZSTD: zstd.compress,
 }
 

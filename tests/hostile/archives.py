@@ -100,7 +100,7 @@ def doubling(levels: int) -> bytes:
 
 def pigz() -> bytes:
     """One archive in many gzip members."""
-    return b"".join(gzip.compress(PLAIN[start : start + 100]) for start in range(0, len(PLAIN), 100))
+    return b"".join(gzipped(PLAIN[start : start + 100]) for start in range(0, len(PLAIN), 100))
 
 
 def gzipped(data: bytes = PLAIN, level: int = 9) -> bytes:

@@ -142,6 +142,7 @@ def test_the_largest_window_fits_into_its_memory(place: Place) -> None:
         gzip.compress(GOOD) + b"more",
         b"no gzip at all",
     ],
+    ids=["a way out", "a link", "a device", "cut off", "more behind it", "no gzip"],
 )
 def test_a_verdict_is_the_same_as_here(place: Place, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "neighbour" / "here").mkdir()
