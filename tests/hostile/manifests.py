@@ -343,9 +343,16 @@ CASES = [
     ),
     Case("M1 a config of more than 4 MiB", large_config, words="at most 4194304 are read"),
     Case("M1 a config that is longer than it says", large_config_that_lies, words="the manifest says"),
-    Case("M2 100000 brackets", text("[" * 100_000), words="nested too deeply"),
+    Case("M2 90000 brackets", text("[" * 90_000), words="nested too deeply"),
     Case("M2 50000 objects in each other", text('{"a":' * 50_000), words="nested too deeply"),
     Case("M2 a deep annotation", text('{"annotations":' * 20_000 + "1" + "}" * 20_000), words="nested too deeply"),
+    Case("M2 590000 small objects", text('{"x":[' + '{"":0},' * 590_000 + "0]}"), words="objects and lists"),
+    Case("M2 1.3 million empty lists", text("[" + "[]," * 1_300_000 + "0]"), words="objects and lists"),
+    Case(
+        "M2 420000 fields",
+        text("{" + ",".join(f'"{number:x}":0' for number in range(420_000)) + "}"),
+        words="fields that are read",
+    ),
     Case("M3 layers twice", replaced('"layers"', '"layers": [], "layers"'), words="same key twice"),
     Case(
         "M3 two digests in one descriptor",

@@ -14,6 +14,11 @@ from modelmount.oci.descriptor import Descriptor, annotation_map, mapping, text
 
 MAX_DOCUMENT_BYTES = 4 << 20
 """Most that a manifest, a config or a list of referrers may have (OCI distribution-spec, "Pushing Manifests")."""
+MAX_CONTAINERS = 100_000
+MAX_FIELDS = 250_000
+"""Most objects and lists, and most fields of objects, that a document may have. In memory each takes many times its
+bytes; a manifest with as many layers as are read has a fifth of them.
+"""
 MAX_LAYERS = 10_000
 MAX_ENTRIES = 1_000
 
@@ -93,6 +98,12 @@ def strict_json(data: bytes) -> object:
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise BadArtifact(f"a document of {len(data)} bytes is larger than the {MAX_DOCUMENT_BYTES} that are read")
+    # Counted without reading, so that what stands in strings counts too: nobody writes so much of it.
+    if data.count(b"{") + data.count(b"[") > MAX_CONTAINERS or data.count(b":") > MAX_FIELDS:
+        raise BadArtifact(
+            f"the document has more than the {MAX_CONTAINERS} objects and lists, or the {MAX_FIELDS} fields that are "
+            "read; push the model in fewer pieces"
+        )
     try:
         decoded = data.decode("utf-8")
         value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse_constant)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -33,6 +35,8 @@ from modelmount.system import atomic
 
 PullPolicy = Literal["IfNotPresent", "Always", "Never"]
 INDEX_DEPTH = 3
+LARGE_BYTES = 256 << 10
+"""Documents from so many bytes on are read one at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,7 @@ class Resolver:
             if self._store.has_blob(now, repository.scope):
                 return now, self._document(repository, now, credential)
         fetched = self._client.manifest(repository, tag, credential)
-        parsed = manifests.parse(fetched.data, fetched.media_type)
+        parsed = _parse(fetched.data, fetched.media_type)
         self._store.put_document(fetched.data, fetched.digest, repository.scope)
         return fetched.digest, parsed
 
@@ -192,9 +196,9 @@ class Resolver:
         self, repository: Repository, digest: Digest, credential: Credential, called: str = ""
     ) -> Manifest | Index:
         if self._store.has_blob(digest, repository.scope):
-            return manifests.parse(self._store.read_document(digest))
+            return _parse(self._store.read_document(digest))
         fetched = self._client.manifest(repository, digest, credential, called)
-        parsed = manifests.parse(fetched.data, fetched.media_type)
+        parsed = _parse(fetched.data, fetched.media_type)
         self._store.put_document(fetched.data, digest, repository.scope)
         return parsed
 
@@ -211,7 +215,7 @@ class Resolver:
         digest = reference.digest
         if digest is None or not self._store.has_blob(digest, reference.repository.scope):
             return None
-        if isinstance(manifests.parse(self._store.read_document(digest)), Index):
+        if isinstance(_parse(self._store.read_document(digest)), Index):
             return None
         return Ref(str(reference), str(digest), str(digest), time.time())
 
@@ -223,3 +227,12 @@ class Resolver:
     def _ref_path(self, reference: Reference, choice: Choice) -> str:
         text = f"{reference}\n{choice.key}" if choice.key else str(reference)
         return f"{self._store.root}/refs/{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+_reading = threading.Lock()
+
+
+def _parse(data: bytes, media_type: str | None = None) -> Manifest | Index:
+    """As `manifests.parse`. What a large document takes while it is read, it takes once, however many pods want one."""
+    with _reading if len(data) > LARGE_BYTES else nullcontext():
+        return manifests.parse(data, media_type)

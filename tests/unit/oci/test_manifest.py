@@ -212,6 +212,22 @@ def test_no_answer_of_a_stranger_is_repeated_at_length() -> None:
     assert len(message) < 300
 
 
+def most_layers() -> dict[str, Any]:
+    """As many layers as are read, each with as much as 4 MiB have room for."""
+    layer = {"mediaType": "m", "digest": f"sha256:{'a' * 64}", "size": 1}
+    metadata = '{"name":"model.bin","size":1}'
+    paths = (f"model-{number:05}.bin" for number in range(10_000))
+    layers = [layer | {"annotations": {"org.cncf.model.filepath": path, "metadata": metadata}} for path in paths]
+    return document(layers=layers)
+
+
+def test_a_document_that_is_small_and_grows_in_memory_is_refused_before_it_is_read() -> None:
+    assert len(manifest(most_layers()).layers) == 10_000
+    for bomb in (b'{"x":[' + b'{"":0},' * 150_000 + b"0]}", b"[" * 150_000, b'{"":' * 150_000):
+        assert "objects and lists" in refused(bomb)
+    assert "fields" in refused(b"{" + b",".join(b'"%d":0' % n for n in range(300_000)) + b"}")
+
+
 # -- properties
 
 KEYS = st.sampled_from(
