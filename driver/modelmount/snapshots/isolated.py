@@ -125,8 +125,14 @@ def unpack_isolated(
             ) from e
         raise Internal(f"no process to unpack in can be started ({e.strerror}); run `modelmount doctor`") from e
     talk = _Talk(worker, stream, encoding, limits)
+
+    def look() -> None:
+        if cancelled():
+            raise Cancelled("unpacking was stopped; what was downloaded is kept")
+        unpack.require_space(files, limits)  # it should see to that itself
+
     try:
-        talk.serve(cancelled)
+        talk.serve(look)
     finally:
         worker.end()
         _take_back(files)
@@ -155,18 +161,19 @@ class _Talk:
         self._names: set[str] = set()
         self._total = self._characters = 0
 
-    def serve(self, cancelled: Callable[[], bool]) -> None:
-        """Answer until it is done. Raises what it refuses with, Cancelled, and UnpackingFailed when it ends or does
-        what it must not.
+    def serve(self, look: Callable[[], None]) -> None:
+        """Answer until it is done, and `look` now and then. Raises what that raises, what the process refuses with, and
+        UnpackingFailed when it ends or does what it must not.
         """
         self._worker.control.settimeout(_LOOK_SECONDS)
-        heard = time.monotonic()
+        heard = looked = time.monotonic()
         while True:
+            if time.monotonic() - looked >= _LOOK_SECONDS:
+                look()
+                looked = time.monotonic()
             try:
                 data = self._worker.control.recv(workers.MESSAGE_BYTES)
             except TimeoutError:
-                if cancelled():
-                    raise Cancelled("unpacking was stopped; what was downloaded is kept") from None
                 if time.monotonic() - heard > SILENT_SECONDS:
                     raise _failed(f"did nothing for {SILENT_SECONDS:.0f} seconds") from None
                 continue

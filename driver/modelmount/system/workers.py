@@ -186,7 +186,7 @@ def _launch(module: str, directory: Path) -> tuple[socket.socket, subprocess.Pop
                 pass_fds=(theirs.fileno(),),
                 cwd="/",
                 env={**environment, "LC_ALL": "C.UTF-8"},
-                start_new_session=True,
+                process_group=0,  # signals of a terminal are for who started us
             )
         except BaseException:
             ours.close()

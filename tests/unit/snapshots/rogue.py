@@ -17,7 +17,7 @@ from modelmount.formats.base import Member
 from modelmount.snapshots.worker import Done, Found, More, Order, Refused, encode
 
 SHA256 = "0" * 64
-SLEEPS = 1
+SLEEPS, FILLS = 1, 2
 ROOTFS = 1000
 """Tricks from here on are about layers of container images."""
 
@@ -31,6 +31,8 @@ def work(order: bytes, control: socket.socket, descriptors: Sequence[int], paren
     trick = msgspec.msgpack.decode(order, type=Order).limits.bytes
     if trick == SLEEPS:
         threading.Event().wait()
+    if trick == FILLS:
+        _fill(descriptors[1])
     TRICKS[trick](control, descriptors[1])
 
 
@@ -83,6 +85,13 @@ def _dies(number: int) -> Callable[[socket.socket, int], None]:
 
 def _leaves(status: int) -> Callable[[socket.socket, int], None]:
     return lambda control, files: os._exit(status)
+
+
+def _fill(files: int) -> None:
+    fd = os.open("0", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=files)
+    for _ in range(48):
+        os.write(fd, bytes(1 << 20))
+    threading.Event().wait()
 
 
 def _two(files: int) -> None:

@@ -326,6 +326,17 @@ def test_one_that_is_cancelled_is_gone_at_once(place: Place) -> None:
     assert not building.layer.exists()
 
 
+@pytest.mark.mount
+@pytest.mark.usefixtures("rogues")
+def test_one_that_fills_the_disk_is_ended_where_a_share_must_stay(tmp_path: Path) -> None:
+    with mounted(tmp_path / "small", "tmpfs", "size=64m") as small:
+        place = Place(small)
+        limits = unpack.Limits(bytes=rogue.FILLS, entries=5, free_bytes=32 << 20)
+        with pytest.raises(NoSpace, match="must stay"):
+            place.build(PACKED, Encoding.TAR_GZIP, limits)
+        assert place.is_clean()
+
+
 @pytest.mark.usefixtures("rogues")
 def test_one_that_does_nothing_for_too_long_is_ended(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolated, "SILENT_SECONDS", 0.0)
