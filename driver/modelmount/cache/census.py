@@ -227,7 +227,8 @@ class Reader:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    yield Item(f"blobs/{algorithm}/{entry.name}", status.st_blocks * 512, 1, status.st_mtime)
+                    came_at = self._came_at(entry.name, status)
+                    yield Item(f"blobs/{algorithm}/{entry.name}", status.st_blocks * 512, 1, came_at)
         for layer in _visible(self._store.root / "unpacked"):
             for version in _visible(layer):
                 try:
@@ -235,6 +236,13 @@ class Reader:
                 except FileNotFoundError:
                     continue
                 yield Item(f"unpacked/{layer.name}/{version.name}", *self._footprint(version), status.st_mtime)
+
+    def _came_at(self, hex_digits: str, status: os.stat_result) -> float:
+        """When a blob last came from somewhere: its own time says nothing, for every file of a model has the same."""
+        try:
+            return os.stat(self._store.root / "scopes" / hex_digits).st_mtime
+        except FileNotFoundError:
+            return status.st_ctime
 
     def _footprint(self, version: Path) -> disk.Footprint:
         key = (str(version), version.stat().st_ino)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from modelmount.content.ranges import Range
-from modelmount.system import disk
+from modelmount.system import atomic, disk
 from modelmount.system.atomic import GroupSync
 
 
@@ -104,7 +104,7 @@ class FileBody:
 
     def seal(self) -> None:
         """Make the file read-only and durable."""
-        os.fchmod(self._fd, 0o444)
+        atomic.seal(self._fd)
         os.fsync(self._fd)
 
     def close(self) -> None:

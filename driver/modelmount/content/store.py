@@ -353,7 +353,7 @@ def _write_blob(path: Path, data: bytes, *, sync: bool = True) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        os.fchmod(fd, 0o444)  # before the fsync, which makes it durable too
+        atomic.seal(fd)
         if sync:
             os.fsync(fd)
     finally:

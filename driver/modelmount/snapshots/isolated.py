@@ -24,7 +24,7 @@ from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import tarstream, unpack
 from modelmount.snapshots.worker import Done, Found, Message, More, Order, Refused
-from modelmount.system import confine, workers
+from modelmount.system import atomic, confine, workers
 from modelmount.system.workers import Ended, Worker
 
 MEMORY_BYTES: Final = 512 << 20
@@ -304,5 +304,6 @@ def _take_over(files: int, members: Iterable[Member]) -> None:
                 raise _misbehaved()
             if (status.st_uid, status.st_gid) != (user, group):
                 os.chown(entry.name, user, group, dir_fd=files, follow_symlinks=False)
+            atomic.seal_beneath(files, entry.name)
     if expected:
         raise _misbehaved()

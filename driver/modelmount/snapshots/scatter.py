@@ -158,7 +158,7 @@ class Scatter:
             if size != sizes.get(name, 0):
                 raise self._contradiction()
             if name in sizes:
-                os.chmod(name, 0o444, dir_fd=self._files.directory)
+                atomic.seal_beneath(self._files.directory, name)
                 del sizes[name]
             else:
                 os.unlink(name, dir_fd=self._files.directory)

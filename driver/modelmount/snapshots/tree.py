@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -172,6 +171,7 @@ def _link(store: Store, identity: str, placement: Placement) -> None:
         atomic.failpoint("snapshots.tree.before_sync")
         for directory in (*reversed(placement.directories), ""):  # sorted by path: children come before their parents
             (root / directory).chmod(0o555)
+            os.utime(root / directory, (atomic.AGELESS, atomic.AGELESS))
             atomic.fsync_directory(root / directory)
         atomic.fsync_directory(half_made)
         atomic.failpoint("snapshots.tree.before_rename")
@@ -210,16 +210,14 @@ def _place(store: Store, file: File, target: Path) -> None:
             raise
         with source.open("rb") as original, target.open("xb") as copy:
             shutil.copyfileobj(original, copy, 1 << 20)
-            _make_durable(copy)
+            copy.flush()
+            atomic.seal(copy.fileno())
+            os.fsync(copy.fileno())
 
 
 def _write_synced(path: Path, data: bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
-        _make_durable(file)
-
-
-def _make_durable(file: BinaryIO) -> None:
-    file.flush()
-    os.fchmod(file.fileno(), 0o444)  # before the fsync, which makes it durable too
-    os.fsync(file.fileno())
+        file.flush()
+        os.fchmod(file.fileno(), 0o444)  # its time stays: it says when the tree was made
+        os.fsync(file.fileno())

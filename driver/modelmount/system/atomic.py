@@ -18,6 +18,7 @@ from modelmount.system import host, syscalls
 from modelmount.system.failpoints import armed, failpoint
 
 __all__ = [
+    "AGELESS",
     "GroupSync",
     "armed",
     "failpoint",
@@ -25,12 +26,16 @@ __all__ = [
     "fsync_file",
     "read_file",
     "rename_noreplace",
+    "seal",
+    "seal_beneath",
     "sync_tree",
     "syncs_groups",
     "temporary_beside",
     "write_file",
 ]
 
+AGELESS: Final = 315532800
+"""1980-01-01 00:00:00 UTC, in seconds: the time that every file of a model shows. Zip archives know none before."""
 _RENAME_NOREPLACE: Final = 1
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SMALL_BYTES: Final = 64 << 10
@@ -102,6 +107,20 @@ def rename_noreplace(source: Path, destination: Path) -> None:
         os.fsencode(destination),
         _RENAME_NOREPLACE,
     )
+
+
+def seal(fd: int) -> None:
+    """Make a file as every file of a model is, wherever it came from: for all to read, of one and the same age. Before
+    the fsync, which makes that durable too.
+    """
+    os.fchmod(fd, 0o444)  # whatever the umask
+    os.utime(fd, (AGELESS, AGELESS))
+
+
+def seal_beneath(directory: int, name: str) -> None:
+    """`seal` by name below a directory's descriptor."""
+    os.chmod(name, 0o444, dir_fd=directory)
+    os.utime(name, (AGELESS, AGELESS), dir_fd=directory, follow_symlinks=False)
 
 
 def fsync_file(path: Path) -> None:

@@ -136,7 +136,7 @@ class Shelf:
         os.utime(made.tree.root.parent / "tree.json", (then, then))
         for item in made.items:
             path = self.store.root / item
-            os.utime(path / "index.json" if path.is_dir() else path, (then, then))
+            os.utime(path / "index.json" if path.is_dir() else self.store.root / "scopes" / path.name, (then, then))
 
     def lease(self, made: Made, volume: str = "volume", *, boot: str | None = None, owner: str = "csi") -> Lease:
         """As a publish writes it, without a mount."""

@@ -182,7 +182,7 @@ def test_what_the_model_has_already_does_not_go_for_the_rest_of_it(node: Node) -
     blob, other = content("have", 5 * MIB), node.put("other", 5 * MIB)
     digest = Digest.of(blob)
     node.shelf.store.put_document(blob, digest, SCOPE)
-    os.utime(node.shelf.store.blob_path(digest), (1, 1))
+    os.utime(node.shelf.store.root / "scopes" / digest.hex, (1, 1))
     missing = Digest.of(b"missing")
     record = PullRecord.open(node.shelf.store)
     node.records.append(record)

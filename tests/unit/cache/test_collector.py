@@ -76,7 +76,7 @@ def test_a_collection_of_nothing_takes_only_what_nobody_names(shelf: Shelf) -> N
     kept = small(shelf, "kept")
     data = content("nobody's", 64 * KIB)
     shelf.store.put_document(data, Digest.of(data), kept.scope)
-    os.utime(shelf.store.blob_path(Digest.of(data)), (1, 1))
+    os.utime(shelf.store.root / "scopes" / Digest.of(data).hex, (1, 1))
     assert collector(shelf).plan(0).garbage == 64 * KIB
     swept = collector(shelf).collect(0)
     assert (swept.models, swept.items, swept.bytes) == ([], 1, 64 * KIB)
@@ -276,7 +276,7 @@ def test_a_blob_with_a_second_name_stays_though_no_record_names_it(shelf: Shelf)
     data = content("nobody's", 9)
     digest = Digest.of(data)
     shelf.store.put_document(data, digest, "ab" * 16)
-    os.utime(shelf.store.blob_path(digest), (1, 1))
+    os.utime(shelf.store.root / "scopes" / digest.hex, (1, 1))
     os.link(shelf.store.blob_path(digest), shelf.store.root / "link")
     assert collector(shelf).collect(math.inf).items == 0
     assert shelf.store.blob_path(digest).exists()

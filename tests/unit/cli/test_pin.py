@@ -13,7 +13,7 @@ from tests.unit.cli.conftest import Machine
 
 
 def age(machine: Machine) -> None:
-    for pattern in ("models/*", "blobs/*/*", "unpacked/*/*/index.json", "trees/*/tree.json"):
+    for pattern in ("models/*", "scopes/*", "unpacked/*/*/index.json", "trees/*/tree.json"):
         for path in machine.driver.store.glob(pattern):
             os.utime(path, (1, 1))
 
