@@ -105,7 +105,7 @@ class Policy:
 
     def rule(self, namespace: str | None, reference: Reference) -> Rule:
         """The rule that decides. Where nobody knows the namespace, rules about namespaces can't be told to match or
-        not: raises Forbidden for models that one of them is about.
+        not: raises Forbidden for models that one of them is about, unless it only warns.
         """
         model = str(reference.repository)
         best, rank = self._default, (-1, False)
@@ -113,7 +113,7 @@ class Policy:
             longest = max((len(each) for each in rule.models if fnmatch.fnmatchcase(model, each)), default=-1)
             if longest < 0:
                 continue
-            if rule.namespaces and not namespace:
+            if rule.namespaces and not namespace and rule.mode == "enforce":
                 raise rule.refuse(
                     "the driver isn't told the pod's namespace; set podInfoOnMount in the CSIDriver object"
                 )

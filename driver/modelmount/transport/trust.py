@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from modelmount.config import Settings
+from modelmount.config import Registry, Settings
 from modelmount.errors import Forbidden
 from modelmount.transport.addresses import Reach
 from modelmount.transport.url import Url
@@ -51,13 +51,22 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     client = None
     if there is not None and there.client_certificate is not None:
         client = there.client_certificate, there.client_key
-    proxy = (settings.registries[listed].proxy if listed is not None else "") or own.proxy or settings.proxy
-    proxy = "" if proxy == "direct" else proxy
+    proxy = _proxy(settings, listed, own, url)
     if listed is not None and settings.registries[listed].ca_file is not None:
         return Trust(reach, settings.registries[listed].ca_file, client=client, proxy=proxy)
     if own.ca_file is None:
         return Trust(reach, system_cas=True, client=client, proxy=proxy)
     return Trust(reach, own.ca_file, system_cas=not at_home, client=client, proxy=proxy)
+
+
+def _proxy(settings: Settings, listed: str | None, own: Registry, url: Url) -> str:
+    """What to go through: the word on the host itself, on the registry that led there, on all; empty for nothing. This
+    node itself, such as a mirror on it, is behind no proxy that isn't named for it.
+    """
+    for said in (settings.registries[listed].proxy if listed is not None else "", own.proxy):
+        if said:
+            return "" if said == "direct" else said
+    return "" if _is_loopback(url.host) else settings.proxy
 
 
 def _reach(settings: Settings, registry: str, *, named: bool, at_home: bool) -> Reach:

@@ -71,7 +71,7 @@ class Policing:
         key = (tree.id, check.policy_id, rule.name)
         if self._looked_through.get(key):
             return
-        for path, _, size in trees.files(self._store, tree):
+        for path, _, size in _files(self._store, tree):
             with (tree.root / path).open("rb") as file:
                 head = file.read(HEAD_BYTES)
             rule.check_file(what, path, policy.by_content(path, head, size))
@@ -116,12 +116,21 @@ class Check:
         rule = self.rule
         if rule is None or not rule.looks_into_files:
             return True
-        with store.locks.shared():
-            tree = trees.find(store, model.repository.scope, model.manifest, selection.key)
-            if tree is None:
-                return False
+        tree = trees.find(store, model.repository.scope, model.manifest, selection.key)
+        if tree is None:
+            return False
+        try:
             self.enforce(lambda: self.policing.look_through(self, rule, str(model), tree))
+        except FileNotFoundError:
+            return False  # a sweep took it meanwhile: no lock is held for as long as that many files take
         return True
+
+
+def _files(store: Store, tree: Tree) -> list[tuple[str, str, int]]:
+    """As `trees.files`. Raises FileNotFoundError for a tree that is gone."""
+    if not tree.root.is_dir():
+        raise FileNotFoundError(tree.root)
+    return trees.files(store, tree)
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

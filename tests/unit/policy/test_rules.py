@@ -72,6 +72,11 @@ def test_without_a_namespace_rules_about_namespaces_refuse(tmp_path: Path) -> No
         assert read(tmp_path, RULES).rule(namespace, Reference.parse("harbor.example.com/x")).name == "all"
 
 
+def test_a_rule_that_only_warns_refuses_nobody_without_a_namespace(tmp_path: Path) -> None:
+    text = '[default]\n[[rule]]\nname = "x"\nmodels = ["*"]\nnamespaces = ["a"]\nmode = "warn"\n'
+    assert read(tmp_path, text).rule("", MODEL).name == "default"
+
+
 def test_refusals_name_the_rule(tmp_path: Path) -> None:
     found = read(tmp_path, RULES)
     with pytest.raises(Forbidden, match=r"rule 'ours' of this node's policy forbids it: .* named by its digest"):

@@ -126,13 +126,26 @@ def test_a_host_has_its_own_proxy_or_none(
     server: WireServer, make_pool: MakePool, proxy: Callable[..., ConnectProxy]
 ) -> None:
     server.on("/a", Answer(body=b"here"))
-    general, own = proxy({}), proxy({})
-    for said, asked in (("direct", 0), ("", 1), (own.url, 1)):
+    names = {"registry.example.com": server.port}
+    general, own = proxy(names), proxy(names)
+    for said, asked in ((own.url, 0), ("", 1)):
         listed = Registry(plain_http=True, proxy=said)
-        pool = make_pool(Settings(proxy=general.url, registries={server.host: listed}))
-        assert drain(get(pool, server, "/a").body) == b"here"
+        pool = make_pool(Settings(proxy=general.url, registries={"registry.example.com": listed}))
+        assert ask(pool, "http://registry.example.com/a", "registry.example.com") == b"here"
         assert len(general.asked) == asked
-    assert own.asked == [f"CONNECT {server.host}"]
+    assert own.asked == ["CONNECT registry.example.com:80"]
+
+
+@pytest.mark.parametrize(("said", "asked"), [("direct", 0), ("", 0), ("own", 1)])
+def test_this_node_itself_is_behind_no_proxy_but_its_own(
+    server: WireServer, make_pool: MakePool, proxy: Callable[..., ConnectProxy], said: str, asked: int
+) -> None:
+    server.on("/a", Answer(body=b"here"))
+    through = proxy({})
+    listed = Registry(plain_http=True, proxy=through.url if said == "own" else said)
+    pool = make_pool(Settings(proxy=through.url, registries={server.host: listed}))
+    assert drain(get(pool, server, "/a").body) == b"here"
+    assert len(through.asked) == asked
 
 
 @pytest.mark.parametrize(
