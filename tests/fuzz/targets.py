@@ -1,0 +1,279 @@
+"""What is fuzzed: every parser of strangers' bytes, each with its seeds and the errors that it may raise.
+
+A target takes bytes and returns; whatever else it raises than the errors that its contract names is a finding, and so
+is an assertion here: what is accepted must be what the parser's contract says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelmount import formats
+from modelmount.errors import BadArtifact, InvalidRequest
+from modelmount.formats import Choice, paths
+from modelmount.formats.base import Encoding
+from modelmount.formats.patterns import Patterns
+from modelmount.oci import challenge, errcode, manifest
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import Index
+from modelmount.oci.reference import Reference
+from modelmount.registry import ranges
+from modelmount.registry.credentials import dockerconfig
+from modelmount.snapshots import scatter, unpack
+from modelmount.transport.retry import read_retry_after
+from modelmount.transport.url import Url
+from modelmount.volumes import choices
+from tests.fakes import push
+from tests.fakes.archives import COMPRESS, END, directory, extended, file, header, long_name, record
+from tests.fakes.evil_archives import ROWS
+from tests.unit.snapshots.archives import Directory
+
+LIMITS = unpack.Limits(bytes=1 << 20, entries=100)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` takes any bytes, `seeds` are good ones and bad ones to begin with, `words` what the language is made of."""
+
+    run: Callable[[bytes], None]
+    seeds: tuple[bytes, ...]
+    words: tuple[bytes, ...] = ()
+
+
+def read_manifest(data: bytes) -> None:
+    """Manifests and indexes, and what every format makes of them; the rest of `data` behind a NUL is the config."""
+    document, _, config = data.partition(b"\0")
+    try:
+        found = manifest.parse(document)
+        if isinstance(found, Index):
+            assert 0 < len(found.manifests) <= manifest.MAX_ENTRIES
+            assert formats.choose(found, "amd64") in found.manifests
+            return
+        assert found.layers
+        formats.reads_config(found)
+        layout = formats.decide(found, config)
+        formats.describe(found, config)
+    except (BadArtifact, InvalidRequest) as e:
+        assert e.message.isprintable()
+        return
+    for layer in layout.layers:
+        assert layer.descriptor in found.layers
+        if layer.path is not None and layer.encoding is Encoding.RAW:
+            assert paths.check(layer.path) == layer.path
+
+
+def read_reference(data: bytes) -> None:
+    """References: what is accepted is ASCII and a fixed point."""
+    try:
+        found = Reference.parse(_text(data))
+    except InvalidRequest as e:
+        assert e.message.isprintable()
+        return
+    assert str(found).isascii()
+    assert Reference.parse(str(found)) == found
+
+
+def read_path(data: bytes) -> None:
+    """Names: what is accepted stays inside."""
+    try:
+        found = paths.check(_text(data))
+    except BadArtifact as e:
+        assert e.message.isprintable()
+        return
+    assert paths.check(found) == found
+    assert not {"", ".", ".."} & set(found.split("/"))
+    assert not any(unicodedata.category(character) in {"Cc", "Cf", "Cs"} for character in found)
+    with contextlib.suppress(BadArtifact):
+        paths.collisions([found, *_text(data[:50]).split("/")[:3]])
+
+
+def unpack_as(encoding: Encoding) -> Callable[[bytes], None]:
+    """An archive, unpacked into a directory of its own; an uncompressed one scattered too, with the same verdict."""
+
+    def run(data: bytes) -> None:
+        with tempfile.TemporaryDirectory(prefix="mm-fuzz-") as name:
+            target = Directory(Path(name))
+            verdict = ""
+            try:
+                members = target.unpack(data, encoding, LIMITS)
+            except BadArtifact as e:
+                verdict = e.message
+                members = []
+            assert target.is_contained()
+            assert len(members) <= LIMITS.entries
+            if not encoding.is_rootfs:
+                assert all(paths.check(member.path) == member.path for member in members if member.path)
+            if encoding in {Encoding.TAR, Encoding.ROOTFS_TAR} and data:
+                assert _is_refused(data, Path(name) / "layer", encoding) == bool(verdict), verdict
+
+    return run
+
+
+def _is_refused(data: bytes, layer: Path, encoding: Encoding) -> bool:
+    try:
+        scatter.build(data, layer, LIMITS, rootfs=encoding.is_rootfs)
+    except BadArtifact:
+        return True
+    return False
+
+
+def read_answers(data: bytes) -> None:
+    """What stands in a registry's headers and error bodies."""
+    text = _text(data)
+    for each in challenge.parse([text]):
+        assert each.scheme
+    assert all(str(error).isprintable() for error in errcode.parse(data))
+    ranges.read(text)
+    wait = read_retry_after(text, 0.0)
+    assert wait is None or 0 <= wait <= 600
+    with contextlib.suppress(ValueError):
+        Url.parse(text)
+    with contextlib.suppress(InvalidRequest):
+        assert str(Digest.parse(text)) == text
+
+
+def read_attributes(data: bytes) -> None:
+    """What a pod's author writes, by key and value in lines."""
+    lines = _text(data).split("\x01")
+    attributes = dict(zip(choices.KEYS, lines, strict=False))
+    try:
+        choices.selection(attributes)
+        assert isinstance(choices.choice(attributes), Choice)
+    except InvalidRequest as e:
+        assert e.message.isprintable()
+    with contextlib.suppress(ValueError):
+        Patterns(lines[:5]).matches("a/b/c.bin")
+
+
+def read_secret(data: bytes) -> None:
+    """A Secret's docker configuration."""
+    text, repository = data.decode(errors="replace"), Reference.parse("h.io/a").repository
+    for read in (dockerconfig.find, dockerconfig.helper):
+        try:
+            read(text, repository, "a Secret")
+        except InvalidRequest as e:
+            assert e.message.isprintable()
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _manifests() -> Iterator[bytes]:
+    blob = {"digest": f"sha256:{'ab' * 32}", "size": 3}
+    kinds: Mapping[str, tuple[str, str, bytes]] = {
+        "modelpack": (push.MODELPACK_CONFIG, "application/vnd.cncf.model.weight.v1.raw", b"{}"),
+        "archive": (push.MODELPACK_CONFIG, "application/vnd.cncf.model.weight.v1.tar+zstd", b"{}"),
+        "kit": (
+            "application/vnd.kitops.modelkit.config.v1+json",
+            "application/vnd.kitops.modelkit.model.v1.tar",
+            b'{"model":{"path":"a/b","parts":[{"path":"c"}]},"datasets":[{"remotePath":"s3://x"}]}',
+        ),
+        "docker": ("application/vnd.docker.ai.model.config.v0.1+json", "application/vnd.docker.ai.gguf.v3", b"{}"),
+        "ollama": (push.DOCKER_CONFIG, "application/vnd.ollama.image.model", b'{"model_format":"safetensors"}'),
+        "image": (
+            push.DOCKER_CONFIG,
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            f'{{"rootfs":{{"diff_ids":["sha256:{"cd" * 32}"]}}}}'.encode(),
+        ),
+        "oras": (push.EMPTY, push.ORAS_FILE, b"{}"),
+    }
+    for config, layer, content in kinds.values():
+        annotations = {push.TITLE: "a/model.bin", push.FILEPATH: "model.bin", push.METADATA: '{"name":"x","size":1}'}
+        for extra in ({"annotations": annotations}, {"annotations": {push.TITLE: "d", push.UNPACK: "true"}}, {}):
+            document = {
+                "schemaVersion": 2,
+                "mediaType": push.MANIFEST,
+                "config": {"mediaType": config, **blob},
+                "layers": [{"mediaType": layer, **blob, **extra}],
+            }
+            yield json.dumps(document).encode() + b"\0" + content
+    entry = {"mediaType": push.MANIFEST, **blob, "platform": {"os": "linux", "architecture": "amd64"}}
+    index = {"schemaVersion": 2, "mediaType": push.INDEX, "manifests": [entry, {**entry, "artifactType": "x"}]}
+    yield json.dumps(index).encode()
+
+
+def _archives(encoding: Encoding) -> tuple[bytes, ...]:
+    good = (
+        directory(b"d/")
+        + file(b"d/a")
+        + long_name(b"n" * 150)
+        + file(b"x")
+        + extended(record(b"path", b"p"))
+        + file(b"y")
+    )
+    links = header(b"l", kind=b"2", link=b"../d") + header(b"h", kind=b"1", link=b"d/a") + file(b"d/.wh.x", b"")
+    plain = (good + END, good + links + END, *(row[1][:8192] for row in ROWS[::4]))
+    return tuple(COMPRESS[encoding](data) for data in plain)
+
+
+TAR_WORDS = (
+    b"ustar\x0000",
+    b"ustar  \0",
+    b"../",
+    b"L",
+    b"x",
+    b"g",
+    b"K",
+    b"\x80",
+    b"\xff",
+    b"00000000012\0",
+    b"path=",
+    b"size=",
+)
+JSON_WORDS = (
+    b'"layers"', b'"manifests"', b'"config"', b'"size"', b'"digest"', b'"annotations"', b'"mediaType"', b'"data"',
+    b'"platform"', b'"rootfs"', b'"diff_ids"', b'"name"', b"[]", b"{}", b"null", b"true", b"-1", b"1e999", b'"../x"',
+    b'"\\ud800"', b'".tar"',
+)  # fmt: skip
+
+TARGETS: Mapping[str, Target] = {
+    "manifest": Target(read_manifest, tuple(_manifests()), JSON_WORDS),
+    "reference": Target(
+        read_reference,
+        (
+            b"harbor.example.com/llm/a:v1",
+            b"[::1]:5000/a@sha256:" + b"ab" * 32,
+            b"oci://docker.io/a",
+            b"u:p@h.io/a",
+            b"127.1/a",
+        ),
+        (b"sha256:", b"@", b":", b"/", b"..", b"//", b"localhost", b"\xe2\x84\xaa", b"%25"),
+    ),
+    "path": Target(
+        read_path, (b"a/b/c.bin", b"./a", "é/e\u0301".encode(), b".wh.a", b".modelmount"), (b"../", b"/", b"\0", b"\\")
+    ),
+    "tar": Target(unpack_as(Encoding.TAR), _archives(Encoding.TAR), TAR_WORDS),
+    "rootfs": Target(unpack_as(Encoding.ROOTFS_TAR), _archives(Encoding.ROOTFS_TAR), TAR_WORDS),
+    "gzip": Target(unpack_as(Encoding.TAR_GZIP), _archives(Encoding.TAR_GZIP), (b"\x1f\x8b\x08", b"\0\0\xff\xff")),
+    "zstd": Target(
+        unpack_as(Encoding.TAR_ZSTD), _archives(Encoding.TAR_ZSTD), (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")
+    ),
+    "answers": Target(
+        read_answers,
+        (
+            b'Bearer realm="https://a/token",service="b",scope="repository:x:pull"',
+            b'{"errors":[{"code":"DENIED","message":"no","detail":{}}]}',
+            b"bytes 0-5/10",
+            b"Fri, 31 Dec 2099 23:59:59 GMT",
+            b"https://u@[::1]:5000/v2/?a=b#c",
+        ),
+        (b"realm=", b'"', b"\\", b",", b"bytes ", b"*/", b"99999999999"),
+    ),
+    "attributes": Target(
+        read_attributes,
+        (b'*.bin\x01["a", "!b"]\x01models\x01sub\x01vllm\x01hf-cache\x01org/name\x01linux/arm64\x01a=b\x01always',),
+        (b"**/", b"[!a-z]", b"\x01", b"\\", b"!", b"{a,b}"),
+    ),
+    "secret": Target(
+        read_secret,
+        (b'{"auths":{"https://h.io/v1/":{"auth":"YTpi"},"h.io":{"username":"a","password":"b","identitytoken":"c"}}}',),
+        (b'"auth"', b'"auths"', b'"credHelpers"', b"Og==", b"null"),
+    ),
+}
