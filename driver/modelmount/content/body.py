@@ -81,9 +81,7 @@ class FileBody:
 
     def write(self, view: memoryview, offset: int) -> None:
         """See Body."""
-        while view:
-            count = os.pwrite(self._fd, view, offset)
-            view, offset = view[count:], offset + count
+        disk.write_at(self._fd, view, offset)
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """See Body."""

@@ -2,7 +2,7 @@
 bytes, as one file `data` or where another `Body` puts them.
 
 Whoever holds the ingest's lock works on it; the lock outlives nothing, the bytes outlive everything. Writers, a thread
-each, fill the blob anywhere; each piece of at most 1 MiB that is written gets a line in the journal. After whatever
+each, fill the blob anywhere; each piece of at most 512 KiB that is written gets a line in the journal. After whatever
 end, only what the journal proves is believed and the rest is missing: nothing that a crash or a power cut tore is
 believed, and nothing finished is fetched twice.
 
@@ -39,7 +39,7 @@ from modelmount.system.lock import Held
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 512 << 10
 WRITEBACK_BYTES = 16 << 20
 GROUP_FILES = 16
 """Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""

@@ -210,12 +210,12 @@ class Scatter:
             extent, room = self._locate(offset)
             part, view = view[:room], view[room:]
             if extent is None:
-                self._write_all(self._files.rest, part, offset)
+                disk.write_at(self._files.rest, part, offset)
                 number = _REST
             else:
                 number = extent[0]
                 file = self._member(extent, len(part))
-                self._write_all(file.fd, part, offset - number)
+                disk.write_at(file.fd, part, offset - number)
             offset += len(part)
             with self._marks:
                 self._dirty.add(number)
@@ -236,12 +236,6 @@ class Scatter:
         if count < size and os.fstat(found.fd).st_size < size:
             os.ftruncate(found.fd, size)  # whoever comes after a crash reads from it what lies where
         return found
-
-    @staticmethod
-    def _write_all(fd: int, view: memoryview, offset: int) -> None:
-        while view:
-            count = os.pwrite(fd, view, offset)
-            view, offset = view[count:], offset + count
 
     def _path(self, number: int) -> Path:
         return self._layer / "rest" if number == _REST else self._layer / "files" / str(number)

@@ -12,6 +12,10 @@ from typing import Final, NamedTuple
 
 from modelmount.system import syscalls
 
+WRITE_BYTES: Final = 128 << 10
+"""The most that is written at once: larger writes make the page cache take larger pages, far slower on virtual machines
+that return free memory to their host (measured; see docs/design/0001).
+"""
 _BLOCK_BYTES: Final = 512  # unit of st_blocks on Linux, whatever the file system's block size (man 3type stat)
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _SYNC_FILE_RANGE_WAIT_BEFORE_WRITE_WAIT_AFTER: Final = 7
@@ -95,6 +99,15 @@ def _read_at(fd: int, buffer: mmap.mmap, offset: int) -> int:
             raise
         fcntl.fcntl(fd, fcntl.F_SETFL, status & ~os.O_DIRECT)
         return os.preadv(fd, [buffer], offset)
+
+
+def write_at(fd: int, view: memoryview, offset: int) -> None:
+    """Write all of `view` at `offset`, in pieces of at most WRITE_BYTES. Raises OSError; how much is there nobody knows
+    then.
+    """
+    while view:
+        count = os.pwrite(fd, view[:WRITE_BYTES], offset)
+        view, offset = view[count:], offset + count
 
 
 def sync_range(fd: int, offset: int, length: int, *, wait: bool = False) -> None:

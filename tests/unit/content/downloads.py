@@ -22,7 +22,7 @@ from modelmount.system import atomic, syscalls
 
 SCOPE, OTHER_SCOPE = "ab" * 16, "cd" * 16
 PIECE = ingests.PIECE_BYTES
-BUFFER = 128 << 10
+BUFFER = PIECE // 8
 
 
 def content(count: int, seed: str = "weights") -> bytes:

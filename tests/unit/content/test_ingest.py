@@ -429,7 +429,7 @@ def test_an_ingest_on_a_disk_that_went_read_only_still_lets_go(store: Store, mon
 @pytest.mark.mount
 def test_a_full_disk_keeps_what_was_received(tmp_path: Path) -> None:
     data = content(6 * PIECE)
-    with mounted(tmp_path / "small", "tmpfs", "size=6m") as small:
+    with mounted(tmp_path / "small", "tmpfs", f"size={6 * PIECE}") as small:
         store = Store(small / "store")
         (small / "filler").write_bytes(bytes(2 * PIECE))
         ingest = open_ingest(store, data)
