@@ -4,6 +4,7 @@ is asked.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 import urllib.parse
@@ -83,15 +84,20 @@ class Url:
 
     def is_named(self, name: str) -> bool:
         """Whether an admin's `host` or `host:port` means this origin; `host` alone means the scheme's own port."""
-        try:
-            named = Url.parse(f"{self.scheme}://{name}")
-        except ValueError:
-            return False
-        return (named.host, named.port) == (self.host, self.port)
+        return _named(self.scheme, name) == (self.host, self.port)
 
     def __str__(self) -> str:
         """For messages: without the query."""
         return f"{self.scheme}://{self.authority}{self.target.partition('?')[0]}"
+
+
+@functools.lru_cache(maxsize=1024)  # every request is compared with every name that the admin lists
+def _named(scheme: str, name: str) -> tuple[str, int] | None:
+    try:
+        url = Url.parse(f"{scheme}://{name}")
+    except ValueError:
+        return None
+    return url.host, url.port
 
 
 def _check_characters(text: str) -> None:
