@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test tenants hostile e2e cluster check bench bench-quick protos manifests tools requirements clean
+.PHONY: help setup demo test tenants hostile fuzz e2e cluster check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -19,6 +19,9 @@ tenants: setup  ## two tenants on one node, a hundred attempts: build/tenants.js
 
 check: setup  ## format, lint, types, layers, generated files
 	@scripts/check
+
+fuzz: setup  ## fuzz every parser for SECONDS, 60 unless given: findings in build/fuzz
+	@.venv/bin/python -m tests.fuzz --seconds $(or $(SECONDS),60)
 
 hostile: setup  ## play every attack of the threat model to one driver (root): build/hostile.jsonl
 	@.venv/bin/pytest -q tests/hostile

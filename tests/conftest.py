@@ -15,7 +15,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
-"""The same examples on every machine and in every run, however slow it is."""
+"""The same examples on every machine and in every run, however slow it is. `tests/fuzz` looks for new ones."""
 settings.load_profile("suite")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.fakes.driver import ROOT
 from tests.fakes.kubelet import NOT_FINAL
 from tests.faults import oracle
 from tests.hostile import archives, manifests, names, network
@@ -29,6 +30,8 @@ ROWS = {
     *(f"H{number}" for number in range(1, 24)),
 }
 """The threat model's rows on manifests, names, archives, compression and networks."""
+TABLE_ROW = re.compile(r"^\| ([A-Z][0-9]+) \| .* \| ([^|]*) \|$", re.MULTILINE)
+"""Of the table in docs/security.md: the row and the codes."""
 MOST_RSS = 200 << 20
 FEWEST = 150
 
@@ -85,3 +88,12 @@ def test_every_row_of_the_threat_model_is_played() -> None:
 def test_no_attack_is_played_twice() -> None:
     assert len({case.id for case in CASES}) == len(CASES)
     assert len({case.repository for case in CASES}) == len(CASES)
+
+
+def test_the_documentation_has_every_row_with_its_codes() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    documented = {row: set(re.findall(r"`(\w+)`", codes)) for row, codes in TABLE_ROW.findall(text)}
+    played: dict[str, set[str]] = {}
+    for case in CASES:
+        played.setdefault(case.row, set()).add(case.code.name)
+    assert documented == played
