@@ -18,6 +18,7 @@ from tests.fakes import push
 from tests.fakes.driver import Driver
 from tests.fakes.gateway import Fault, Gateway, instead
 from tests.fakes.registry import Registry, Tls
+from tests.fakes.s3 import S3
 from tests.fakes.tools import tool
 from tests.fakes.wire import Answer, Asked
 from tests.unit.cli.conftest import Machine, contents, write_model
@@ -168,6 +169,18 @@ def wait_for_blobs(machine: Machine, gateway: Gateway, is_weights: Callable[[Ask
             return found
         time.sleep(0.05)
     raise TimeoutError(f"only {sent(machine)} arrived")
+
+
+def test_a_prefix_of_s3_is_the_same_model_as_its_directory(machine: Machine, model: Path) -> None:
+    with S3() as s3:
+        s3.put("models", {f"llm/tiny/{name}": data for name, data in contents(model).items()})
+        s3.put("models", {"llm/tiny-other/x": b"of another model"})
+        done = machine.run("push", "s3://models/llm/tiny", reference(machine), "--json", **s3.environment)
+        assert done.code == 0, done.err
+    from_s3 = done.objects[-1]["result"]
+    local = machine.run("push", str(model), reference(machine), "--json").objects[-1]["result"]
+    assert (from_s3["digest"], from_s3["files"], from_s3["bytes"]) == (local["digest"], local["files"], local["bytes"])
+    assert local["sent_bytes"] == 0
 
 
 def test_only_the_files_that_are_meant_go(machine: Machine, model: Path) -> None:
