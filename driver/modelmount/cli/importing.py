@@ -7,19 +7,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from modelmount import config, wiring
 from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
-from modelmount.cli.output import Output, counted
-from modelmount.cli.pulling import Watched, watch
+from modelmount.cli.output import Output
+from modelmount.cli.pulling import Watched, tell, watch
 from modelmount.cli.pulling import pull as fetch
 from modelmount.errors import InvalidRequest
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.reference import Reference
-from modelmount.pull.progress import human_bytes, human_seconds
 from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
 from modelmount.snapshots.tree import Tree
@@ -87,7 +85,7 @@ def run(
     for spec in specs:
         instead = wiring.FromLayout(layout, entry)
         with contextlib.closing(wiring.build(effective.settings, instead=instead)) as node:
-            _print(output, spec.reference, _pull(node, spec, output, warm=warm))
+            tell(output, spec.reference, _pull(node, spec, output, warm=warm), "read")
 
 
 def _pull(node: wiring.Node, spec: VolumeSpec, output: Output, *, warm: bool) -> Watched[tuple[Model, Tree]]:
@@ -96,29 +94,6 @@ def _pull(node: wiring.Node, spec: VolumeSpec, output: Output, *, warm: bool) ->
         spec.reference,
         output,
         lambda cancelled: fetch(node, spec, Credential.anonymous(), cancelled, warm=warm),
-    )
-
-
-def _print(output: Output, named: Reference, done: Watched[tuple[Model, Tree]]) -> None:
-    model, tree = done.result
-    if output.json:
-        result: dict[str, Any] = {
-            "reference": str(named),
-            "digest": str(model.manifest),
-            "bytes": tree.bytes,
-            "files": tree.files,
-            "tree": str(tree.root),
-            "fetched_bytes": done.fetched_bytes,
-            "seconds": round(done.seconds, 3),
-        }
-        output.object({"result": result})
-        return
-    how = f"{human_bytes(done.fetched_bytes)} read in {human_seconds(done.seconds)}"
-    output.text(
-        f"{named}: {human_bytes(tree.bytes)} in {counted(tree.files, 'file')}, "
-        f"{how if done.fetched_bytes else 'all of it was here'}",
-        f"digest  {model.manifest}",
-        f"tree    {tree.root}",
     )
 
 

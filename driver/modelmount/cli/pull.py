@@ -10,11 +10,9 @@ from modelmount import config, wiring
 from modelmount.cli import importing
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
-from modelmount.cli.output import counted
 from modelmount.cli.pulling import pull as fetch
-from modelmount.cli.pulling import watch
+from modelmount.cli.pulling import tell, watch
 from modelmount.oci.reference import PREFIXES
-from modelmount.pull.progress import human_bytes, human_seconds
 from modelmount.volumes.volume import VolumeSpec
 
 
@@ -64,23 +62,4 @@ def pull(
     with access.explained(), contextlib.closing(wiring.build(settings)) as node:
         credential = access.credential(node.credentials, named.repository)
         done = watch(node, named, output, lambda cancelled: fetch(node, spec, credential, cancelled, warm=warm))
-    model, tree = done.result
-    if output.json:
-        result = {
-            "reference": str(named),
-            "digest": str(model.manifest),
-            "bytes": tree.bytes,
-            "files": tree.files,
-            "tree": str(tree.root),
-            "fetched_bytes": done.fetched_bytes,
-            "seconds": round(done.seconds, 3),
-        }
-        output.object({"result": result})
-        return
-    how = f"{human_bytes(done.fetched_bytes)} fetched in {human_seconds(done.seconds)}"
-    output.text(
-        f"{named}: {human_bytes(tree.bytes)} in {counted(tree.files, 'file')}, "
-        f"{how if done.fetched_bytes else 'all of it was here'}",
-        f"digest  {model.manifest}",
-        f"tree    {tree.root}",
-    )
+    tell(output, named, done)

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from modelmount import wiring
 from modelmount.cli import watching
-from modelmount.cli.output import Output
+from modelmount.cli.output import Output, counted
 from modelmount.errors import Cancelled
 from modelmount.oci.reference import Reference
 from modelmount.pull import progress
@@ -57,6 +57,30 @@ def pull(
         if cancelled.is_set():
             raise Cancelled("interrupted")
     return model, tree
+
+
+def tell(output: Output, named: Reference, done: Watched[tuple[Model, Tree]], verb: str = "fetched") -> None:
+    """Print what a pull gave; `verb` says what was done with the bytes that were not here."""
+    model, tree = done.result
+    if output.json:
+        result = {
+            "reference": str(named),
+            "digest": str(model.manifest),
+            "bytes": tree.bytes,
+            "files": tree.files,
+            "tree": str(tree.root),
+            "fetched_bytes": done.fetched_bytes,
+            "seconds": round(done.seconds, 3),
+        }
+        output.object({"result": result})
+        return
+    how = f"{progress.human_bytes(done.fetched_bytes)} {verb} in {progress.human_seconds(done.seconds)}"
+    output.text(
+        f"{named}: {progress.human_bytes(tree.bytes)} in {counted(tree.files, 'file')}, "
+        f"{how if done.fetched_bytes else 'all of it was here'}",
+        f"digest  {model.manifest}",
+        f"tree    {tree.root}",
+    )
 
 
 def _kept(snapshot: progress.Snapshot, reference: Reference) -> str:
