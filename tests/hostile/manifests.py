@@ -98,7 +98,7 @@ def indexed(*entries: Mapping[str, Any], **changes: Any) -> Prepare:
 
 
 def endless(world: World, repository: str) -> Attack:
-    answer = Answer(200, b" " * (12 << 20), [("Content-Type", push.MANIFEST)], framing="chunked")
+    answer = Answer(200, b" " * (12 << 20), [("Content-Type", push.MANIFEST)], framing="close")
     world.script(repository, "manifests/v1", answer)
     return Attack(f"{world.wire.host}/{repository}:v1", world.wire.host)
 
