@@ -290,7 +290,7 @@ def elsewhere(*, served: bool) -> Prepare:
 
 
 def many_annotations(world: World, repository: str) -> Attack:
-    annotations = {f"k{number}": "\x1b[31m" for number in range(100_000)}
+    annotations = {f"k{number}": "\x1b]0;" for number in range(100_000)}
     return harmless(manifest(ONE, annotations=annotations))(world, repository)
 
 
