@@ -146,7 +146,6 @@ def test_the_largest_window_fits_into_its_memory(place: Place) -> None:
         pytest.param(PACKED + b"more", id="something behind it"),
         pytest.param(b"no gzip at all", id="no gzip"),
     ],
-    ids=["a way out", "a link", "a device", "cut off", "more behind it", "no gzip"],
 )
 def test_a_verdict_is_the_same_as_here(place: Place, data: bytes, tmp_path: Path) -> None:
     (tmp_path / "neighbour" / "here").mkdir()
