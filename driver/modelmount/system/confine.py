@@ -129,7 +129,7 @@ def enter(directory: int, limits: Limits, parent: int) -> None:
 
 
 def _limit(limits: Limits) -> None:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    pages = int(Path("/proc/self/statm").read_bytes().split()[0])
     memory = pages * resource.getpagesize() + limits.memory_bytes
     _set(resource.RLIMIT_AS, memory, memory)
     _set(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + _SIGNALS_OF_LIMITS)
