@@ -26,7 +26,7 @@ Examples:
   modelmount export harbor.example.com/llm/llama3-70b:v1 /media/usb/models
   modelmount export harbor.example.com/llm/llama3-70b:v1 llama3.tar
   modelmount import llama3.tar                        on the other side
-  oras cp --from-oci-layout /media/usb/models:v1 registry.internal:5000/llm/llama3-70b:v1
+  modelmount push oci:/media/usb/models:v1 registry.internal:5000/llm/llama3-70b:v1
 
 A directory may hold several models, which share what they have in common; what it has already is
 not fetched again. A tar is one model, and appears once it is complete.

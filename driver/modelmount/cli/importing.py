@@ -75,9 +75,7 @@ def run(
     warm: bool = False,
 ) -> None:
     """Pull what `source` (a path, perhaps with a tag) means, under each of `references`, and print what it became."""
-    path, wanted = _split(source)
-    layout = Layout(path)
-    entry = layout.choose(wanted)
+    layout, entry = find(source)
     specs = [
         VolumeSpec.parse({**attributes, "model": each, "pullPolicy": "Always"})
         for each in references or [_own_name(layout, entry)]
@@ -95,6 +93,16 @@ def _pull(node: wiring.Node, spec: VolumeSpec, output: Output, *, warm: bool) ->
         output,
         lambda cancelled: fetch(node, spec, Credential.anonymous(), cancelled, warm=warm),
     )
+
+
+def find(source: str) -> tuple[Layout, Descriptor]:
+    """The layout that `source` names, a path perhaps with a tag or digest behind it, and the entry that is meant.
+
+    Raises as reading a layout and choosing from it do.
+    """
+    path, wanted = _split(source)
+    layout = Layout(path)
+    return layout, layout.choose(wanted)
 
 
 def _split(source: str) -> tuple[Path, str | None]:

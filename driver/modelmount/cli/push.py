@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from modelmount import config, wiring
+from modelmount.cli import importing
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
@@ -20,12 +21,13 @@ from modelmount.oci.reference import Reference
 from modelmount.packaging import folder, modelpack, oras, remote
 from modelmount.packaging.base import Packager
 from modelmount.packaging.description import describe
-from modelmount.packaging.files import File, Wanted
-from modelmount.packaging.push import Push, Pushed
+from modelmount.packaging.files import Wanted
+from modelmount.packaging.push import LayoutPush, Push, Pushed
 from modelmount.pull.progress import Snapshot, human_bytes, human_seconds
 
 FORMATS: Final[Mapping[str, Packager]] = {"modelpack": modelpack.package, "oras": oras.package}
 """Ways to package by the name that `--format` has for them."""
+DEFAULT_FORMAT: Final = "modelpack"
 
 
 def _annotations(context: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -45,6 +47,7 @@ Examples:
   modelmount push ./llama3-70b harbor.example.com/llm/llama3-70b:v1
   modelmount push ./llama3-70b harbor.example.com/llm/llama3-70b:v1 --exclude 'original/'
   modelmount push s3://models/llama3-70b harbor.example.com/llm/llama3-70b:v1
+  modelmount push oci:/media/usb/models:v1 registry.internal:5000/llm/llama3-70b:v1
   modelmount push ./tiny registry.internal:5000/llm/tiny:v2 --mount-from llm/tiny-base
   modelmount push ./tiny registry.internal:5000/llm/tiny:v2 --json | jq -r .result.digest
 
@@ -58,7 +61,7 @@ interrupted goes on with the next file when it is run again.
     "--format",
     "form",
     type=click.Choice(list(FORMATS)),
-    default="modelpack",
+    default=DEFAULT_FORMAT,
     show_default=True,
     help="What to make of it: a ModelPack artifact, or plain files as ORAS has them.",
 )
@@ -98,8 +101,8 @@ def push(
 ) -> None:
     """Push the files of DIRECTORY to the registry as the model REFERENCE (host/path:tag), a layer for each.
 
-    DIRECTORY may be one file, or a URL that fsspec opens. Links to files are followed. `.git`, `.cache` and
-    `__pycache__` are left out.
+    DIRECTORY may be one file, a URL that fsspec opens, or oci:PATH[:TAG], an image layout, which goes as it is. Links
+    to files are followed. `.git`, `.cache` and `__pycache__` are left out.
     """
     output = output_of(context)
     named = Reference.parse(reference)
@@ -108,23 +111,33 @@ def push(
     tag = named.tag
     settings = access.applied(effective.settings, named.repository)
     beside = tuple(_repository(each, named) for each in beside)
+    from_layout = source.startswith(importing.PREFIX)
+    if from_layout and (include or exclude or annotations or form != DEFAULT_FORMAT):
+        raise InvalidRequest(
+            "a layout is pushed as it is: nothing of it can be chosen, annotated or packaged otherwise"
+        )
     wanted = Wanted(include, exclude)
-    files = remote.files(source, wanted) if remote.is_url(source) else folder.files(Path(source), wanted)
     started = time.monotonic()
     with (
         access.explained(),
         contextlib.closing(wiring.uploads(settings, named.repository, access.secrets, beside)) as uploads,
     ):
-        work = Push(uploads, files, FORMATS[form], describe(files), annotations)
+        work: Push | LayoutPush
+        if from_layout:
+            work = LayoutPush(uploads, *importing.find(source.removeprefix(importing.PREFIX)))
+        else:
+            files = remote.files(source, wanted) if remote.is_url(source) else folder.files(Path(source), wanted)
+            work = Push(uploads, files, FORMATS[form], describe(files), annotations)
         try:
             done = watch(str(named), output, lambda _: work.run(tag), work.progress.snapshot, lambda s: _kept(s, named))
         finally:
             work.cancel.set()
+    sizes = [file.bytes_total for file in work.progress.snapshot().files]
     if output.json:
-        output.object({"result": _plain(named, files, done, time.monotonic() - started)})
+        output.object({"result": _plain(named, sizes, done, time.monotonic() - started)})
         return
     output.text(
-        f"{named}: {human_bytes(_total(files))} in {counted(len(files), 'file')}, "
+        f"{named}: {human_bytes(sum(sizes))} in {counted(len(sizes), 'blob' if from_layout else 'file')}, "
         f"{_sent(done, time.monotonic() - started)}",
         f"digest  {done.digest}",
         f"pinned  {named.repository}@{done.digest}",
@@ -135,10 +148,6 @@ def _repository(text: str, named: Reference) -> str:
     """A path in the registry of `named`, with or without the registry before it."""
     path = text.removeprefix(f"{named.repository.registry}/")
     return Reference.parse(f"{named.repository.registry}/{path}").repository.repository
-
-
-def _total(files: tuple[File, ...]) -> int:
-    return sum(file.size for file in files)
 
 
 def _sent(done: Pushed, seconds: float) -> str:
@@ -156,12 +165,12 @@ def _kept(snapshot: Snapshot, named: Reference) -> str:
     )
 
 
-def _plain(named: Reference, files: tuple[File, ...], done: Pushed, seconds: float) -> dict[str, Any]:
+def _plain(named: Reference, sizes: list[int], done: Pushed, seconds: float) -> dict[str, Any]:
     return {
         "reference": str(named),
         "digest": str(done.digest),
-        "bytes": _total(files),
-        "files": len(files),
+        "bytes": sum(sizes),
+        "files": len(sizes),
         "sent_bytes": done.sent_bytes,
         "blobs": {how: done.blobs.get(how, 0) for how in ("sent", "mounted", "found")},
         "seconds": round(seconds, 3),

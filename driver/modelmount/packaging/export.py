@@ -5,19 +5,19 @@ blob, byte for byte. Nothing is chosen, unpacked or rewritten: the digest stays,
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Final
 
-from modelmount.errors import BadArtifact, Cancelled, Unavailable
+from modelmount.errors import Cancelled, Unavailable
 from modelmount.oci import manifest as manifests
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
-from modelmount.oci.manifest import Manifest
 from modelmount.oci.reference import Reference
 from modelmount.packaging.files import PIECE_BYTES
 from modelmount.packaging.layout import Writer
+from modelmount.packaging.whole import collect
 from modelmount.pull.progress import Counters, Expected, Progress
 from modelmount.registry.client import Client, Document
 from modelmount.registry.credentials import Credential
@@ -25,9 +25,6 @@ from modelmount.sources.base import BlobSource
 from modelmount.sources.ocilayout import NAME, TAG
 from modelmount.sources.registry import RegistrySource
 
-INDEX_DEPTH: Final = 3
-MAX_MANIFESTS: Final = 1000
-"""Of one reference; a model has one, or one for each platform or precision."""
 TRIES: Final = 5
 """How often a blob is opened that breaks off without a byte between."""
 
@@ -57,43 +54,21 @@ class Export:
         """
         reference = self._reference
         top = self._document(reference.digest or reference.tag or "latest")
-        documents = {top.digest: top}
-        blobs = self._collect(top, documents, 0)
-        self.progress.expect((Expected(_key(each), str(each.digest), each.size) for each in blobs), "exporting")
-        for each in documents.values():
+        whole = collect(top, self._document, str(reference))
+        self.progress.expect((Expected(_key(each), str(each.digest), each.size) for each in whole.blobs), "exporting")
+        for each in whole.documents:
             if not writer.has(each.digest, len(each.data)):
                 writer.blob(each.digest, len(each.data), iter([each.data]))
-        self._blobs(writer, blobs)
+        self._blobs(writer, whole.blobs)
         writer.close(_entry(reference, top))
         snapshot = self.progress.snapshot()
-        sizes = sum(each.size for each in blobs) + sum(len(each.data) for each in documents.values())
         fetched = sum(file.bytes_total for file in snapshot.files if file.state == "ready")
-        return Exported(top.digest, sizes, len(blobs) + len(documents), fetched)
+        return Exported(top.digest, whole.bytes, len(whole.blobs) + len(whole.documents), fetched)
 
     def _document(self, name: str | Digest) -> Document:
         return self._client.manifest(self._reference.repository, name, self._credential)
 
-    def _collect(self, document: Document, documents: dict[Digest, Document], depth: int) -> list[Descriptor]:
-        """The blobs that a document names, each once; what manifests it names is fetched, and added to `documents`."""
-        parsed = manifests.parse(document.data, document.media_type)
-        found: dict[Digest, Descriptor] = {}
-        if isinstance(parsed, Manifest):
-            for each in (*((parsed.config,) if parsed.config is not None else ()), *parsed.layers):
-                found.setdefault(each.digest, each)
-            return list(found.values())
-        if depth == INDEX_DEPTH:
-            raise BadArtifact(f"indexes of {self._reference} are nested more than {INDEX_DEPTH} deep")
-        for entry in parsed.manifests:
-            if entry.digest in documents:
-                continue
-            if len(documents) == MAX_MANIFESTS:
-                raise BadArtifact(f"{self._reference} has more than {MAX_MANIFESTS} manifests")
-            documents[entry.digest] = self._document(entry.digest)
-            for each in self._collect(documents[entry.digest], documents, depth + 1):
-                found.setdefault(each.digest, each)
-        return list(found.values())
-
-    def _blobs(self, writer: Writer, blobs: list[Descriptor]) -> None:
+    def _blobs(self, writer: Writer, blobs: Sequence[Descriptor]) -> None:
         with ThreadPoolExecutor(writer.at_once, thread_name_prefix="export") as threads:
             futures = [threads.submit(self._blob, writer, each) for each in sorted(blobs, key=lambda each: each.size)]
             try:

@@ -1,25 +1,37 @@
-"""Files into a repository: hashed, asked for, sent where they are missing, several at once; then the manifest."""
+"""Files, or an image layout, into a repository: each asked for by digest and sent where it is missing, several at once;
+then the manifest.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from modelmount.errors import Cancelled
+from modelmount.oci import manifest as manifests
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import OCI_MANIFEST
 from modelmount.packaging.base import Packager, Part
 from modelmount.packaging.description import Description
 from modelmount.packaging.files import File
+from modelmount.packaging.whole import collect
 from modelmount.pull.progress import Counters, Expected, Progress
+from modelmount.registry.client import Document
 from modelmount.registry.uploads import Bytes, How, Uploads
+from modelmount.sources.ocilayout import Layout, LayoutSource
 
 AT_ONCE: Final = 4
 """Files that are hashed or sent at the same time."""
+
+ItemT = TypeVar("ItemT")
+DoneT = TypeVar("DoneT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +75,103 @@ class Push:
         return Pushed(package.digest, self._seen.counts, self._seen.sent_bytes, is_new)
 
     def _parts(self) -> list[Part]:
-        """All files, sent, in their own order. Small ones go first: then there is something to see."""
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="push") as threads:
-            futures = {
-                file.path: threads.submit(self._send, file) for file in sorted(self._files, key=lambda f: f.size)
-            }
-            try:
-                done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                return [futures[file.path].result() for file in self._files]
-            except BaseException:
-                self.cancel.set()
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        """All files, sent, in their own order."""
+        parts = _all(self._files, lambda file: file.size, self._send, self.cancel)
+        return sorted(parts, key=lambda part: part.path)
 
     def _send(self, file: File) -> Part:
-        if self.cancel.is_set():
-            raise Cancelled("interrupted")
         digest = file.digest(self.cancel)
-        counters = self.progress.file(_key(file))
         part = Part(file.path, file.size, digest)
-        if not self._seen.claim(digest):
-            counters.found()  # another file of the same bytes is sent
-            return part
-        how = self._uploads.blob(digest, _Sent(file, counters, self.cancel))
-        self._seen.ended(how, file.size)
-        if how == "sent":
-            counters.ready()
-        else:
-            counters.found()
+        _have(self._uploads, digest, file, self.progress.file(_key(file)), self._seen, self.cancel)
         return part
+
+
+class LayoutPush:
+    """One push of what a layout has, as it is: with its digest, its indexes, and every signature over it. As `Push`."""
+
+    def __init__(self, uploads: Uploads, layout: Layout, entry: Descriptor) -> None:
+        """Reads its documents, sends nothing yet. Raises as reading a layout does."""
+        self._uploads = uploads
+        top = Document(layout.document(entry.digest), entry.media_type, entry.digest)
+        self._whole = collect(top, lambda digest: Document(layout.document(digest), None, digest), str(layout.path))
+        self._source = LayoutSource(layout)
+        self.progress, self.cancel = Progress(), threading.Event()
+        self._seen = _Seen()
+        expected = (Expected((str(each.digest), ""), str(each.digest), each.size) for each in self._whole.blobs)
+        self.progress.expect(expected, "pushing")
+
+    def run(self, name: str) -> Pushed:
+        """Push under `name`, a tag: blobs, then manifests, then what names them. Raises as `Push.run`."""
+        _all(self._whole.blobs, lambda blob: blob.size, self._send, self.cancel)
+        *below, top = self._whole.documents
+        for each in below:
+            self._uploads.manifest(str(each.digest), each.data, _type(each))
+        is_new = self._uploads.manifest(name, top.data, _type(top))
+        return Pushed(top.digest, self._seen.counts, self._seen.sent_bytes, is_new)
+
+    def _send(self, blob: Descriptor) -> None:
+        file = File(str(blob.digest), blob.size, lambda: _opened(self._source, blob))
+        counters = self.progress.file((str(blob.digest), ""))
+        _have(self._uploads, blob.digest, file, counters, self._seen, self.cancel)
+
+
+def _all(
+    items: Sequence[ItemT], size: Callable[[ItemT], int], send: Callable[[ItemT], DoneT], cancel: threading.Event
+) -> list[DoneT]:
+    """`send` for each, several at once, small ones first: then there is something to see. The first error ends it."""
+
+    def unless_cancelled(item: ItemT) -> DoneT:
+        if cancel.is_set():
+            raise Cancelled("interrupted")
+        return send(item)
+
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="push") as threads:
+        futures = [threads.submit(unless_cancelled, item) for item in sorted(items, key=size)]
+        try:
+            return [future.result() for future in as_completed(futures)]
+        except BaseException:
+            cancel.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _have(
+    uploads: Uploads, digest: Digest, file: File, counters: Counters, seen: _Seen, cancel: threading.Event
+) -> None:
+    """Have the file's bytes in the repository, unless somebody else takes care of the same ones."""
+    if not seen.claim(digest):
+        counters.found()
+        return
+    how = uploads.blob(digest, _Sent(file, counters, cancel))
+    seen.ended(how, file.size)
+    if how == "sent":
+        counters.ready()
+    else:
+        counters.found()
+
+
+def _type(document: Document) -> str:
+    return manifests.parse(document.data, document.media_type).media_type
+
+
+@contextlib.contextmanager
+def _opened(source: LayoutSource, blob: Descriptor) -> Iterator[_Reader]:
+    if blob.data is not None:
+        yield _Reader(io.BytesIO(blob.data).readinto)
+        return
+    with source.open(blob, 0) as opened:
+        yield _Reader(opened.readinto)
+
+
+class _Reader:
+    """What can be received into a view, as a file that is read."""
+
+    def __init__(self, readinto: Callable[[memoryview], int]) -> None:
+        self._readinto = readinto
+
+    def read(self, count: int, /) -> bytes:
+        data = bytearray(count)
+        return bytes(data[: self._readinto(memoryview(data))])
 
 
 def _key(file: File) -> tuple[str, str]:

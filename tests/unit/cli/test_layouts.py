@@ -137,6 +137,39 @@ def test_what_the_real_oras_exported_is_imported(machine: Machine) -> None:
     assert named.objects[-1]["result"]["reference"] == "localhost/theirs:v1"
 
 
+@PLACES
+def test_a_layout_goes_into_a_registry_as_it_is(machine: Machine, place: str) -> None:
+    """An index of two, with its digest; what is there is not sent again."""
+    pusher = push.Pusher(machine.registry.host, machine.registry.connection)
+    one = machine.push(tag="a")
+    (machine.directory / "model/config.json").write_text("[]")
+    platforms = [{"platform": {"os": "linux", "architecture": name}} for name in ("amd64", "arm64")]
+    index = pusher.index("llm/tiny", "all", zip((one, machine.push(tag="b")), platforms, strict=True))
+    layout = machine.directory / place
+    machine.run("export", index.reference, str(layout))
+    copied = f"{machine.registry.host}/llm/copied:v1"
+    machine.registry.forget()
+    done = machine.run("push", f"oci:{layout}", copied, "--json")
+    assert done.code == 0, done.err
+    result = done.objects[-1]["result"]
+    assert result["digest"] == index.digest
+    assert result["blobs"] == {"sent": 5, "mounted": 0, "found": 0}  # the config, four files
+    puts = [each.path for each in machine.registry.requests() if each.method == "PUT" and "/manifests/" in each.path]
+    assert len(puts) == 3
+    assert puts[-1].endswith("/manifests/v1")
+    machine.registry.forget()
+    assert "all of it was there" in machine.run("push", f"oci:{layout}:all", copied).out
+    assert {each.method for each in machine.registry.requests()} == {"HEAD"}
+    chosen = ("--attribute", "platform=linux/arm64")
+    assert tree(machine.run("pull", copied, "--json", *chosen)) == machine.files
+
+
+def test_a_layout_cannot_be_packaged_otherwise(machine: Machine) -> None:
+    refused = machine.run("push", "oci:x", NAMED, "--exclude", "*.bin")
+    assert refused.code == 2
+    assert "a layout is pushed as it is" in refused.err
+
+
 def flip(layout: Path, digest: str) -> None:
     path = layout / "blobs/sha256" / digest.removeprefix("sha256:")
     data = bytearray(path.read_bytes())
