@@ -26,6 +26,7 @@ from modelmount.errors import Forbidden, Internal, NotFound, Unauthenticated, Un
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
 from modelmount.registry.credentials import Credential
+from modelmount.registry.recent import Recent
 from modelmount.system import atomic
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ RENEWED_AFTER: Final = 0.1
 """A record is written anew when so much of its time is over: a publish needs no write each time."""
 FUTURE_SECONDS: Final = 1.0
 """A record from further ahead comes from a clock that was wrong, and doesn't count."""
+DOWN_SECONDS: Final = 30.0
+"""How long a registry that was found to be down isn't asked by who has a record: each would wait for it in vain."""
+KEPT_REGISTRIES: Final = 256
 MOST_RECORDS: Final = 256
 """Records of one model; whoever comes later asks the registry each time."""
 
@@ -55,6 +59,7 @@ class Proofs:
         self._store, self._auth, self._clock = store, auth, clock
         self._lock = threading.Lock()
         self._key = b""
+        self._down: Recent[str, float] = Recent(KEPT_REGISTRIES)
 
     @property
     def wanted(self) -> bool:
@@ -79,11 +84,14 @@ class Proofs:
             repository, digest, manifest, credential, self._auth.record_seconds or None
         ):
             return "record"
+        grace = self._auth.grace_seconds
+        if self._is_down(repository) and self._stands(repository, digest, manifest, credential, grace):
+            return "grace"
         try:
             ask()
         except Unavailable as e:
-            grace = self._auth.grace_seconds
-            if not grace or not self._stands(repository, digest, manifest, credential, grace):
+            self._down.put(repository.registry, self._clock())
+            if not self._stands(repository, digest, manifest, credential, grace):
                 raise
             log.warning("%s, which can't be asked now, is read by an earlier proof: %s", repository, e)
             return "grace"
@@ -116,6 +124,11 @@ class Proofs:
 
     # -- inside
 
+    def _is_down(self, repository: Repository) -> bool:
+        """Whether its registry was found to be down a moment ago."""
+        since = self._down.get(repository.registry)
+        return since is not None and 0 <= self._clock() - since < DOWN_SECONDS
+
     def _lifetime(self) -> float:
         if self._auth.verification != "record":
             return 0.0
@@ -134,7 +147,7 @@ class Proofs:
         """
         for each in (credential, Credential.anonymous()):
             age = self._age(self._path(repository, digest, manifest, each))
-            if age is not None and age >= -FUTURE_SECONDS and (seconds is None or age < seconds):
+            if age is not None and age >= -FUTURE_SECONDS and (seconds is None or max(age, 0.0) < seconds):
                 return True
         return False
 

@@ -187,6 +187,24 @@ def test_a_registry_that_is_down_opens_what_the_same_credential_proved_within_th
         bench.read(ALICE)
 
 
+def test_a_registry_that_is_down_is_not_asked_by_each_for_a_while(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelmount.pull.proofs.DOWN_SECONDS", 10_000.0)
+    bench.read(ALICE)
+    bench.read(BOB)
+    bench.registry.stop()
+    assert bench.read(ALICE) == "grace"
+    bench.registry.start()
+    bench.registry.forget()
+    assert [bench.read(ALICE), bench.read(BOB)] == ["grace", "grace"]
+    assert bench.requests() == []
+    with pytest.raises(REFUSED):
+        bench.read(WRONG)  # who has no record asks
+    monkeypatch.setattr("modelmount.pull.proofs.DOWN_SECONDS", 0.0)
+    assert bench.read(ALICE) == "registry"
+
+
 @pytest.mark.parametrize("credential", [BOB, WRONG, NOBODY], ids=["another", "a guessed one", "none"])
 def test_a_registry_that_is_down_opens_nothing_that_was_never_proved(bench: Bench, credential: Credential) -> None:
     bench.read(ALICE)
