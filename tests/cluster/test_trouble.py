@@ -12,11 +12,13 @@ from tests.cluster.api import ApiError, wait
 from tests.cluster.conftest import Figures
 from tests.cluster.test_volumes import sees
 from tests.cluster.world import NAMESPACE, WAIT_SECONDS, World
+from tests.e2e.conftest import random_bytes
 
 pytestmark = pytest.mark.timeout(900)
 
 SLOW = 150_000
 CONFIG_BYTES = 4096
+LARGE_MIB = 2048
 CALLS = 5
 """Calls of the kubelet that a slow pull outlasts; its pauses double from half a second, so more take very long."""
 
@@ -134,6 +136,31 @@ def test_the_kubelet_restarts_while_the_registry_is_down(world: World, figures: 
         world.settled()
     finally:
         world.registry.start()
+
+
+def test_two_gigabytes_in_half_a_gigabyte_of_memory(world: World, figures: Figures) -> None:
+    """A pull's page cache is charged to the driver. With a limit it is written back earlier; nobody gets killed."""
+    source = world.directory / "large"
+    source.mkdir()
+    block = random_bytes(1 << 20, seed=99)
+    with (source / "model.safetensors").open("wb") as out:
+        for number in range(LARGE_MIB):
+            out.write(number.to_bytes(8, "little") + block[8:])
+    model = world.push(source)
+    (source / "model.safetensors").unlink()
+    resources = {"requests": {"memory": "128Mi"}, "limits": {"memory": "512Mi"}}
+    world.helm("upgrade", node={"resources": resources})
+    try:
+        world.api.create(world.pod("large", model))
+        sees(world, "large", model)
+        (status,) = world.driver_pod()["status"]["containerStatuses"]
+        assert status["restartCount"] == 0
+        assert world.received() <= model.size + CONFIG_BYTES
+        figures["bytes"] = model.size
+    finally:
+        world.gone("large")
+        world.settled()
+        world.helm("upgrade")
 
 
 def test_a_driver_pod_that_is_gone_for_a_while(world: World) -> None:

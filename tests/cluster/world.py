@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 from collections import Counter
@@ -20,7 +19,7 @@ import yaml
 from tests.cluster import images
 from tests.cluster.api import Object, wait
 from tests.cluster.cluster import NODE_ADDRESS, START_SECONDS, Cluster
-from tests.e2e.conftest import contents, write_model
+from tests.e2e.conftest import write_model
 from tests.fakes import push
 from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
@@ -174,11 +173,15 @@ class World:
 
     def model(self, *, through: str | None = None, private: bool = False, weights: int = 300_000) -> Model:
         """A new model, never the bytes of another. `through` replaces the host in its reference."""
-        self._models += 1
-        name = f"models/m{self._models}"
-        source = write_model(self.directory / name, weights=weights, seed=1000 + self._models)
+        source = write_model(self.directory / f"models/{self._models}", weights=weights, seed=1000 + self._models)
         for config in source.rglob("config.json"):
             config.write_text(f'{{"number": {self._models}, "of": "{config.parent.name}"}}\n')
+        return self.push(source, through=through, private=private)
+
+    def push(self, source: Path, *, through: str | None = None, private: bool = False) -> Model:
+        """What lies in a directory, as a model of its own repository."""
+        self._models += 1
+        name = f"models/m{self._models}"
         registry = self.private if private else self.registry
         login = push.basic("robot", "right") if private else None
         pusher = push.Pusher(registry.host, registry.connection, authorization=login)
@@ -187,7 +190,8 @@ class World:
         self._sizes |= {each["digest"]: each["size"] for each in (manifest["config"], *manifest["layers"])}
         if through is not None:
             self._slowly |= set(pushed.layers)
-        sums = {path: hashlib.sha256(data).hexdigest() for path, data in contents(source).items()}
+        measured = {path: push.measure(source / path)[0] for path in push.files_below(source)}
+        sums = {path: digest.removeprefix("sha256:") for path, digest in measured.items()}
         reference = f"{through or registry.host}/{name}:v1"
         return Model(reference, sums, frozenset(d for d in pushed.layers if self._sizes[d]), pushed.size)
 
