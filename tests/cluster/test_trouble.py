@@ -156,7 +156,7 @@ def test_two_gigabytes_in_half_a_gigabyte_of_memory(world: World, figures: Figur
         (status,) = world.driver_pod()["status"]["containerStatuses"]
         assert status["restartCount"] == 0
         assert world.received() <= model.size + CONFIG_BYTES
-        figures["bytes"] = model.size
+        figures["bytes"], figures["bytes_sent_unread"] = model.size, world.sent_unread(model)
     finally:
         world.gone("large")
         world.settled()

@@ -31,6 +31,8 @@ STORE = Path("/var/lib/modelmount")
 PODS_LOGS = Path("/var/log/pods")
 WAIT_SECONDS = 240.0
 """Patience with anything; nothing is measured by it."""
+RANGED_BYTES = 64 << 20
+"""Models from here on may come in ranges."""
 PUBLISH_SECONDS = 4.0
 """`publish.wait_seconds` here, instead of 105: so that a pull outlasts many calls in a minute."""
 _READER = "find -L /model -type f | sort | while read f; do sha256sum $f; done; trap 'exit 0' TERM; "
@@ -61,7 +63,7 @@ class World:
         self._stack = contextlib.ExitStack()
         self._models = 0
         self._sizes: dict[str, int] = {}
-        self._slowly: set[str] = set()
+        self._by_driver: set[str] = set()
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -100,17 +102,27 @@ class World:
         self.settled()
 
     def fetched_twice(self) -> int:
-        """Bytes of blobs that registries sent since `begin` beyond each blob's size, by their own logs; of blobs that
-        went the slow way, where a log counts what waits in buffers, nothing: `received` counts those.
+        """Bytes of blobs that registries sent since `begin` beyond each blob's size, by their own logs.
+
+        Nothing of models that came the slow way or in ranges: there a log also counts what was on its way when the
+        driver closed a connection. Scenarios with those compare `received`, the driver's own count.
         """
+        return sum(count for digest, count in self._beyond().items() if digest not in self._by_driver)
+
+    def sent_unread(self, model: Model) -> int:
+        """Bytes that the registries sent of a model beyond its size: on their way when a connection was closed."""
+        return sum(count for digest, count in self._beyond().items() if digest in model.blobs)
+
+    def _beyond(self) -> Counter[str]:
         sent: Counter[tuple[str, str]] = Counter()
         for registry in (self.registry, self.private):
             for request in registry.requests():
                 if request.method == "GET" and request.digest and request.status in {200, 206}:
                     sent[request.path, request.digest] += request.size
-        return sum(
-            max(0, count - self._sizes[digest]) for (_, digest), count in sent.items() if digest not in self._slowly
-        )
+        beyond: Counter[str] = Counter()
+        for (_, digest), count in sent.items():
+            beyond[digest] += max(0, count - self._sizes[digest])
+        return beyond
 
     def received(self) -> int:
         """Bytes of blobs that this driver received since it started, by its own count."""
@@ -188,8 +200,8 @@ class World:
         pushed = pusher.artifact(name, "v1", push.modelpack(source))
         manifest = json.loads(pushed.document)
         self._sizes |= {each["digest"]: each["size"] for each in (manifest["config"], *manifest["layers"])}
-        if through is not None:
-            self._slowly |= set(pushed.layers)
+        if through is not None or pushed.size >= RANGED_BYTES:
+            self._by_driver |= set(pushed.layers)
         measured = {path: push.measure(source / path)[0] for path in push.files_below(source)}
         sums = {path: digest.removeprefix("sha256:") for path, digest in measured.items()}
         reference = f"{through or registry.host}/{name}:v1"
