@@ -243,9 +243,9 @@ def test_a_blob_that_breaks_off_goes_on_where_it_was(machine: Machine) -> None:
         gateway.play(Fault(lambda each: each.path.endswith(weights), spoil(cut_after=300_000)))
         done = machine.run("export", f"{gateway.host}/llm/tiny:v1", str(machine.directory / "x.tar"), "--plain-http")
         assert done.code == 0, done.err
-        first, second = gateway.asked(f"/v2/llm/tiny/blobs/{weights}")
+        first, *_, last = gateway.asked(f"/v2/llm/tiny/blobs/{weights}")
     assert "range" not in first.headers
-    assert second.headers["range"] == "bytes=300000-"
+    assert 0 < int(last.headers["range"].removeprefix("bytes=").rstrip("-")) <= 300_000
     with tarfile.open(machine.directory / "x.tar") as tar:
         assert tar.getnames()[0] == "oci-layout"
         assert tar.getnames()[-1] == "index.json"

@@ -108,6 +108,26 @@ def test_what_the_real_oras_pushed_is_pulled_as_the_same_tree(machine: Machine, 
     assert sent(machine) == []  # the same blobs, the empty config among them
 
 
+def test_a_directory_that_the_real_oras_packed_is_what_it_unpacks_itself(machine: Machine, model: Path) -> None:
+    (model / "tokenizer/deep").mkdir()
+    (model / "tokenizer/deep/merges.txt").write_text("a b")
+    oras(
+        machine,
+        "push",
+        reference(machine),
+        "config.json",
+        "model.safetensors:application/x.weights",
+        "tokenizer",
+        cwd=model,
+    )
+    out = machine.directory / "out"
+    out.mkdir()
+    oras(machine, "pull", reference(machine), cwd=out)
+    pulled = machine.run("pull", reference(machine), "--json").objects[-1]["result"]
+    assert "tokenizer/deep/merges.txt" in contents(out)
+    assert contents(Path(pulled["tree"])) == contents(out)
+
+
 def test_files_of_another_repository_are_mounted(machine: Machine, model: Path) -> None:
     machine.run("push", str(model), reference(machine, "base"))
     (model / "README.md").write_text("tuned")
