@@ -73,7 +73,7 @@ def test_the_driver_was_one_process_and_stayed_small(world: World) -> None:
     assert world.figures.escapes == []
 
 
-def test_what_the_corpus_leaves_in_the_store_is_right_and_goes(world: World) -> None:
+def test_what_the_corpus_leaves_in_the_store_is_right(world: World) -> None:
     assert oracle.faults(world.driver.store) == []
     trees = world.driver.store / "trees"
     owned = [path for path in world.directory.rglob(f"{OWNED}*") if not path.is_relative_to(trees)]
