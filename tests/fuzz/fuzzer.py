@@ -31,10 +31,10 @@ class FindingError(Exception):
 
 
 class Fuzzer:
-    """One target. The same `seed` gives the same inputs as long as the code is the same."""
+    """One target. With the same `seed` inputs are the same, unless it may `grow`: which lines threads reach is chance."""
 
-    def __init__(self, name: str, target: Target, seed: int) -> None:
-        self.name, self._target = name, target
+    def __init__(self, name: str, target: Target, seed: int, *, grow: bool = True) -> None:
+        self.name, self._target, self._grow = name, target, grow
         self._random = random.Random(seed)
         self.pool = list(known(name, target))
         self.kept: list[bytes] = []
@@ -49,7 +49,7 @@ class Fuzzer:
     def step(self) -> None:
         """Run a new input; keep it where it went somewhere new. Raises FindingError."""
         data = self._mutated()
-        if self._run(data):
+        if self._run(data) and self._grow:
             self.pool.append(data)
             self.kept.append(data)
 
