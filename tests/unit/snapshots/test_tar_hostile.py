@@ -50,16 +50,27 @@ def test_t3_the_archive_of_cve_2025_4517_writes_nothing_outside(target: Director
 
 def test_t4_t5_no_module_of_the_driver_opens_archives_by_other_means() -> None:
     forbidden = {"tarfile", "zipfile", "gzip", "zlib", "bz2", "lzma"}
+    layouts = {
+        "packaging/layout.py",
+        "sources/ocilayout.py",
+    }  # write and read an image layout's headers, extract nothing
     root = Path(unpack.__file__).parents[1]
     found = []
     for path in root.rglob("*.py"):
+        imported = forbidden - ({"tarfile"} if str(path.relative_to(root)) in layouts else set())
         for node in ast.walk(ast.parse(path.read_text())):
             names = {a.name for a in node.names} if isinstance(node, ast.Import) else set()
             if isinstance(node, ast.ImportFrom):
                 names = {node.module or ""}
-            if isinstance(node, ast.Attribute) and node.attr in {"unpack_archive", "extractall"}:
+            names &= imported
+            if isinstance(node, ast.Attribute) and node.attr in {
+                "unpack_archive",
+                "extract",
+                "extractall",
+                "extractfile",
+            }:
                 names = forbidden
-            found += [f"{path.relative_to(root)}: {name}" for name in names & forbidden]
+            found += [f"{path.relative_to(root)}: {name}" for name in names]
     assert found == []
 
 
