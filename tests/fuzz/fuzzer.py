@@ -31,7 +31,7 @@ class FindingError(Exception):
 
 
 class Fuzzer:
-    """One target. With the same `seed` inputs are the same, unless it may `grow`: which lines threads reach is chance."""
+    """One target. The same `seed` makes the same inputs, unless it may `grow`: what lines threads reach is chance."""
 
     def __init__(self, name: str, target: Target, seed: int, *, grow: bool = True) -> None:
         self.name, self._target, self._grow = name, target, grow
