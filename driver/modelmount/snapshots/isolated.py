@@ -134,8 +134,10 @@ def unpack_isolated(
     try:
         talk.serve(look)
     finally:
-        worker.end()
+        ended = worker.end()
         _take_back(files)
+    if ended.status is None:  # with nobody to say that it is gone, it may still write
+        raise _ended(ended)
     talk.require_whole()
     _take_over(files, talk.members)
     return talk.members
