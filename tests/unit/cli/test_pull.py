@@ -251,7 +251,12 @@ def test_a_quiet_pull_says_nothing_unless_it_fails(machine: Machine) -> None:
 def test_an_interrupted_pull_says_what_is_kept_and_goes_on_from_there(machine: Machine, number: signal.Signals) -> None:
     machine.push()
     with Proxy(machine.registry.port, hold_at=LARGE * 2 // 3) as slow:
-        command = machine.driver.command("pull", f"{slow.host}/llm/tiny:v1", "--plain-http")
+        # Whoever runs the tests in the background has them ignore SIGINT.
+        command = [
+            "env",
+            "--default-signal=INT",
+            *machine.driver.command("pull", f"{slow.host}/llm/tiny:v1", "--plain-http"),
+        ]
         machine.driver.write_config()
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=machine.driver.environment()

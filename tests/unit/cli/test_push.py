@@ -155,7 +155,8 @@ def test_an_interrupted_push_goes_on_with_what_is_missing(
         target = f"{gateway.host}/llm/tiny:v1"
         machine.driver.write_config()
         process = subprocess.Popen(
-            machine.driver.command("push", str(model), target, "--plain-http"),
+            # Whoever runs the tests in the background has them ignore SIGINT.
+            ["env", "--default-signal=INT", *machine.driver.command("push", str(model), target, "--plain-http")],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
