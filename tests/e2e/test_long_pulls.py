@@ -19,6 +19,8 @@ from tests.e2e.conftest import Node, contents, random_bytes
 from tests.fakes import mounts, push
 from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
+from tests.faults.processes import connections_at
+from tests.faults.scene import wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
@@ -65,6 +67,11 @@ class SlowNode:
         pushed = self.node.pusher.artifact("llm/big", "v1", push.modelpack(files, packing=packing))
         self.reference = f"{self.proxy.host}/llm/big:v1"
         return pushed
+
+    def forget(self) -> None:
+        """Count requests from here: the driver has ended, and the registry logs a request when it sees that."""
+        wait_for(lambda: not connections_at(self.node.registry.port), "the registry to see that its client is gone")
+        self.node.registry.forget()
 
     def let_go(self, rate: float | None = None) -> None:
         """The rest may come, at this rate."""
@@ -132,8 +139,8 @@ def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(
     had, passed = slow.journalled(), slow.proxy.passed
     connections = len(slow.weights_answers(pushed))
     assert passed - had <= connections * (PIECE_BYTES + BUFFERED_BYTES) + OTHER_BYTES
-    slow.node.registry.forget()
     slow.let_go()
+    slow.forget()
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
     assert slow.served(pushed) == slow.weights(pushed)["size"] - had
@@ -146,8 +153,8 @@ def test_a_stopped_driver_keeps_every_byte(slow: SlowNode, files: Path) -> None:
     slow.wait_partial(WEIGHTS_BYTES // 3)
     assert slow.node.driver.stop() == 0
     had = slow.journalled()
-    slow.node.registry.forget()
     slow.let_go()
+    slow.forget()
     slow.node.driver.start()
     slow.node.kubelet.wait_running(pod, 60)
     assert slow.served(pushed) == WEIGHTS_BYTES - had
