@@ -20,8 +20,8 @@ from modelmount.content.backoff import Backoff
 from modelmount.content.ingest import RAW
 from modelmount.content.store import Store
 from modelmount.errors import IntegrityError, ModelMountError
-from modelmount.oci.descriptor import Descriptor
 from modelmount.pull.fetch import Cancel
+from modelmount.pull.peek import peek
 from modelmount.pull.plan import Part
 from modelmount.sources.base import BlobSource
 
@@ -59,7 +59,7 @@ def _taken_over(store: Store, scope: str, source: BlobSource, part: Part, cancel
                 return False
             for _ in range(RANGES):
                 offset = HEAD_BYTES + secrets.randbelow(descriptor.size - HEAD_BYTES - RANGE_BYTES + 1)
-                theirs = _range(source, descriptor, offset)
+                theirs = peek(source, descriptor, offset, RANGE_BYTES)
                 if cancel() or theirs is None:
                     return False
                 if theirs != os.pread(file.fileno(), RANGE_BYTES, offset):
@@ -75,16 +75,3 @@ def _taken_over(store: Store, scope: str, source: BlobSource, part: Part, cancel
         store.admit(descriptor.digest, scope)
     telemetry.blobs_total.labels("proved").inc()
     return True
-
-
-def _range(source: BlobSource, descriptor: Descriptor, offset: int) -> bytes | None:
-    """What the source has there; None where it does no ranges, or sends less."""
-    buffer = memoryview(bytearray(RANGE_BYTES))
-    received = 0
-    with source.open(descriptor, offset, offset + RANGE_BYTES) as opened:
-        if opened.offset != offset:
-            return None
-        while received < RANGE_BYTES and (count := opened.readinto(buffer[received:])):
-            received += count
-    telemetry.fetched_bytes_total.inc(received)
-    return bytes(buffer) if received == RANGE_BYTES else None

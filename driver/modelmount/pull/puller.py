@@ -20,10 +20,12 @@ from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, Cancelled, Internal, ModelMountError, NoSpace, Unavailable
 from modelmount.formats.selection import Selection
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.pull import possession, verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
+from modelmount.pull.peek import peek
 from modelmount.pull.plan import Plan, make_plan
 from modelmount.pull.progress import Snapshot
 from modelmount.pull.resolver import Model, Resolver, not_here
@@ -97,6 +99,12 @@ class Puller:
                     f"the pull of {model} got no thread; the driver's pod may need a higher limit of processes"
                 ) from e
             return job
+
+    def head(self, model: Model, credential: Credential, descriptor: Descriptor, count: int) -> bytes | None:
+        """The first bytes of a blob, `count` at most, as its source sends them: not verified. None where it sends less.
+        Blocks within the source's own limits, and raises what it does.
+        """
+        return peek(self._source(model, lambda: credential), descriptor, 0, min(count, descriptor.size))
 
     def release(self, job: Job) -> None:
         """A lease on the finished job's tree stands: the job need not hold it any longer."""

@@ -11,9 +11,19 @@ from pathlib import Path
 
 from modelmount import formats, policy
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, Forbidden, InvalidRequest
+from modelmount.errors import (
+    BadArtifact,
+    Forbidden,
+    IntegrityError,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from modelmount.formats.base import Encoding
 from modelmount.formats.selection import Selection
 from modelmount.oci import manifest as manifests
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.manifest import Manifest
 from modelmount.oci.reference import Reference
 from modelmount.policy import Policy, Rule
@@ -27,6 +37,9 @@ from modelmount.volumes.volume import pod_namespace
 log = logging.getLogger(__name__)
 
 KEPT_VERDICTS = 4096
+Head = Callable[[Descriptor, int], bytes | None]
+"""The first so many bytes of a blob, as its source sends them; None where it sends less."""
+_TROUBLE = (Unavailable, NotFound, Unauthenticated, IntegrityError)
 
 
 class Policing:
@@ -42,6 +55,7 @@ class Policing:
         self._seen = _signature(self._file) if self._file is not None else None
         self._policy = policy.read(self._file) if self._file is not None else None
         self._looked_through: Recent[tuple[str, str, str], bool] = Recent(KEPT_VERDICTS)
+        self._looked_ahead: Recent[tuple[str, str, str], bool] = Recent(KEPT_VERDICTS)
 
     def begin(self, reference: Reference, attributes: Mapping[str, str]) -> Check:
         """The check of one publish, after the words of the volume passed it. Raises Forbidden."""
@@ -65,6 +79,25 @@ class Policing:
             except InvalidRequest as e:
                 log.error("the changed policy doesn't count: %s", e)
         return self._policy
+
+    def look_ahead(self, check: Check, rule: Rule, model: Model, selection: Selection, head: Head) -> None:
+        """Raise Forbidden for the first bytes of a file that the rule doesn't allow. A model that passed isn't asked
+        for again: its pull may take many calls.
+        """
+        store = self._store
+        key = (f"{model}{selection.key}", check.policy_id, rule.name)
+        document = manifests.parse(store.read_document(model.manifest))
+        if self._looked_ahead.get(key) or not isinstance(document, Manifest) or formats.reads_config(document):
+            return
+        for layer in formats.decide(document, None, selection).layers:
+            descriptor, path = layer.descriptor, layer.path or ""
+            if layer.encoding is not Encoding.RAW or store.has_blob(descriptor.digest, model.repository.scope):
+                continue
+            found = head(descriptor, HEAD_BYTES) if descriptor.size else b""
+            if found is not None:
+                kind = policy.by_content(path, found, descriptor.size)
+                rule.check_file(str(model), path, kind)
+        self._looked_ahead.put(key, value=True)
 
     def look_through(self, check: Check, rule: Rule, what: str, tree: Tree) -> None:
         """Raise Forbidden for a file of the tree that the rule doesn't allow; a tree that passed isn't read again."""
@@ -110,6 +143,19 @@ class Check:
                 kind = policy.by_name(layer.path or "")
                 if kind is not None and not layer.encoding.is_archive:
                     self.enforce(functools.partial(rule.check_file, str(model), layer.path or "", kind))
+
+    def heads(self, model: Model, selection: Selection, head: Head) -> None:
+        """Raise Forbidden by the first bytes of files that have yet to be pulled, as their source sends them: early, so
+        that nothing large comes in vain. `may_show` has the last word. Raises what `head` does of the call itself;
+        trouble with the source is the pull's to tell.
+        """
+        rule = self.rule
+        if rule is None or rule.mode != "enforce" or not rule.looks_into_files:
+            return
+        try:
+            self.policing.look_ahead(self, rule, model, selection, head)
+        except _TROUBLE as e:
+            log.info("the first bytes of %s could not be looked at before its pull: %s", model, e)
 
     def may_show(self, model: Model, store: Store, selection: Selection) -> bool:
         """Whether the tree of the model is here and passes. Raises Forbidden for files that may not be in it."""

@@ -30,6 +30,7 @@ from modelmount.errors import (
 )
 from modelmount.formats import ANY, Choice
 from modelmount.formats.selection import Selection
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.reference import Reference, Repository
 from modelmount.pull import progress
 from modelmount.pull.job import Job
@@ -96,6 +97,9 @@ class Pulls(Protocol):
         """Join or start the model's job, which does without any source unless it may `fetch`; the caller has proved its
         access.
         """
+
+    def head(self, model: Model, credential: Credential, descriptor: Descriptor, count: int) -> bytes | None:
+        """The first bytes of a blob as its source sends them, not verified; None where it sends less."""
 
     def release(self, job: Job) -> None:
         """A lease on the job's tree stands, or the job's result is of no use."""
@@ -287,9 +291,18 @@ class Publisher:
         made = self._make(wanted, model, check, attempt)
         if made is not None:
             return Published("cached", made, model.proof, credential.username)
+        if policy != "Never":
+            self._look_ahead(wanted, model, credential, check, attempt)
         made = self._pull_and_make(wanted, model, credential, check, attempt)
         how: How = "cached" if policy == "Never" else "pulled"
         return Published(how, made, model.proof, credential.username)
+
+    def _look_ahead(self, wanted: Wanted, model: Model, credential: Credential, check: Check, attempt: Attempt) -> None:
+        def head(descriptor: Descriptor, count: int) -> bytes | None:
+            attempt.check()
+            return self._puller.head(model, credential, descriptor, count)
+
+        check.heads(model, wanted.spec.selection, head)
 
     def _make(self, wanted: Wanted, model: Model, check: Check, attempt: Attempt) -> Lease | None:
         """Mount what is here and passes the policy; None when it isn't here."""

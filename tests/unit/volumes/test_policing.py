@@ -90,6 +90,26 @@ def test_a_pickle_by_another_name_is_not_mounted(make_node: MakeNode, tmp_path: 
     assert list(contents(it.publish(pushed.reference))) == ["model.safetensors"]
 
 
+def test_a_large_pickle_by_another_name_is_not_pulled(make_node: MakeNode, tmp_path: Path) -> None:
+    it = ruled(make_node, tmp_path, '[default]\ndeny_files = ["pickle"]\n')
+    pushed = it.node.push({"config.json": b"{}\n", "model.safetensors": pickle.dumps({"a": bytes(4 << 20)})})
+    it.node.registry.forget()
+    it.refused(pushed.reference, match=r"'model.safetensors' \(pickle\)")
+    blobs = [request for request in it.node.registry.requests() if request.digest]
+    assert len(blobs) == 2  # the first bytes of each file
+    assert sum(request.size for request in blobs) < 64 << 10
+    it.node.assert_nothing_left()
+
+
+def test_first_bytes_are_looked_at_once_however_often_the_kubelet_comes(make_node: MakeNode, tmp_path: Path) -> None:
+    it = ruled(make_node, tmp_path, '[default]\ndeny_files = ["pickle"]\n')
+    pushed = it.node.push({"config.json": b"{}\n", "model.safetensors": b"x" * (1 << 20)})
+    assert len(contents(it.publish(pushed.reference))) == 2
+    assert it.asked().count("GET blob") == 4  # the first bytes of two files, and each of them whole
+    it.publish(pushed.reference, "another-pod")
+    assert it.asked().count("GET blob") == 0
+
+
 def test_a_pickle_in_an_archive_is_not_mounted(make_node: MakeNode, tmp_path: Path) -> None:
     it = ruled(make_node, tmp_path, '[default]\ndeny_files = ["pickle"]\n')
     directory = tmp_path / "packed"
