@@ -128,7 +128,7 @@ class FormatConformance:
                 with pytest.raises(BadArtifact, match="file name"):
                     formats.decide(read(document), _config(sample.artifact))
             else:
-                _require_verdict(document)
+                require_verdict(document)
 
     def test_two_files_at_one_path_are_refused(self, sample: Sample) -> None:
         for layer in _raw(sample.artifact.document(), _config(sample.artifact))[:1]:
@@ -163,14 +163,14 @@ class FormatConformance:
         for descriptor, document in _each_layer(sample.artifact):
             spoil(descriptor)
             self.format.matches(read(document))
-            _require_verdict(document)
+            require_verdict(document)
 
     def test_an_artifact_that_declares_nothing_is_read_or_refused(self, sample: Sample) -> None:
         for key in ("config", "artifactType"):
             document = sample.artifact.document()
             document.pop(key, None)
             self.format.matches(read(document))
-            _require_verdict(document)
+            require_verdict(document)
 
 
 def _each_layer(artifact: Artifact) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -205,7 +205,7 @@ def _raw(document: Mapping[str, Any], config: bytes | None = None) -> list[Layer
     return [layer for layer in found if layer.encoding is Encoding.RAW]
 
 
-def _require_verdict(document: Mapping[str, Any]) -> None:
+def require_verdict(document: Mapping[str, Any]) -> None:
     """A layout whose paths are checked, or BadArtifact in words that can be shown."""
     try:
         layout = formats.decide(read(document), None)
