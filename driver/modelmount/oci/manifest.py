@@ -4,12 +4,12 @@ manifests), read from the exact bytes of a registry's answer.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from modelmount.errors import BadArtifact
+from modelmount.oci import jsontext
 from modelmount.oci.descriptor import Descriptor, annotation_map, mapping, text
 
 MAX_DOCUMENT_BYTES = 4 << 20
@@ -106,8 +106,8 @@ def strict_json(data: bytes) -> object:
         )
     try:
         decoded = data.decode("utf-8")
-        value = json.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except RecursionError as e:
+        value = jsontext.loads(decoded, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except jsontext.TooDeep as e:
         raise BadArtifact("the document is nested too deeply") from e
     except (UnicodeDecodeError, ValueError) as e:
         start = ascii(data[:40].decode("latin-1"))

@@ -6,7 +6,6 @@ be read says nothing: what it would say is for people, and no reason not to push
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections import Counter
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from modelmount.oci import jsontext
 from modelmount.packaging.files import File, Readable
 
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -52,12 +52,12 @@ def safetensors(file: File) -> Weights | None:
         if not 2 <= length <= min(MAX_HEADER_BYTES, file.size):
             return None
         try:
-            tensors = json.loads(_exactly(opened, length))
+            tensors = jsontext.loads(_exactly(opened, length))
             types: Counter[str] = Counter()
             for name, tensor in tensors.items():
                 if name != "__metadata__":
                     types[str(tensor["dtype"])] += math.prod(map(int, tensor["shape"]))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
     return Weights(types.total(), dict(types))
 

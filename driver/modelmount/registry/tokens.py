@@ -7,7 +7,6 @@ Protocol: distribution "Token Authentication Specification" (GET) and "OAuth2" (
 from __future__ import annotations
 
 import base64
-import json
 import re
 import threading
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from modelmount.errors import Unavailable
+from modelmount.oci import jsontext
 from modelmount.registry import answers
 from modelmount.registry.credentials import Credential
 from modelmount.registry.recent import Recent
@@ -82,10 +82,10 @@ class Tokens:
                 raise _refusal(answer, key, what)
             data = answer.body.read_all(MAX_ANSWER_BYTES, deadline)
         try:
-            document = json.loads(data or b"")
+            document = jsontext.loads(data or b"")
             token = document.get("token") or document.get("access_token")
             lifetime = document.get("expires_in")
-        except (ValueError, AttributeError, RecursionError):
+        except (ValueError, AttributeError):
             token = lifetime = None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise Unavailable(

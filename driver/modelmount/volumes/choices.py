@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Final, TypeVar, get_args
@@ -12,6 +11,7 @@ from modelmount.formats import Choice, paths
 from modelmount.formats.base import Unpack
 from modelmount.formats.patterns import MAX_PATTERNS, Patterns, cleaned
 from modelmount.formats.selection import Files, Selection
+from modelmount.oci import jsontext
 from modelmount.oci.descriptor import Platform
 
 KEYS: Final = (
@@ -95,8 +95,8 @@ def _lines(attributes: Mapping[str, str], key: str) -> list[str]:
     if not text.lstrip().startswith("["):
         return [line for line in text.splitlines() if line.strip()]
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = jsontext.loads(text)
+    except ValueError:
         found = None
     if isinstance(found, list) and all(isinstance(item, str) for item in found):
         return found

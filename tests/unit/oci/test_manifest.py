@@ -159,7 +159,7 @@ def test_json_that_readers_differ_on_is_refused(data: bytes, match: str) -> None
 def test_json_is_otherwise_read_as_it_is() -> None:
     data = b'{"a": "\\ud83d\\ude00", "b": [1, 1.5, true, null], "c": "\xc3\xa9\\u0000"}'
     assert manifests.strict_json(data) == {"a": "\U0001f600", "b": [1, 1.5, True, None], "c": "é\0"}
-    assert manifests.strict_json(b"[" * 900 + b"]" * 900)
+    assert manifests.strict_json(b"[" * 100 + b"]" * 100)
 
 
 def test_the_size_of_a_document_is_bounded_at_4_mib() -> None:

@@ -4,10 +4,10 @@ an audience, and shown to the registries only that the admin gives this audience
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
 from modelmount.errors import InvalidRequest
+from modelmount.oci import jsontext
 from modelmount.registry.credentials.base import Credential
 
 MAX_CHARACTERS = 1 << 20
@@ -21,8 +21,8 @@ def find(tokens: str, audience: str) -> Credential | None:
     if not tokens or not audience:
         return None
     try:
-        document = json.loads(tokens) if len(tokens) <= MAX_CHARACTERS else None
-    except (ValueError, RecursionError):
+        document = jsontext.loads(tokens) if len(tokens) <= MAX_CHARACTERS else None
+    except ValueError:
         document = None  # not chained: the parser's error carries the whole text
     if not isinstance(document, dict):
         raise InvalidRequest("the service account's tokens aren't JSON as the kubelet writes it")

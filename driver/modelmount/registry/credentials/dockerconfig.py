@@ -12,11 +12,11 @@ from __future__ import annotations
 import base64
 import binascii
 import fnmatch
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from modelmount.errors import InvalidRequest
+from modelmount.oci import jsontext
 from modelmount.oci.reference import Repository
 from modelmount.registry.credentials.base import Credential
 
@@ -118,8 +118,8 @@ def _split(host: str) -> tuple[str, str]:
 
 def _document(text: str, what: str) -> Mapping[str, object]:
     try:
-        document = json.loads(text) if len(text) <= MAX_CHARACTERS else None
-    except (ValueError, RecursionError):
+        document = jsontext.loads(text) if len(text) <= MAX_CHARACTERS else None
+    except ValueError:
         # Not chained: the parser's error carries the whole text.
         document = None
     if not isinstance(document, dict):

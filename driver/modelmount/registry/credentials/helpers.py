@@ -6,12 +6,12 @@ Protocol (docker/docker-credential-helpers): `docker-credential-<name> get`, the
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Final
 
 from modelmount.errors import Unavailable
+from modelmount.oci import jsontext
 from modelmount.system import programs
 
 MAX_BYTES: Final = 1 << 20
@@ -41,9 +41,9 @@ def ask(directory: Path, name: str, server: str, what: str, seconds: float) -> d
             f"the credential helper {program} of {what} failed with status {output.status}; try it by hand on the node"
         )
     try:
-        document = json.loads(output.text)
+        document = jsontext.loads(output.text)
         username, secret = document["Username"], document["Secret"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         username = secret = None  # not chained: the parser's error carries the whole text
     if not isinstance(username, str) or not isinstance(secret, str):
         raise Unavailable(f"the credential helper {program} of {what} answered nothing that can be used")

@@ -18,6 +18,7 @@ from typing import Any, Final
 import yaml
 
 from modelmount.errors import InvalidRequest, Unavailable
+from modelmount.oci import jsontext
 from modelmount.oci.reference import Repository
 from modelmount.registry.credentials import accounts, dockerconfig
 from modelmount.registry.credentials.base import Credential
@@ -185,7 +186,7 @@ def _texts(value: object) -> tuple[str, ...]:
 def _answer(text: bytes, provider: Provider, who: str) -> tuple[str, Entries, float]:
     """For what it is good (the kind of key), the entries, and for how long."""
     try:
-        document = json.loads(text)
+        document = jsontext.loads(text)
         if document["kind"] != "CredentialProviderResponse" or document["apiVersion"] != provider.api_version:
             raise ValueError
         kind, entries = document["cacheKeyType"], document.get("auth") or {}
@@ -193,7 +194,7 @@ def _answer(text: bytes, provider: Provider, who: str) -> tuple[str, Entries, fl
         seconds = provider.seconds if duration is None else seconds_of(duration)
         if kind not in _KEYS or not isinstance(entries, dict):
             raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         # Not chained: the parser's error carries the whole text.
         raise Unavailable(f"{who} nothing that is a CredentialProviderResponse; try it by hand on the node") from None
     return kind, entries, seconds
