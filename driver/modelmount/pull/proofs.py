@@ -90,7 +90,7 @@ class Proofs:
         try:
             ask()
         except Unavailable as e:
-            self._down.put(repository.registry, self._clock())
+            self._down.put(str(repository), self._clock())
             if not self._stands(repository, digest, manifest, credential, grace):
                 raise
             log.warning("%s, which can't be asked now, is read by an earlier proof: %s", repository, e)
@@ -125,8 +125,10 @@ class Proofs:
     # -- inside
 
     def _is_down(self, repository: Repository) -> bool:
-        """Whether its registry was found to be down a moment ago."""
-        since = self._down.get(repository.registry)
+        """Whether it could not be asked a moment ago. By repository: one that answers nobody must not vouch for
+        another of the same registry.
+        """
+        since = self._down.get(str(repository))
         return since is not None and 0 <= self._clock() - since < DOWN_SECONDS
 
     def _lifetime(self) -> float:
@@ -154,7 +156,7 @@ class Proofs:
     def _age(self, path: str) -> float | None:
         try:
             return self._clock() - os.stat(path, follow_symlinks=False).st_mtime
-        except FileNotFoundError:
+        except OSError:  # a record that can't be read is as good as none
             return None
 
     def _forget(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> None:
@@ -162,6 +164,8 @@ class Proofs:
             os.unlink(self._path(repository, digest, manifest, credential))
         except FileNotFoundError:
             return
+        except OSError as e:
+            log.error("cannot forget the proof of access to %s that was refused now: %s", repository, e.strerror)
 
     def _make_room(self, directory: str, lifetime: float) -> bool:
         """Take away what counts no longer; whether there is room for one more."""

@@ -21,7 +21,7 @@ from modelmount.oci.digest import Digest
 from modelmount.snapshots import decompress, tarstream, unpack
 from modelmount.system import confine
 
-FOUND_MEMBERS: Final = 32
+FOUND_MEMBERS: Final = 12
 """So many fit into one message, however long their names."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,7 @@ MAX_EXTENDED_BYTES: Final = 64 << 10
 """An extended header of a tar: names and sizes, of which layouts have short ones."""
 
 _BLOCK = 512
+_DIGITS = re.compile(r"[0-9]{1,20}", re.ASCII)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
@@ -273,7 +275,7 @@ def _walk(path: Path, fd: int) -> Iterator[tuple[str, _Region]]:
         except tarfile.TarError as e:
             raise BadArtifact(f"{path} is no tar, or damaged at byte {position}") from e
         start = position + _BLOCK
-        length = int(said["size"]) if said.get("size", "").isdecimal() else member.size
+        length = int(said["size"]) if _DIGITS.fullmatch(said.get("size", "")) else member.size
         if length < 0 or start + length > size:
             raise BadArtifact(f"{path} ends in the middle of a file; it was copied in part")
         position = start + -(-length // _BLOCK) * _BLOCK
@@ -297,7 +299,7 @@ def _extended(kind: bytes, data: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(data):
+        if not _DIGITS.fullmatch(length.decode("latin-1")) or not len(length) < int(length) <= len(data):
             break
         key, _, value = data[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
         if key in {b"path", b"size"}:

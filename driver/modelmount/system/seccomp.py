@@ -31,6 +31,7 @@ ARCHITECTURES: Final[Mapping[str, int]] = {"x86_64": 0xC000003E, "aarch64": 0xC0
 
 CALLS: Final[Mapping[str, Mapping[str, int]]] = {
     "x86_64": {
+        "read": 0,
         "pread64": 17,
         "preadv": 295,
         "preadv2": 327,
@@ -74,6 +75,7 @@ CALLS: Final[Mapping[str, Mapping[str, int]]] = {
         "exit_group": 231,
     },
     "aarch64": {
+        "read": 63,
         "pread64": 67,
         "preadv": 69,
         "preadv2": 286,

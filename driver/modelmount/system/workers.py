@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -42,6 +43,8 @@ _PROGRAM: Final = (
 _OURS: Final = Path(__file__).resolve().parents[2]
 _KEPT_VARIABLES: Final = ("PATH", "LD_LIBRARY_PATH")
 _END_SECONDS: Final = 5.0
+_START_SECONDS: Final = 60.0
+"""A helper that doesn't answer for so long is stuck, and ended."""
 
 Work = Callable[[bytes, socket.socket, Sequence[int], int], None]
 """What a worker does: the order, the socket to whoever ordered, the descriptors handed in, and its parent's process id.
@@ -132,8 +135,9 @@ class Helper:
             way = self._way()
             try:
                 return _started(way, order, descriptors)
-            except ConnectionError:
-                if last:
+            except OSError as e:
+                # Closed by another thread that met the same dead helper.
+                if last or not (isinstance(e, ConnectionError) or e.errno == errno.EBADF):
                     raise
                 self._forget(way)
         raise AssertionError
@@ -201,7 +205,12 @@ def _started(way: socket.socket, order: bytes, descriptors: Sequence[int]) -> Wo
     try:
         with their_control, their_status:
             socket.send_fds(way, [order], [their_status.fileno(), their_control.fileno(), *descriptors])
-        answer = status.recv(_STARTED.size)
+        status.settimeout(_START_SECONDS)
+        try:
+            answer = status.recv(_STARTED.size)
+        except TimeoutError as e:
+            raise ConnectionResetError("the helper that starts processes doesn't answer") from e
+        status.settimeout(None)
         if len(answer) != _STARTED.size:
             raise ConnectionResetError("the helper that starts processes has ended")
         (pid,) = _STARTED.unpack(answer)

@@ -67,9 +67,9 @@ class Audit:
     def _run(self) -> None:
         while (entry := self._entries.get()) is not None:
             lines = [entry]
-            if self._dropped:
-                lines.append({"time": entry["time"], "event": "dropped", "entries": self._dropped})
-                self._dropped = 0
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                lines.append({"time": entry["time"], "event": "dropped", "entries": dropped})
             self._write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _write(self, data: bytes) -> None:

@@ -134,6 +134,18 @@ def test_what_was_collected_before_it_came_into_quarantine_may_come_again(shelf:
     assert (shelf.store.root / bad).exists()
 
 
+def test_a_bad_item_that_somebody_removed_from_quarantine_is_not_looked_for_again(shelf: Shelf) -> None:
+    shelf.put("a", {"base": content("base", 5000)}, idle=3600)
+    bad = f"blobs/sha256/{hashlib.sha256(content('base', 5000)).hexdigest()}"
+    put = quarantine.put(shelf.store, bad, "a test says so")
+    assert put is not None
+    (put.place / bad.replace("/", "-")).unlink()
+    again = shelf.put("a", {"base": content("base", 5000)}, idle=3600)
+    quarantine.finish(shelf.store)
+    assert (shelf.store.root / bad).exists()
+    assert (again.tree.root / "base").exists()
+
+
 def test_items_of_one_second_have_places_of_their_own(shelf: Shelf) -> None:
     places = set()
     for _ in range(3):

@@ -407,6 +407,30 @@ def test_the_digest_of_what_is_decompressed_is_compared_there(place: Place, tmp_
         layers.build(stream, Encoding.TAR_GZIP, tmp_path / "x", LIMITS, lambda: False, uncompressed=Digest.of(GOOD))
 
 
+@pytest.mark.parametrize("encoding", [Encoding.TAR_GZIP, Encoding.TAR_ZSTD])
+def test_without_landlock_the_rest_confines_it_and_lets_it_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch, encoding: Encoding
+) -> None:
+    helper = Helper("tests.unit.snapshots.without_landlock", ROOT)
+    monkeypatch.setattr(isolated, "_helper", helper)
+    data = file(b"a", os.urandom(3 << 20)) + file(b"b", bytes(5 << 20)) + END
+    try:
+        layer = place.build(COMPRESS[encoding](data), encoding, unpack.Limits(bytes=64 << 20, entries=10))
+    finally:
+        helper.close()
+    assert {path.name for path in (layer / "files").iterdir()} == {"0", "1"}
+
+
+def test_the_messages_of_the_longest_names_of_an_image_fit(place: Place) -> None:
+    """A byte that is no UTF-8 is four characters of a name."""
+    entries = [
+        long_name(b"\xff" * 250 + b"/" + b"\xff" * 200 + f"{number:03}".encode()) + file(b"x", b"1")
+        for number in range(80)
+    ]
+    data = gzip.compress(b"".join(entries) + END)
+    assert (place.build(data, Encoding.ROOTFS_TAR_GZIP) / "files" / "79").exists()
+
+
 def test_the_messages_of_the_longest_names_fit(place: Place) -> None:
     deep = "/".join(["n" * 63] * 15)
     entries = [long_name(f"{deep}/{n:03}".encode()) + file(b"x", b"1") for n in range(80)]

@@ -221,10 +221,10 @@ def test_the_parent_may_have_ended_before_it_could_say_so(tmp_path: Path) -> Non
             right.send(b"ended")
         finally:
             os._exit(0)
+    right.close()
     os.waitpid(pid, 0)
     assert left.recv(10) == b"ended"
     left.close()
-    right.close()
 
 
 def test_what_this_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine does, what waits is written before a test looks."""
+    monkeypatch.setattr("modelmount.volumes.audit.CLOSE_SECONDS", EVENT_SECONDS)
+
+
 @pytest.mark.mount
 @pytest.mark.registry
 def test_mounts_refusals_and_unmounts_are_lines_with_whose_they_are(node: Node, tmp_path: Path) -> None:
@@ -92,7 +98,6 @@ def test_a_disk_that_takes_nothing_delays_nobody(tmp_path: Path, caplog: pytest.
 
 def test_what_does_not_fit_into_memory_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelmount.volumes.audit.WAITING", 2)
-    monkeypatch.setattr("modelmount.volumes.audit.CLOSE_SECONDS", EVENT_SECONDS)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     audit = Audit(str(pipe), 4096)  # its thread waits for a reader
