@@ -27,6 +27,7 @@ from typing import IO, Any, Self
 import trustme
 
 START_SECONDS = 20.0
+_TAKEN = "address already in use"
 _SENTINEL = "/v2/?sentinel="
 _ACCESS_LINE = re.compile(
     r"\S+ \S+ \S+ \[[^\]]*\] "
@@ -151,9 +152,24 @@ class Registry:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process and return once it answers. Raises RuntimeError with the end of its log when it doesn't."""
+        """Start the process and return once it answers. Raises RuntimeError with the end of its log when it doesn't.
+
+        Started again it wants the port it had, which another test may have for a moment: then it is tried again.
+        """
         if self._process is not None:
             raise RuntimeError("the registry runs already")
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._start()
+            except RuntimeError as e:
+                if _TAKEN not in str(e) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
+
+    def _start(self) -> None:
         program = shutil.which("docker-registry")
         if program is None:
             raise RuntimeError("docker-registry is not installed; run scripts/setup as root")

@@ -18,7 +18,7 @@ from tests.fakes.gateway import Fault, Gateway, spoil
 from tests.fakes.tools import tool
 from tests.unit.cli.conftest import LARGE, Machine, Outcome, contents
 
-pytestmark = pytest.mark.registry
+pytestmark = [pytest.mark.registry, pytest.mark.mount]  # a network of its own takes the same rights
 PLACES = pytest.mark.parametrize("place", ["models", "models.tar"])
 NAMED = "harbor.example.com/llm/tiny:v1"
 
