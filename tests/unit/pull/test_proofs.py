@@ -11,11 +11,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from modelmount.config import Settings
+from modelmount.config import Auth, Settings
 from modelmount.content.store import Store
 from modelmount.errors import Forbidden, ModelMountError, NotFound, Precondition, Unauthenticated, Unavailable
-from modelmount.oci.reference import Reference
-from modelmount.pull.proofs import MOST_RECORDS, Proof
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Reference, Repository
+from modelmount.pull.proofs import MOST_RECORDS, Proof, Proofs
 from modelmount.pull.resolver import PullPolicy, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
@@ -203,6 +204,23 @@ def test_a_registry_that_is_down_is_not_asked_by_each_for_a_while(
         bench.read(WRONG)  # who has no record asks
     monkeypatch.setattr("modelmount.pull.proofs.DOWN_SECONDS", 0.0)
     assert bench.read(ALICE) == "registry"
+
+
+def test_one_repository_that_is_down_says_nothing_of_another(tmp_path: Path) -> None:
+    proofs = Proofs(Store(tmp_path / "store"), Auth())
+    one, other = Repository("harbor.example.com", "team/one"), Repository("harbor.example.com", "team/other")
+    digest = Digest.of(b"x")
+    asked: list[str] = []
+
+    def down() -> None:
+        raise Unavailable("it has trouble")
+
+    for repository in (one, other):
+        assert proofs.prove(repository, digest, digest, ALICE, lambda: None) == "registry"
+    assert proofs.prove(one, digest, digest, ALICE, down) == "grace"
+    assert proofs.prove(one, digest, digest, ALICE, lambda: asked.append("one")) == "grace"
+    assert proofs.prove(other, digest, digest, ALICE, lambda: asked.append("other")) == "registry"
+    assert asked == ["other"]
 
 
 @pytest.mark.parametrize("credential", [BOB, WRONG, NOBODY], ids=["another", "a guessed one", "none"])

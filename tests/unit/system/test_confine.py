@@ -184,6 +184,22 @@ def test_a_killed_helper_takes_its_workers_with_it_and_the_next_order_starts_ano
         helper.close()
 
 
+def test_who_finds_the_socket_closed_by_another_order_takes_the_next_helper(
+    directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = Helper("tests.unit.system.deeds", ROOT)
+    closed, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    closed.close()
+    other.close()
+    ways = [closed]
+    real = helper._way
+    monkeypatch.setattr(helper, "_way", lambda: ways.pop() if ways else real())
+    try:
+        assert outcome(helper, "nothing", directory)[0] == "done"
+    finally:
+        helper.close()
+
+
 def test_orders_from_many_threads_get_a_worker_each(helper: Helper, directory: int) -> None:
     found: list[str] = []
 
