@@ -193,7 +193,7 @@ def _differences(
 def check(root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [root / "scripts" / "protos", "--check"],
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "STUBS_PYTHON": sys.executable},
         capture_output=True,
         text=True,
         timeout=100,
@@ -219,7 +219,7 @@ def test_a_changed_proto_is_drift_until_the_stubs_are_generated_again(copy: Path
     done = check(copy)
     assert done.returncode == 1
     assert "run scripts/protos" in done.stderr
-    subprocess.run([copy / "scripts/protos"], env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=100)
+    subprocess.run([copy / "scripts/protos"], env={**os.environ, "STUBS_PYTHON": sys.executable}, check=True, timeout=100)
     assert check(copy).returncode == 0
     assert (copy / "csi/__init__.py").exists()
 
