@@ -10,7 +10,7 @@ from modelmount.transport.pool import Answer, Pool, Request
 from modelmount.transport.url import Url
 from tests.fakes.wire import WireServer
 
-QUICK = Pull(connect_timeout_seconds=5, read_timeout_seconds=0.3, document_timeout_seconds=5)
+QUICK = Pull(connect_timeout_seconds=5, read_timeout_seconds=2, document_timeout_seconds=5)
 """For servers that fall silent."""
 
 

@@ -127,7 +127,7 @@ def test_silence_before_the_headers_ends_with_the_deadline(server: WireServer, m
 
 def test_a_timeout_of_headers_does_not_outlive_them(server: WireServer, make_pool: MakePool) -> None:
     """The deadline for headers must not hang over the body, nor over the next request of a kept connection."""
-    server.on("/b", Answer(body=b"x" * 30, drip=(1, 0.02)), Answer(body=b"y" * 30, drip=(1, 0.02)))
+    server.on("/b", Answer(body=b"x" * 30, drip=(1, 0.08)), Answer(body=b"y" * 30, drip=(1, 0.08)))
     pool = make_pool(settings_for(server, pull=QUICK))
     assert drain(get(pool, server, "/b").body) == b"x" * 30
     assert drain(get(pool, server, "/b").body) == b"y" * 30
