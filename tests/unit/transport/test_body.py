@@ -193,8 +193,8 @@ def test_h6_a_body_that_trickles_is_given_up(server: WireServer, make_pool: Make
 def test_a_slow_body_that_keeps_pace_is_read_to_its_end_and_shows_progress(
     server: WireServer, make_pool: MakePool
 ) -> None:
-    pace = Pace(bytes=100, seconds=0.1)
-    body = opened(server, make_pool, Answer(body=DATA[:20_000], drip=(1000, 0.03)), pace=pace)
+    pace = Pace(bytes=100, seconds=1)
+    body = opened(server, make_pool, Answer(body=DATA[:20_000], drip=(400, 0.05)), pace=pace)
     view, counts = memoryview(bytearray(1 << 17)), []
     with body:
         while count := body.readinto(view):
