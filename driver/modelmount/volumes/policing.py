@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from modelmount.volumes.volume import pod_namespace
 log = logging.getLogger(__name__)
 
 KEPT_VERDICTS = 4096
+AHEAD_SECONDS = 10.0
+"""After so long no more first bytes are asked for: a pull has to begin within the kubelet's call, or it never does."""
 Head = Callable[[Descriptor, int], bytes | None]
 """The first so many bytes of a blob, as its source sends them; None where it sends less."""
 _TROUBLE = (Unavailable, NotFound, Unauthenticated, IntegrityError)
@@ -86,14 +89,23 @@ class Policing:
         """
         store = self._store
         key = (f"{model}{selection.key}", check.policy_id, rule.name)
-        document = manifests.parse(store.read_document(model.manifest))
-        if self._looked_ahead.get(key) or not isinstance(document, Manifest) or formats.reads_config(document):
+        if self._looked_ahead.get(key):
             return
+        document = manifests.parse(store.read_document(model.manifest))
+        if not isinstance(document, Manifest) or formats.reads_config(document):
+            return
+        deadline = time.monotonic() + AHEAD_SECONDS
         for layer in formats.decide(document, None, selection).layers:
             descriptor, path = layer.descriptor, layer.path or ""
             if layer.encoding is not Encoding.RAW or store.has_blob(descriptor.digest, model.repository.scope):
                 continue
-            found = head(descriptor, HEAD_BYTES) if descriptor.size else b""
+            if time.monotonic() >= deadline:
+                break
+            try:
+                found = head(descriptor, HEAD_BYTES) if descriptor.size else b""
+            except _TROUBLE as e:
+                log.info("the first bytes of %s could not be looked at before its pull: %s", model, e)
+                break
             if found is not None:
                 kind = policy.by_content(path, found, descriptor.size)
                 rule.check_file(str(model), path, kind)
@@ -152,10 +164,7 @@ class Check:
         rule = self.rule
         if rule is None or rule.mode != "enforce" or not rule.looks_into_files:
             return
-        try:
-            self.policing.look_ahead(self, rule, model, selection, head)
-        except _TROUBLE as e:
-            log.info("the first bytes of %s could not be looked at before its pull: %s", model, e)
+        self.policing.look_ahead(self, rule, model, selection, head)
 
     def may_show(self, model: Model, store: Store, selection: Selection) -> bool:
         """Whether the tree of the model is here and passes. Raises Forbidden for files that may not be in it."""

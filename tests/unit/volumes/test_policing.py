@@ -101,6 +101,18 @@ def test_a_large_pickle_by_another_name_is_not_pulled(make_node: MakeNode, tmp_p
     it.node.assert_nothing_left()
 
 
+def test_a_source_too_slow_for_a_look_ahead_is_pulled_from_and_judged_then(
+    make_node: MakeNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelmount.volumes.policing.AHEAD_SECONDS", 0.0)
+    it = ruled(make_node, tmp_path, '[default]\ndeny_files = ["pickle"]\n')
+    pushed = it.node.push({"model.safetensors": pickle.dumps({"a": bytes(1 << 20)})})
+    it.node.registry.forget()
+    it.refused(pushed.reference, match=r"'model.safetensors' \(pickle\)")
+    assert sum(request.size for request in it.node.registry.requests() if request.digest) > 1 << 20
+    it.node.assert_nothing_left()
+
+
 def test_first_bytes_are_looked_at_once_however_often_the_kubelet_comes(make_node: MakeNode, tmp_path: Path) -> None:
     it = ruled(make_node, tmp_path, '[default]\ndeny_files = ["pickle"]\n')
     pushed = it.node.push({"config.json": b"{}\n", "model.safetensors": b"x" * (1 << 20)})
