@@ -58,6 +58,7 @@ def put(store: Store, item: str, reason: str) -> Quarantined | None:
             return None
         place = _new_place(store, item)
         atomic.write_file(place / _WHY, msgspec.json.encode(_Why(item, reason)))
+        atomic.fsync_directory(place.parent)  # before anything is moved into it
         atomic.failpoint("cache.quarantine.after_why")
         bad = _move(store, place, item)
     return _moved(store, place, _Why(item, reason), bad)
