@@ -22,6 +22,7 @@ from modelmount.config import Cache
 from modelmount.content.store import Store
 from modelmount.system.lock import Held
 from modelmount.volumes import finished
+from modelmount.volumes.leases import KnownLeases
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Collector:
         self._store, self._settings, self._now = store, settings, now
         self.reader = Reader(store)
         self._lock = threading.Lock()
-        self._leases: holding.KnownLeases = {}
+        self._leases: KnownLeases = {}
 
     def plan(self, bytes_wanted: float, inodes_wanted: int = 0, *, grace_seconds: float | None = None) -> Plan:
         """What a collection of so much would take now (`inf`: everything that may go). Changes nothing. Raises OSError

@@ -13,7 +13,7 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
 from modelmount.pull import resolver
 from modelmount.volumes import ours
-from modelmount.volumes.leases import Lease, Leases
+from modelmount.volumes.leases import KnownLeases, Lease, Leases
 
 Hold = Literal["mounted", "published", "pinned", "pulled"]
 """Why something stays: the kernel shows a mount of it; a lease says that it is or will be mounted; somebody pinned it;
@@ -31,10 +31,6 @@ class Holds:
     models: dict[str, Hold] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
     ingests: set[str] = field(default_factory=set)
-
-
-KnownLeases = dict[str, tuple[tuple[int, int], Lease | None]]
-"""What the last look saw of the leases, to spare the next one."""
 
 
 def read(store: Store, pinned_references: Sequence[str] = (), known: KnownLeases | None = None) -> Holds:

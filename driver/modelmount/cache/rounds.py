@@ -19,8 +19,8 @@ class Rounds(ABC):
     """
 
     def __init__(self, name: str, *, first_seconds: float, seconds: float) -> None:
-        """Nothing runs yet; `seconds` lie between two rounds."""
-        self._name, self._first, self._seconds = name, first_seconds, seconds
+        """Nothing runs yet; `seconds` lie between two rounds, unless a round sets `_pause` to something else."""
+        self._name, self._first, self._pause = name, first_seconds, seconds
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -41,10 +41,10 @@ class Rounds(ABC):
     def _run(self) -> None:
         pause = self._first
         while not self._ending.wait(pause):
-            pause = self._seconds
             try:
                 self.round()
             except (OSError, ModelMountError):
-                log.exception("%s could not do its round; it is tried again in %.0f s", self._name, pause)
+                log.exception("%s could not do its round; it is tried again in %.0f s", self._name, self._pause)
             except Exception:  # the docstring says why the thread goes on
                 log.exception("%s failed unexpectedly", self._name)
+            pause = self._pause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from modelmount import telemetry
@@ -17,10 +18,13 @@ from modelmount.content import pulls
 from modelmount.content.store import Store
 from modelmount.system import disk
 from modelmount.system.lock import LockCancelled
+from modelmount.volumes.vanished import Vanished
 
 log = logging.getLogger(__name__)
 
 ROUND_SECONDS = 30.0
+SHORTEST_PAUSE_SECONDS = 0.5
+"""Least time between two rounds, however soon something is due."""
 TIDY_SECONDS = 3600.0
 """How often leftovers and old partial downloads go though there is room."""
 
@@ -28,10 +32,20 @@ TIDY_SECONDS = 3600.0
 class Upkeep(Rounds):
     """Rounds from `with` to its end; the first comes at once."""
 
-    def __init__(self, store: Store, collector: Collector, live: Live, *, round_seconds: float = ROUND_SECONDS) -> None:
-        """Nothing runs yet."""
+    def __init__(
+        self,
+        store: Store,
+        collector: Collector,
+        live: Live,
+        *,
+        kubelet_heard: Callable[[], bool] = lambda: False,
+        round_seconds: float = ROUND_SECONDS,
+    ) -> None:
+        """Nothing runs yet. `kubelet_heard` says whether a kubelet has spoken to this process."""
         super().__init__("upkeep", first_seconds=0, seconds=round_seconds)
         self._store, self._collector, self._live = store, collector, live
+        self._round_seconds = round_seconds
+        self._vanished = Vanished(store, live().publish_roots, kubelet_heard)
         self._tidied_at = time.monotonic()
         self._told: Bounds | None = None
 
@@ -40,6 +54,7 @@ class Upkeep(Rounds):
         quarantine.finish(self._store)
         self._live.refresh()
         settings = self._live()
+        self._end_vanished(settings.cache.vanished_seconds)
         bounds = limits.read(settings)
         self._tell(bounds)
         used = self._collector.reader.used_bytes()
@@ -53,6 +68,11 @@ class Upkeep(Rounds):
         except LockCancelled:
             return
         self._tidied_at = time.monotonic()
+
+    def _end_vanished(self, grace_seconds: float) -> None:
+        """Leases whose pods are gone; the next round comes when the next of them is due, if that is sooner."""
+        again = self._vanished.look(grace_seconds).again_seconds
+        self._pause = min(self._round_seconds, max(again, SHORTEST_PAUSE_SECONDS))
 
     def _tell(self, bounds: Bounds) -> None:
         """Which bounds count and why, whenever that changes."""

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,9 +94,10 @@ def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: c
     recovered = recovery.recover(store, settings)
     log.info("recovered", extra={"fields": dataclasses.asdict(recovered)})
     readiness.recovered = True
-    stack.enter_context(Upkeep(store, node.collector, live))
+    kubelet = threading.Event()
+    stack.enter_context(Upkeep(store, node.collector, live, kubelet_heard=kubelet.is_set))
     stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache))
-    return server.Rooms(node.publisher, promise, readiness, node.interrupt)
+    return server.Rooms(node.publisher, promise, readiness, node.interrupt, kubelet.set)
 
 
 def _demand_rights() -> None:

@@ -28,14 +28,17 @@ class Node:
         node_id: str,
         waiters: int,
         interrupt: Callable[[], None] = lambda: None,
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
-        """`interrupt` wakes publishes from whatever they wait for, once they have been told to end."""
+        """`interrupt` wakes publishes from whatever they wait for, once they have been told to end. `heard` is called
+        whenever a kubelet asks who this is: it does so when it takes the driver into use.
+        """
         if not 0 < len(node_id.encode()) <= NODE_ID_BYTES:
             raise errors.InvalidRequest(f"node_id must have 1 to {NODE_ID_BYTES} bytes")
         self._publisher = publisher
         self._node_id = node_id
         self._gate = gate.Gate(waiters)
-        self._interrupt = interrupt
+        self._interrupt, self._heard = interrupt, heard
 
     def table(self) -> Iterable[methods.Method]:
         """Its methods; all others answer UNIMPLEMENTED."""
@@ -108,4 +111,5 @@ class Node:
         )
 
     def _info(self, request: csi_pb2.NodeGetInfoRequest, call: ports.Call) -> csi_pb2.NodeGetInfoResponse:
+        self._heard()
         return csi_pb2.NodeGetInfoResponse(node_id=self._node_id)  # no topology: every node can pull

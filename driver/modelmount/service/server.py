@@ -47,6 +47,8 @@ class Rooms:
     readiness: ports.Readiness
     interrupt: Callable[[], None] = lambda: None
     """Wakes publishes from whatever they wait for; called once, when they have been told to end."""
+    heard: Callable[[], None] = lambda: None
+    """Called whenever a kubelet takes this driver into use."""
 
 
 class Server:
@@ -82,7 +84,11 @@ class Server:
         if settings.mode != "controller":
             node_id = settings.node_id or socket.gethostname()
             self._node = node.Node(
-                rooms.publisher, node_id=node_id, waiters=settings.publish.waiters, interrupt=rooms.interrupt
+                rooms.publisher,
+                node_id=node_id,
+                waiters=settings.publish.waiters,
+                interrupt=rooms.interrupt,
+                heard=rooms.heard,
             )
             tables["Node"] = self._node.table()
         if settings.mode != "node":

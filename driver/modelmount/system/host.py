@@ -12,6 +12,8 @@ from pathlib import Path
 
 from modelmount.system import landlock
 
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+
 
 @functools.cache
 def boot_id() -> str:
@@ -26,6 +28,13 @@ def mount_namespace() -> int:
     after a namespace ends.
     """
     return Path("/proc/self/ns/mnt").stat().st_ino
+
+
+def sees_all_processes() -> bool:
+    """Whether this process is in the machine's first pid namespace, and so sees every other one (linux/proc_ns.h,
+    PROC_PID_INIT_INO). A container without hostPID isn't.
+    """
+    return os.stat("/proc/self/ns/pid").st_ino == _FIRST_PID_NAMESPACE
 
 
 def hostname() -> str:

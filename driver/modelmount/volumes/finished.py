@@ -1,5 +1,5 @@
 """Leases of the command line that are over though nobody said so: their boot is, or their mount is gone from the
-namespace it was made in. Leases of pods don't end here.
+namespace it was made in. Leases of pods don't end here (`volumes.vanished`).
 """
 
 from __future__ import annotations

@@ -77,6 +77,10 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
         return self.boot_id == host.boot_id()
 
 
+KnownLeases = dict[str, tuple[tuple[int, int], Lease | None]]
+"""What the last look saw of the leases, to spare the next one."""
+
+
 class Leases:
     """The leases of one store. Stateless; every call reads the disk, and raises OSError where that fails."""
 
@@ -123,11 +127,11 @@ class Leases:
         """Every readable lease."""
         yield from self._matching("[0-9a-f]*.json")
 
-    def walk_again(self, known: dict[str, tuple[tuple[int, int], Lease | None]]) -> list[Lease]:
+    def walk_again(self, known: KnownLeases) -> list[Lease]:
         """Like `walk`, for who does it often: `known` is what the last walk left there, and only what changed since is
         read.
         """
-        found: dict[str, tuple[tuple[int, int], Lease | None]] = {}
+        found: KnownLeases = {}
         with os.scandir(self._volumes) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or not entry.name.endswith(".json"):

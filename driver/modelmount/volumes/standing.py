@@ -35,7 +35,8 @@ class Standing:
     @property
     def ended(self) -> bool:
         """Whether a lease of the command line is over: it is of another boot, or its mount is gone from the namespace
-        it was made in. Leases of pods don't end by themselves.
+        it was made in. Leases of pods end by an unpublish, or as
+        `volumes.vanished` says.
         """
         lease = self.lease
         if lease is None or lease.owner != "cli" or self.live:
