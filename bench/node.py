@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from google.protobuf.message import Message
 
+from bench import calls
 from bench.processes import FailedError
 from csi.v1 import csi_pb2, csi_pb2_grpc
-from tests.fakes import mounts, pods
+from tests.fakes import mounts
 from tests.fakes.driver import Driver, Host
 from tests.fakes.plugins import connect, outcome
+from tests.fakes.pods import Pod, Volume, publish_request
 
 CALL_SECONDS = 120.0
 """The kubelet's deadline."""
@@ -54,17 +57,17 @@ class Node:
         self.driver.start()
         self._channel = connect(str(self.driver.socket))
 
-    def target(self, pod: pods.Pod) -> Path:
+    def target(self, pod: Pod) -> Path:
         """Where the pod's volume is mounted."""
         return self.driver.target(pod.uid)
 
-    def publish(self, pod: pods.Pod) -> float:
+    def publish(self, pod: Pod) -> float:
         """Publish the pod's volume; the seconds it took. While its pull goes on (ABORTED) it is called again. Raises
         FailedError.
         """
         target = self.target(pod)
         target.parent.mkdir(parents=True, exist_ok=True)
-        request = pods.publish_request(pod, pod.volumes[0], target, {})
+        request = publish_request(pod, pod.volumes[0], target, {})
         started = time.perf_counter()
         while True:
             try:
@@ -76,7 +79,7 @@ class Node:
             else:
                 return time.perf_counter() - started
 
-    def unpublish(self, pod: pods.Pod) -> float:
+    def unpublish(self, pod: Pod) -> float:
         """Unpublish it; the seconds it took."""
         handle = pod.volumes[0].handle(pod.uid)
         request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(self.target(pod)))
@@ -84,11 +87,21 @@ class Node:
         self._stub.NodeUnpublishVolume(request, timeout=CALL_SECONDS)
         return time.perf_counter() - started
 
-    def ask(self) -> float:
-        """A call that does nothing; the seconds it took."""
-        started = time.perf_counter()
-        self._stub.NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=CALL_SECONDS)
-        return time.perf_counter() - started
+    def come_and_go(self, pods: Sequence[Pod]) -> list[float]:
+        """For each pod a publish, its unpublish, and a call that does nothing, by a caller like the kubelet; the
+        seconds of all of them, in this order. Raises FailedError, MissingError.
+        """
+        every: list[tuple[str, Message]] = []
+        for pod in pods:
+            target, volume = self.target(pod), pod.volumes[0]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = volume.handle(pod.uid)
+            every += [
+                ("NodePublishVolume", publish_request(pod, volume, target, {})),
+                ("NodeUnpublishVolume", csi_pb2.NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(target))),
+                ("NodeGetInfo", csi_pb2.NodeGetInfoRequest()),
+            ]
+        return calls.make(self.driver.socket, every)
 
     @property
     def _stub(self) -> csi_pb2_grpc.NodeStub:
@@ -97,6 +110,6 @@ class Node:
         return csi_pb2_grpc.NodeStub(self._channel)
 
 
-def pod(name: str, reference: str) -> pods.Pod:
+def pod(name: str, reference: str) -> Pod:
     """A pod with the model as its only volume."""
-    return pods.Pod(name, (pods.Volume("model", {"model": reference}),))
+    return Pod(name, (Volume("model", {"model": reference}),))

@@ -1,11 +1,11 @@
-"""Warm publish: the model is on the node, a pod asks for it. NodePublishVolume as its caller sees it, over one
-connection that stays, Python's gRPC client included; the kubelet also makes a connection for each call, which is not
-in the times.
+"""Warm publish: the model is on the node, a pod asks for it. NodePublishVolume as its caller sees it: a program in Go,
+as the kubelet is, over one connection that stays; the kubelet also makes a connection for each call, which is not in
+the times.
 
-Two drivers run side by side and take turns at each publish: one proves the pod's access with a manifest request to the
-registry on loopback (`auth.verification = "always"`), one does not (`never`). Each publish is for a new pod. What it
-can't do without is measured beside it, in turn: a call that does nothing, a durable small file as the lease is one, and
-the registry's answer to a bare request.
+Two drivers take turns, a hundred pods each: one proves each pod's access with a manifest request to the registry on
+loopback (`auth.verification = "always"`), one does not (`never`). Each publish is for a new pod, followed by its
+unpublish and a call that does nothing. What a publish can't do without is measured in turn with them: that call, a
+durable small file as the lease is one, and the registry's answer to a bare request.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from bench.setting import Setting
 from modelmount.registry.client import ACCEPT
 from tests.fakes.registry import Registry
 
+PODS = 100
 FILES = 12
 FILE_BYTES = 64 << 10
 LEASE_BYTES = 700
@@ -33,7 +34,7 @@ GOALS_MS = {"always": 5.0, "never": 2.0}
 
 def run(setting: Setting) -> Outcome:
     """Publishes and unpublishes of each driver."""
-    count = setting.size(500, 50)
+    rounds = setting.size(5, 1)
     with ExitStack() as stack:
         registry = stack.enter_context(Registry(setting.directory / "registry"))
         made = artifact.raw(setting.directory / "site", [FILE_BYTES] * FILES)
@@ -59,29 +60,30 @@ def run(setting: Setting) -> Outcome:
         manifest = f"/v2/{artifact.REPOSITORY}/manifests/{artifact.TAG}"
         bare = stack.enter_context(closing(http.client.HTTPConnection(registry.host)))
         registry.forget()
-        for number in range(count):
-            pod = node.pod(f"bench-{number}", reference)
+        for number in range(rounds):
             for mode in list(nodes) if number % 2 == 0 else reversed(list(nodes)):
-                publishes[mode].samples.append(Sample(nodes[mode].publish(pod)))
-                unpublishes[mode].samples.append(Sample(nodes[mode].unpublish(pod)))
-            file.samples.append(_durable_write(setting.directory))
-            call.samples.append(Sample(nodes["never"].ask()))
-            head.samples.append(_head(bare, manifest))
-        requests = len(registry.requests()) - count
+                pods = [node.pod(f"bench-{number}-{pod}", reference) for pod in range(PODS)]
+                times = nodes[mode].come_and_go(pods)
+                for every, series in enumerate((publishes[mode], unpublishes[mode], call)):
+                    series.samples.extend(Sample(seconds) for seconds in times[every::3])
+            file.samples.extend(_durable_write(setting.directory) for _ in range(PODS))
+            head.samples.extend(_head(bare, manifest) for _ in range(PODS))
+        requests = len(registry.requests()) - rounds * PODS
         blobs = DockerRegistry(registry).served()
-    series = [*publishes.values(), *unpublishes.values(), call, file, head]
+    measured = [*publishes.values(), *unpublishes.values(), call, file, head]
     without = (call.wall + file.wall) * 1000
     notes = [
-        f"{count} of each, in turn. The registry's log has {requests} requests of theirs, {blobs} bytes of blobs.",
+        f"{rounds} times {PODS} of each, in turn.",
+        f"The registry's log has {requests} requests of theirs, {blobs} bytes of blobs.",
         "Milliseconds, p50 / p99 / least:",
-        *(f"  {each.name}: {_milliseconds(each)}" for each in series),
+        *(f"  {each.name}: {_milliseconds(each)}" for each in measured),
         f"What a publish can't do without: {without:.2f} ms never, {without + head.wall * 1000:.2f} ms always.",
     ]
     figures = [
         Figure(f"warm: publish, access proved {mode}, median", each.wall * 1000, GOALS_MS[mode], "ms")
         for mode, each in publishes.items()
     ]
-    rows = [Row("warm", each.name, series=each) for each in series]
+    rows = [Row("warm", each.name, series=each) for each in measured]
     return Outcome("warm: a publish of a model that is here", 0, rows, figures, notes)
 
 

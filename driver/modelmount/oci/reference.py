@@ -7,6 +7,7 @@ parses to the same.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 import re
@@ -29,6 +30,7 @@ _NUMERIC_LABEL = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+", re.ASCII)
 _OTHER_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://", re.ASCII)
 _MAX_PORT = 65535
 _SHOWN_CHARACTERS = 200
+_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -58,16 +60,7 @@ class Repository:
 
         `127.1`, `2130706433` and `0x7f.1` are all 127.0.0.1 to getaddrinfo: any name whose last label is a number.
         """
-        host = self.host.rstrip(".")
-        if host == "localhost" or host.endswith(".localhost"):
-            return True
-        if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]):
-            return True
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return True
+        return _is_address_like(self.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +99,20 @@ class Reference:
         if len(repository.repository) > MAX_PATH_CHARACTERS:
             raise _refused(text, f"has a repository path of more than {MAX_PATH_CHARACTERS} characters")
         return cls(repository, tag if colon else None if digest else DEFAULT_TAG, digest)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _is_address_like(host: str) -> bool:
+    host = host.rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    if _NUMERIC_LABEL.fullmatch(host.rpartition(".")[2]):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def split_port(registry: str) -> tuple[str, int | None]:

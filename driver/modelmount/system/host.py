@@ -23,6 +23,7 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
+@functools.cache
 def mount_namespace() -> int:
     """The inode number that names this process's mount namespace (man 7 namespaces). Unique among those alive; reused
     after a namespace ends.

@@ -88,11 +88,7 @@ class FileLock:
         Raises LockTimeout, or LockCancelled once `cancelled` answers true; it is asked before each try, at least every
         25 ms. Waiters are served in no particular order. Not reentrant.
         """
-        return _patiently(lambda: self._try(shared=shared), self._name, timeout, cancelled)
-
-    @property
-    def _name(self) -> str:
-        return Path(self.path).name
+        return _patiently(lambda: self._try(shared=shared), os.path.basename(self.path), timeout, cancelled)
 
     def _try(self, *, shared: bool) -> Held | None:
         while True:

@@ -260,7 +260,9 @@ class TargetRoots:
             _translate(e, location)
 
     def _set_mode(self, location: Location, fd: int) -> None:
-        # mkdir's mode is cut by the umask, and an O_PATH descriptor takes no fchmod.
+        if stat.S_IMODE(os.fstat(fd).st_mode) == DIRECTORY_MODE:
+            return
+        # mkdir's mode was cut by the umask, and an O_PATH descriptor takes no fchmod.
         readable = self._open(fd, (), os.O_RDONLY, location)
         try:
             os.fchmod(readable, DIRECTORY_MODE)
@@ -308,19 +310,18 @@ def _refuse_entries(location: Location, fd: int) -> None:
 
 
 def _state(parent_fd: int, location: Location) -> TargetState:
-    is_mount = mount.is_mount_root(location.name, dir_fd=parent_fd)
     try:
         status = os.stat(location.name, dir_fd=parent_fd, follow_symlinks=False)
     except FileNotFoundError:
         return TargetState("missing")
     except OSError as e:
-        if is_mount:  # a dead mount answers ENOTCONN or ESTALE for itself
+        if mount.is_mount_root(location.name, dir_fd=parent_fd):  # a dead one answers ENOTCONN or ESTALE for itself
             return TargetState("mount")
         _translate(e, location)
     if stat.S_ISLNK(status.st_mode):
         _translate(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), location)
     identity = mount.Identity(status.st_dev, status.st_ino)
-    if is_mount:
+    if mount.is_mount_root(location.name, dir_fd=parent_fd):
         return TargetState("mount", identity)
     return TargetState("directory" if stat.S_ISDIR(status.st_mode) else "other", identity)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -24,6 +25,8 @@ IGNORED_KEYS = frozenset({"storage.kubernetes.io/csiProvisionerIdentity"})
 KNOWN_KEYS = ("model", "pullPolicy", "mode", *choices.KEYS)
 LATER_KEYS = frozenset({"exec", "pin", "allowedReferences"})
 _POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
+_REMEMBERED = 256
+"""Pods of one deployment ask for the same."""
 MAX_BYTES = 4096
 """The CSI specification's limit for a map ("Size Limits"); nobody in front of us enforces it."""
 
@@ -44,35 +47,40 @@ class VolumeSpec:
         """Read the attributes strictly: a typo must not silently weaken what was meant. Raises InvalidRequest naming
         the key.
         """
-        own = significant(attributes)
-        if sum(len(k.encode()) + len(v.encode()) for k, v in own.items()) > MAX_BYTES:
-            raise InvalidRequest(f"the volume's attributes are larger than the {MAX_BYTES} bytes CSI allows")
-        for key in own:
-            if key in LATER_KEYS:
-                raise InvalidRequest(
-                    f"volume attribute {key!r} is not supported by this version; remove it or upgrade modelmount"
-                )
-            if key not in KNOWN_KEYS:
-                raise InvalidRequest(f"unknown volume attribute {quoted(key)}; known: {', '.join(KNOWN_KEYS)}")
-        if not own.get("model"):
-            raise InvalidRequest(
-                "volume attribute 'model' is missing: name a model, for example `model: "
-                "harbor.example.com/llm/llama3-70b:v1`"
-            )
-        if own.get("mode", "eager") != "eager":
-            if own["mode"] == "lazy":
-                raise InvalidRequest(
-                    "mode: lazy does not exist yet; use eager, which mounts a model once all of it is verified"
-                )
-            raise InvalidRequest(f"volume attribute 'mode' must be eager, not {quoted(own['mode'])}")
-        policy = _policy(own.get("pullPolicy", "IfNotPresent"))
-        return cls(Reference.parse(own["model"]), policy, choices.selection(own), choices.choice(own))
+        return _parsed(tuple(significant(attributes).items()))
 
     def check_allowed(self, settings: Settings) -> None:
         """Apply the admin's word on hosts. Raises Forbidden for hosts off the allow-list, InvalidRequest for addresses
         nobody listed.
         """
         check_host_allowed(self.reference, settings)
+
+
+@functools.lru_cache(_REMEMBERED)
+def _parsed(attributes: tuple[tuple[str, str], ...]) -> VolumeSpec:
+    own = dict(attributes)
+    if sum(len(k.encode()) + len(v.encode()) for k, v in own.items()) > MAX_BYTES:
+        raise InvalidRequest(f"the volume's attributes are larger than the {MAX_BYTES} bytes CSI allows")
+    for key in own:
+        if key in LATER_KEYS:
+            raise InvalidRequest(
+                f"volume attribute {key!r} is not supported by this version; remove it or upgrade modelmount"
+            )
+        if key not in KNOWN_KEYS:
+            raise InvalidRequest(f"unknown volume attribute {quoted(key)}; known: {', '.join(KNOWN_KEYS)}")
+    if not own.get("model"):
+        raise InvalidRequest(
+            "volume attribute 'model' is missing: name a model, for example `model: "
+            "harbor.example.com/llm/llama3-70b:v1`"
+        )
+    if own.get("mode", "eager") != "eager":
+        if own["mode"] == "lazy":
+            raise InvalidRequest(
+                "mode: lazy does not exist yet; use eager, which mounts a model once all of it is verified"
+            )
+        raise InvalidRequest(f"volume attribute 'mode' must be eager, not {quoted(own['mode'])}")
+    policy = _policy(own.get("pullPolicy", "IfNotPresent"))
+    return VolumeSpec(Reference.parse(own["model"]), policy, choices.selection(own), choices.choice(own))
 
 
 def check_host_allowed(reference: Reference, settings: Settings) -> None:
