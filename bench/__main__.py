@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from bench import machine, report
+from bench import machine, memory, report
 from bench.cases import archives, capped, files, footprint, latency, limits, read, resume, warm, whole
 from bench.processes import FailedError
 from bench.report import Figure, Outcome
@@ -99,7 +99,7 @@ def _measure(options: argparse.Namespace, console: Console) -> None:
         results.unlink(missing_ok=True)
     figures: list[Figure] = []
     for name in options.only or CASES:
-        with _short_directory(options.directory) as directory:
+        with memory.kept(), _short_directory(options.directory) as directory:
             outcome = CASES[name](Setting(directory, options.rounds, options.quick, _sayer(console, name)))
         report.write(results, described, [outcome])
         report.show(console, outcome)

@@ -17,6 +17,8 @@ from pathlib import Path
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _BLOCK_BYTES = 1 << 20
+_REPORTING = Path("/sys/module/page_reporting/parameters/min_free_ms")
+_LONGEST_MILLISECONDS = "60000"
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -41,6 +43,23 @@ def field_bytes(name: str) -> int:
         if key == name:
             return int(rest.split()[0]) * 1024
     raise KeyError(name)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[bool]:
+    """Have the kernel hand no more free pages back to the host inside the block, where it has a setting for that: what
+    was touched stays. Whether it has one.
+    """
+    try:
+        before = _REPORTING.read_text()
+        _REPORTING.write_text(_LONGEST_MILLISECONDS)
+    except OSError:  # no virtual machine, a kernel without the setting, or one that doesn't let us
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        _REPORTING.write_text(before)
 
 
 @contextlib.contextmanager
