@@ -26,6 +26,7 @@ from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential, Credentials
 from modelmount.registry.uploads import Uploads
+from modelmount.signatures.finder import Finder
 from modelmount.sources.base import BlobSource
 from modelmount.sources.health import Health
 from modelmount.sources.mirrored import MirroredSource
@@ -188,6 +189,6 @@ def build(settings: Settings, live: Live | None = None, *, instead: FromLayout |
     collector = Collector(store, lambda: live.cache)
     puller = Puller(store, resolver, source, Admission(collector, live), settings)
     audit = Audit(settings.audit_file, settings.audit_bytes)
-    publisher = Publisher(store, resolver, puller, credentials, settings, audit=audit)
+    publisher = Publisher(store, resolver, puller, credentials, settings, audit=audit, signatures=Finder(store, client))
     local = LocalMounts(store, resolver, puller, credentials, settings)
     return Node(store, client, mirrors, credentials, resolver, collector, puller, publisher, local, audit)

@@ -133,6 +133,11 @@ class Pusher:
         self._request("PUT", path, body=io.BytesIO(document), headers=headers, ok=(201,))
         return f"sha256:{hashlib.sha256(document).hexdigest()}"
 
+    def fetch(self, repository: str, name: str) -> bytes:
+        """A manifest or index, by tag or digest."""
+        path = f"/v2/{repository}/manifests/{name}"
+        return self._request("GET", path, headers={"Accept": f"{MANIFEST}, {INDEX}"}, ok=(200,))[2]
+
     def artifact(self, repository: str, tag: str, artifact: Artifact) -> Pushed:
         """Upload all blobs of `artifact`, then its manifest under `tag`."""
         config = self._descriptor(repository, artifact.config)

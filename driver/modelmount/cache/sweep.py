@@ -145,7 +145,8 @@ class Sweep:
         directory = self._store.root / "models" / model.hex
         if (directory / "verdicts").exists():
             (directory / "facts.json").unlink(missing_ok=True)  # what was learnt of its bytes is worth keeping
-            self._discard(directory / "proofs", f"proofs-{model.hex}")
+            for name in ("proofs", "signatures"):
+                self._discard(directory / name, f"{name}-{model.hex}")
         else:
             self._discard(directory, f"model-{model.hex}")
 

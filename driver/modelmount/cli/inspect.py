@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,19 @@ from modelmount.cli import output
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import json_option, output_of, settings_options
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, IntegrityError
+from modelmount.errors import BadArtifact, ModelMountError
 from modelmount.formats.base import Encoding, Layer, Layout, Member
 from modelmount.oci import manifest as manifests
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
-from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Index, Manifest
+from modelmount.oci.manifest import Index, Manifest
 from modelmount.oci.reference import Reference, Repository
 from modelmount.registry.credentials import Credential
+from modelmount.signatures import finder, survey
+from modelmount.signatures.survey import Said
 from modelmount.snapshots import layers, unpack
 
+_SHOWN_CHARACTERS = 80
 INDEX_DEPTH = 3
 """How many indexes deep a manifest may lie; as for pods."""
 
@@ -36,7 +40,8 @@ Examples:
   modelmount inspect harbor.example.com/llm/llama3-70b:v1 --json | jq -r '.layers[].path'
 
 No weights are downloaded and nothing is stored. HERE says what this node has of the model already, for this
-repository. What an archive holds is known once it was unpacked here.
+repository. What an archive holds is known once it was unpacked here. Signatures and attestations are listed with who
+signed them, where this node checked that for its policy.
 """,
 )
 @click.argument("reference", metavar="REFERENCE")
@@ -52,12 +57,18 @@ def inspect(context: click.Context, reference: str, effective: config.Effective,
     with access.explained(), contextlib.closing(wiring.connect(settings)) as remote:
         asked = _Asked(remote, named.repository, access.credential(remote.credentials, named.repository))
         found = asked.look(named)
-    existing = wiring.existing(settings)
-    parts = _parts(found, existing.store if existing is not None else None, named.repository.scope)
+        existing = wiring.existing(settings)
+        store = existing.store if existing is not None else None
+        try:
+            beside = asked.beside(found, store)
+        except ModelMountError as e:
+            beside = []
+            say.note(f"its signatures and attestations can't be listed: {e}")
+    parts = _parts(found, store, named.repository.scope)
     if say.json:
-        say.object(_plain(named, found, parts))
+        say.object(_plain(named, found, parts) | {"statements": [_plain_statement(each) for each in beside]})
     else:
-        say.text(*_lines(named, found, parts))
+        say.text(*_lines(named, found, parts), *_statements(beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,11 @@ class _Asked:
         except BadArtifact as e:
             return _Found(digest, size, index, document, None, e.message, {})
 
+    def beside(self, found: _Found, store: Store | None) -> list[Said]:
+        """Signatures and attestations of the manifest."""
+        files = finder.files(found.manifest)
+        return survey.survey(self._client, store, self._repository, found.digest, files, self._credential)
+
     def _document(self, name: str | Digest) -> tuple[Manifest | Index, int, Digest]:
         answer = self._client.manifest(self._repository, name, self._credential)
         return manifests.parse(answer.data, answer.media_type), len(answer.data), answer.digest
@@ -117,20 +133,7 @@ class _Asked:
         described = manifest.config
         if described is None or described.data is not None:
             return None if described is None else described.data
-        if described.size > MAX_DOCUMENT_BYTES:
-            raise BadArtifact(f"its config has {described.size} bytes; at most {MAX_DOCUMENT_BYTES} are read")
-        data = bytearray(described.size + 1)
-        filled = 0
-        with self._client.blob(self._repository, described.digest, 0, self._credential) as body:
-            while filled < len(data) and (count := body.readinto(memoryview(data)[filled:])):
-                filled += count
-        hasher = described.digest.hasher()
-        hasher.update(data[:filled])
-        if hasher.hexdigest() != described.digest.hex:
-            raise IntegrityError(
-                f"{self._repository.registry} served wrong bytes for the config {described.digest}; push it again"
-            )
-        return bytes(data[:filled])
+        return self._client.document_blob(self._repository, described, self._credential)
 
 
 def _parts(found: _Found, store: Store | None, scope: str) -> list[_Part]:
@@ -187,6 +190,45 @@ def _rows(part: _Part) -> Iterator[tuple[str, ...]]:
     yield (shown, output.size(described.size), here, described.media_type, str(described.digest))
     for member in part.files or ():
         yield (f"  {member.path or name}", output.size(member.size), "", "", "")
+
+
+def _statements(beside: list[Said]) -> Iterator[str]:
+    if not beside:
+        return
+    yield ""
+    heading = ("BESIDE IT", "MADE", "SIGNED BY", "TYPE", "IN")
+    yield from output.columns(heading, [_statement_row(each) for each in beside])
+
+
+def _statement_row(said: Said) -> tuple[str, ...]:
+    statement = said.statement
+    by = ", ".join(signer.name for signer in said.signers)
+    if by:
+        by = f"{by} (rule {said.rule!r}, {_day(said.checked_at)})"
+    elif statement.problem:
+        by = statement.problem[:_SHOWN_CHARACTERS]
+    else:
+        by = "nobody" if statement.form == "report" else "not checked here"
+    return (said.kind, _day(statement.made_at), by, statement.predicate or output.UNKNOWN, statement.artifact)
+
+
+def _day(at: float | None) -> str:
+    return output.UNKNOWN if at is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(at))
+
+
+def _plain_statement(said: Said) -> dict[str, Any]:
+    statement = said.statement
+    return {
+        "kind": said.kind,
+        "form": statement.form,
+        "type": statement.predicate or None,
+        "artifact": statement.artifact,
+        "made_at": statement.made_at,
+        "signers": [signer.name for signer in said.signers],
+        "rule": said.rule or None,
+        "checked_at": said.checked_at,
+        "problem": statement.problem or None,
+    }
 
 
 def _described(descriptor: Descriptor | None) -> str:

@@ -25,7 +25,9 @@ import msgspec
 
 from modelmount.errors import Forbidden, InvalidRequest
 from modelmount.oci.reference import Reference
+from modelmount.policy import signing
 from modelmount.policy.kinds import Kind
+from modelmount.policy.signing import Attestation, Demand, Signature
 
 MAX_BYTES = 1 << 20
 _DEFAULT = "default"
@@ -48,6 +50,10 @@ class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Kinds of files that may be in it; empty means all that `deny_files` doesn't name."""
     deny_files: list[Kind] = []
     """Kinds of files that must not be in it."""
+    signatures: list[Signature] = []
+    """Signatures that it must have: all of them."""
+    attestations: list[Attestation] = []
+    """What must be attested of it: all of that."""
 
 
 class Rule(Demands, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,6 +92,11 @@ class Rule(Demands, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def looks_into_files(self) -> bool:
         """Whether `check_file` can refuse anything."""
         return bool(self.files or self.deny_files)
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        """What must be signed and attested."""
+        return (*self.signatures, *self.attestations)
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,4 +154,7 @@ def read(path: Path) -> Policy:
     for rule in decoded.rule:
         if not rule.models:
             raise InvalidRequest(f"policy_file {path}: rule {rule.name!r} is for no models")
+        signing.check(rule.demands, f"policy_file {path}: rule {rule.name!r}")
+    default = decoded.default
+    signing.check((*default.signatures, *default.attestations), f"policy_file {path}: default")
     return Policy(decoded.rule, decoded.default, text)

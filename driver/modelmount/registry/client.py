@@ -13,8 +13,9 @@ from typing import Final, TypeVar
 
 from modelmount.config import Settings
 from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest, Unavailable
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
-from modelmount.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES
+from modelmount.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES, OCI_INDEX
 from modelmount.oci.reference import Repository
 from modelmount.registry import answers, endpoint, ranges
 from modelmount.registry.auth import Authenticator
@@ -103,6 +104,28 @@ class Client:
         what = called or _name(repository, tag)
         return self._patiently(lambda deadline: self._manifest(repository, tag, credential, deadline, what))
 
+    def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> bytes | None:
+        """The list of what refers to the manifest `digest`, its first page, as the registry wrote it; None where it
+        keeps no such lists (a 404: distribution-spec 1.1, "Unavailable Referrers API").
+        """
+        return self._patiently(lambda deadline: self._referrers(repository, digest, credential, deadline))
+
+    def document_blob(self, repository: Repository, descriptor: Descriptor, credential: Credential) -> bytes:
+        """A small blob whole, verified. Raises BadArtifact when it says to be larger than MAX_DOCUMENT_BYTES,
+        IntegrityError when its bytes aren't those of its digest.
+        """
+        what = _blob_name(repository, descriptor.digest)
+        if descriptor.size > MAX_DOCUMENT_BYTES:
+            raise BadArtifact(f"{what} has {descriptor.size} bytes; at most {MAX_DOCUMENT_BYTES} are read")
+        deadline = time.monotonic() + self._settings.pull.document_timeout_seconds
+        with self.blob(repository, descriptor.digest, 0, credential) as body:
+            data = body.read_all(descriptor.size, deadline)
+        hasher = descriptor.digest.hasher()
+        hasher.update(data or b"")
+        if data is None or hasher.hexdigest() != descriptor.digest.hex:
+            raise IntegrityError(f"{repository.registry} served wrong bytes for {what}; push it again")
+        return data
+
     def blob(
         self,
         repository: Repository,
@@ -165,6 +188,27 @@ class Client:
         if data is None:
             raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
         return Document(data, media_type, _verified(data, tag, what, named))
+
+    def _referrers(
+        self, repository: Repository, digest: Digest, credential: Credential, deadline: float
+    ) -> bytes | None:
+        what = f"the referrers of {_name(repository, digest)}"
+        request = Request(
+            "GET",
+            endpoint.referrers(self._settings, repository, digest),
+            repository.registry,
+            what,
+            {"Accept": OCI_INDEX},
+        )
+        with self._authenticator.send(request, repository, credential, deadline) as answer:
+            if answer.status == 404:
+                return None
+            if answer.status != 200:
+                raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
+            data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
+        if data is None:
+            raise BadArtifact(f"{what} are more than the {MAX_DOCUMENT_BYTES} bytes that are read")
+        return data
 
     def _head(
         self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str

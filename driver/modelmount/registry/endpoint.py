@@ -25,6 +25,11 @@ def blob(settings: Settings, repository: Repository, digest: Digest) -> Url:
     return _url(settings, repository, f"blobs/{digest}")
 
 
+def referrers(settings: Settings, repository: Repository, digest: Digest) -> Url:
+    """The URL of the list of what refers to a manifest. Raises InvalidRequest like `manifest`."""
+    return _url(settings, repository, f"referrers/{digest}")
+
+
 def uploads(settings: Settings, repository: Repository) -> Url:
     """The URL where uploads of blobs begin. Raises InvalidRequest like `manifest`."""
     return _url(settings, repository, "blobs/uploads/")

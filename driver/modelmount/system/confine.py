@@ -108,9 +108,9 @@ def user_of(pid: int) -> int:
     return FIRST_USER + pid
 
 
-def enter(directory: int, limits: Limits, parent: int) -> None:
+def enter(directory: int | None, limits: Limits, parent: int) -> None:
     """Confine this process, which has one thread, for ever. Files may then be made in the directory of this descriptor
-    only, which becomes its user's. It is killed when the process `parent`, its own, ends.
+    only, which becomes its user's; without one, nowhere. It is killed when the process `parent`, its own, ends.
 
     Raises OSError where something fails that this machine can do, and ProcessLookupError when `parent` has ended; then
     the process should end too.
@@ -162,7 +162,7 @@ def _drop_bounding_set() -> None:
         capability += 1
 
 
-def _become(directory: int, user: int) -> None:
+def _become(directory: int | None, user: int) -> None:
     """Give up root for this user and the group of the same number."""
     os.setgroups([])
     try:
@@ -172,7 +172,8 @@ def _become(directory: int, user: int) -> None:
             raise
         user = NOBODY
         os.setresgid(user, user, user)
-    os.fchown(directory, user, user)
+    if directory is not None:
+        os.fchown(directory, user, user)
     os.setresuid(user, user, user)
 
 

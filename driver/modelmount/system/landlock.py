@@ -31,9 +31,9 @@ def abi() -> int:
         return 0
 
 
-def confine(directory: int) -> bool:
+def confine(directory: int | None) -> bool:
     """From now on this thread, and what it starts, may open no file, except that it makes and writes new ones below
-    the directory of this descriptor. False where the kernel has no Landlock.
+    the directory of this descriptor, if there is one. False where the kernel has no Landlock.
 
     It must have given up new privileges (PR_SET_NO_NEW_PRIVS). There is no way back. Raises OSError.
     """
@@ -50,8 +50,9 @@ def confine(directory: int) -> bool:
     # A kernel takes a longer structure than its own where the rest is zero.
     ruleset = syscalls.call("landlock_create_ruleset", syscalls.buffer(handled), len(handled), 0)
     try:
-        rule = struct.pack("=Qi", WRITE_FILE | MAKE_REG, directory)
-        syscalls.call("landlock_add_rule", ruleset, _PATH_BENEATH, syscalls.buffer(rule), 0)
+        if directory is not None:
+            rule = struct.pack("=Qi", WRITE_FILE | MAKE_REG, directory)
+            syscalls.call("landlock_add_rule", ruleset, _PATH_BENEATH, syscalls.buffer(rule), 0)
         syscalls.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)

@@ -43,7 +43,7 @@ _PROGRAM: Final = (
 _OURS: Final = Path(__file__).resolve().parents[2]
 _KEPT_VARIABLES: Final = ("PATH", "LD_LIBRARY_PATH")
 _END_SECONDS: Final = 5.0
-_START_SECONDS: Final = 60.0
+START_SECONDS: Final = 60.0
 """A helper that doesn't answer for so long is stuck, and ended."""
 
 Work = Callable[[bytes, socket.socket, Sequence[int], int], None]
@@ -129,12 +129,14 @@ class Helper:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, order: bytes, descriptors: Sequence[int]) -> Worker:
-        """A worker for this order, with copies of the descriptors. Raises OSError where none can be had."""
+    def start(self, order: bytes, descriptors: Sequence[int], *, seconds: float = START_SECONDS) -> Worker:
+        """A worker for this order, with copies of the descriptors. Raises OSError where none can be had; a helper that
+        doesn't answer for so many seconds is stuck, and another is started, once.
+        """
         for last in (False, True):
             way = self._way()
             try:
-                return _started(way, order, descriptors)
+                return _started(way, order, descriptors, seconds)
             except OSError as e:
                 # Closed by another thread that met the same dead helper.
                 if last or not (isinstance(e, ConnectionError) or e.errno == errno.EBADF):
@@ -198,14 +200,14 @@ def _launch(module: str, directory: Path) -> tuple[socket.socket, subprocess.Pop
     return ours, started
 
 
-def _started(way: socket.socket, order: bytes, descriptors: Sequence[int]) -> Worker:
+def _started(way: socket.socket, order: bytes, descriptors: Sequence[int], seconds: float) -> Worker:
     """Raises ConnectionError where the helper has ended."""
     control, their_control = _pair()
     status, their_status = _pair()
     try:
         with their_control, their_status:
             socket.send_fds(way, [order], [their_status.fileno(), their_control.fileno(), *descriptors])
-        status.settimeout(_START_SECONDS)
+        status.settimeout(seconds)
         try:
             answer = status.recv(_STARTED.size)
         except TimeoutError as e:

@@ -9,15 +9,19 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from modelmount import formats, policy
 from modelmount.content.store import Store
 from modelmount.errors import (
     BadArtifact,
+    Cancelled,
     Forbidden,
     IntegrityError,
     InvalidRequest,
+    ModelMountError,
     NotFound,
+    Pending,
     Unauthenticated,
     Unavailable,
 )
@@ -25,11 +29,13 @@ from modelmount.formats.base import Encoding
 from modelmount.formats.selection import Selection
 from modelmount.oci import manifest as manifests
 from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 from modelmount.oci.reference import Reference
 from modelmount.policy import Policy, Rule
 from modelmount.policy.kinds import HEAD_BYTES
 from modelmount.pull.resolver import Model
+from modelmount.registry.credentials import Credential
 from modelmount.registry.recent import Recent
 from modelmount.snapshots import tree as trees
 from modelmount.snapshots.tree import Tree
@@ -45,6 +51,16 @@ Head = Callable[[Descriptor, int], bytes | None]
 _TROUBLE = (Unavailable, NotFound, Unauthenticated, IntegrityError)
 
 
+class FindsSignatures(Protocol):
+    """Knows what is signed: `signatures.finder.Finder`."""
+
+    def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> bool:
+        """Whether the record of the manifest meets the rule's demands."""
+
+    def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> None:
+        """Raise Forbidden unless the manifest meets the rule's demands."""
+
+
 class Policing:
     """The policy in force: the file is read again whenever it changed. Thread-safe.
 
@@ -52,9 +68,12 @@ class Policing:
     open what was closed.
     """
 
-    def __init__(self, store: Store, file: str) -> None:
-        """Reads the file; empty means that there is no policy. Raises InvalidRequest for mistakes in it."""
+    def __init__(self, store: Store, file: str, signatures: FindsSignatures | None = None) -> None:
+        """Reads the file; empty means that there is no policy. Raises InvalidRequest for mistakes in it. Without
+        somebody who finds signatures, rules that demand some refuse everything.
+        """
         self._store, self._file = store, Path(file) if file else None
+        self.signatures = signatures
         self._seen = _signature(self._file) if self._file is not None else None
         self._policy = policy.read(self._file) if self._file is not None else None
         self._looked_through: Recent[tuple[str, str, str], bool] = Recent(KEPT_VERDICTS)
@@ -155,6 +174,35 @@ class Check:
                 kind = policy.by_name(layer.path or "")
                 if kind is not None and not layer.encoding.is_archive:
                     self.enforce(functools.partial(rule.check_file, str(model), layer.path or "", kind))
+
+    def signed(self, reference: Reference, model: Model, credential: Credential) -> None:
+        """Raise Forbidden unless the model is signed and attested as the rule demands: before any of its blobs is
+        pulled. Raises what a registry's answers mean, unless the rule only warns.
+        """
+        rule, finder = self.rule, self.policing.signatures
+        if rule is None or not rule.demands:
+            return
+
+        def decide() -> None:
+            if finder is None:
+                raise rule.refuse("nobody checks signatures here")
+            try:
+                finder.require(rule, reference, model.manifest, credential)
+            except (Cancelled, Pending, Forbidden):
+                raise
+            except ModelMountError as e:
+                if rule.mode == "enforce":
+                    raise
+                raise rule.refuse(f"its signatures can't be checked: {e}") from e
+
+        self.enforce(decide)
+
+    def signed_before(self, reference: Reference, manifest: Digest) -> bool:
+        """Whether nobody has to be asked for `signed` to pass."""
+        rule, finder = self.rule, self.policing.signatures
+        if rule is None or not rule.demands or rule.mode == "warn":
+            return True
+        return finder is not None and finder.require_recorded(rule, reference, manifest)
 
     def heads(self, model: Model, selection: Selection, head: Head) -> None:
         """Raise Forbidden by the first bytes of files that have yet to be pulled, as their source sends them: early, so

@@ -43,7 +43,7 @@ from modelmount.system.target import TargetRoots
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Lease, Leases, Owner
-from modelmount.volumes.policing import Check, Policing
+from modelmount.volumes.policing import Check, FindsSignatures, Policing
 from modelmount.volumes.publications import Publications, Wanted
 from modelmount.volumes.volume import VolumeSpec, account_tokens, pod_identity, pod_uid, significant
 
@@ -162,6 +162,7 @@ class Publisher:
         *,
         owner: Owner = "csi",
         audit: Audits | None = None,
+        signatures: FindsSignatures | None = None,
     ) -> None:
         """For pods, targets lie below the configured roots; for `owner="cli"` anywhere, and `volumes.local` says where
         not.
@@ -171,7 +172,7 @@ class Publisher:
         self._leases = Leases(store)
         self._attempts = Attempts()
         self._audit: Audits = audit or Audit("", 0)
-        self._policing = Policing(store, settings.policy_file if owner == "csi" else "")
+        self._policing = Policing(store, settings.policy_file if owner == "csi" else "", signatures)
         self._anywhere = TargetRoots([Path("/")])
         self._targets = TargetRoots(settings.publish_roots) if owner == "csi" else self._anywhere
         self._publications = Publications(store, self._targets, self._attempts, owner=owner)
@@ -274,6 +275,8 @@ class Publisher:
         if lease.adopted or not self._store.has_blob(lease.model.manifest, lease.model.repository.scope):
             return False
         check.model(lease.model, self._store, spec.selection)
+        if not check.signed_before(spec.reference, lease.model.manifest):
+            return False
         return check.may_show(lease.model, self._store, spec.selection)
 
     def _decide(
@@ -288,6 +291,7 @@ class Publisher:
         credential = self._credentials.find(reference.repository, request.secrets, tokens)
         model = self._resolver.resolve(reference, policy, credential, choice)
         check.model(model, self._store, wanted.spec.selection)
+        check.signed(wanted.spec.reference, model, credential)
         made = self._make(wanted, model, check, attempt)
         if made is not None:
             return Published("cached", made, model.proof, credential.username)

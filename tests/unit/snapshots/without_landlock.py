@@ -8,7 +8,7 @@ from modelmount.system import landlock
 prepare, work = worker.prepare, worker.work
 
 
-def _absent(directory: int) -> bool:
+def _absent(directory: int | None) -> bool:
     return False
 
 

@@ -25,6 +25,7 @@ from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential, Credentials
+from modelmount.signatures.finder import Finder
 from modelmount.sources.base import BlobSource, Opened
 from modelmount.sources.registry import RegistrySource
 from modelmount.volumes import recovery
@@ -102,7 +103,7 @@ class Node:
         admission = Admission(Collector(self.store, lambda: self.settings.cache), lambda: self.settings)
         self.puller = Puller(self.store, self.resolver, self._source, admission, self.settings)
         rooms = (self.store, self.resolver, self.puller, self.credentials, self.settings)
-        self.publisher = Publisher(*rooms)
+        self.publisher = Publisher(*rooms, signatures=Finder(self.store, self.client))
         self.local = LocalMounts(*rooms)
 
     def stop(self) -> None:

@@ -1,0 +1,192 @@
+"""Finding what is said about a manifest, in its own repository: bounded in requests, bytes and time.
+
+Sources: OCI distribution-spec 1.1, "Listing Referrers" with its tag schema for registries that don't list; cosign's
+tags. Nothing is believed here; names of types only say how a piece is to be read.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+from modelmount.errors import BadArtifact, IntegrityError, NotFound, Unavailable
+from modelmount.oci import manifest as manifests
+from modelmount.oci import referrers
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import Manifest
+from modelmount.oci.reference import Repository
+from modelmount.policy.signing import Attestation, Demand, Signature
+from modelmount.registry.client import Document
+from modelmount.registry.credentials import Credential
+from modelmount.signatures.messages import Kind, Piece
+
+log = logging.getLogger(__name__)
+
+SIMPLE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIMPLE_SIGNATURE: Final = "dev.cosignproject.cosign/signature"
+SIMPLE_ARTIFACT: Final = "application/vnd.dev.cosign.artifact.sig.v1+json"
+ENVELOPE: Final = "application/vnd.dsse.envelope.v1+json"
+BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
+PREDICATE: Final = "dev.sigstore.bundle.predicateType"
+CREATED: Final = "org.opencontainers.image.created"
+
+MOST_PIECES: Final = 24
+"""So many are fetched: a model has one or two signatures and a handful of attestations."""
+MOST_BYTES: Final = 16 << 20
+"""All pieces together; each is a document, of which `manifest.MAX_DOCUMENT_BYTES` are read."""
+SECONDS: Final = 30.0
+"""After so long nothing more is asked for."""
+
+
+class Documents(Protocol):
+    """Where evidence comes from: a registry's client."""
+
+    def manifest(self, repository: Repository, tag: str | Digest, credential: Credential, what: str = ...) -> Document:
+        """A manifest, its bytes compared with the digest where one was asked for."""
+
+    def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> bytes | None:
+        """The list of what refers to a manifest; None where the registry keeps none."""
+
+    def document_blob(self, repository: Repository, descriptor: Descriptor, credential: Credential) -> bytes:
+        """A small blob, verified."""
+
+
+def listed(client: Documents, repository: Repository, digest: Digest, credential: Credential) -> list[Descriptor]:
+    """What refers to the manifest, by the registry's list or, where it has none, by the tag that stands for one."""
+    data = client.referrers(repository, digest, credential)
+    if data is None:
+        try:
+            data = client.manifest(repository, _tag(digest), credential).data
+        except NotFound:
+            return []
+    return referrers.parse(data)
+
+
+def gather(
+    client: Documents, repository: Repository, digest: Digest, demands: Sequence[Demand], credential: Credential
+) -> list[Piece]:
+    """What the demands may be about. Requests: the list of referrers (two where its registry keeps none), two for each
+    piece in it, and one for each of cosign's tags with one for each piece there.
+
+    Raises what the registry's answers mean; what isn't there is no error.
+    """
+    return _Search(client, repository, digest, demands, credential).run()
+
+
+class _Search:
+    def __init__(
+        self,
+        client: Documents,
+        repository: Repository,
+        digest: Digest,
+        demands: Sequence[Demand],
+        credential: Credential,
+    ) -> None:
+        self._client, self._repository, self._digest, self._credential = client, repository, digest, credential
+        self._attestations = [each for each in demands if isinstance(each, Attestation)]
+        forms = {form for each in demands if isinstance(each, Signature) for form in each.forms}
+        self._simple = "simple" in forms
+        self._bundles = bool(forms & {"bundle", "model"}) or bool(self._attestations)
+        self._pieces: list[Piece] = []
+        self._bytes = 0
+        self._deadline = time.monotonic() + SECONDS
+
+    def run(self) -> list[Piece]:
+        for descriptor in listed(self._client, self._repository, self._digest, self._credential):
+            kind = descriptor.artifact_type or ""
+            if kind.startswith(BUNDLE):
+                if self._bundles:
+                    self._take(self._manifest(descriptor.digest), kind)
+            elif kind == SIMPLE_ARTIFACT:
+                if self._simple:
+                    self._take(self._manifest(descriptor.digest), kind)
+            elif any(each.is_about(kind) and not each.are_named for each in self._attestations):
+                self._take(self._manifest(descriptor.digest), kind)
+        if self._simple:
+            self._take_tag(f"{_tag(self._digest)}.sig")
+        if self._attestations:
+            self._take_tag(f"{_tag(self._digest)}.att")
+        return self._pieces
+
+    def _take_tag(self, tag: str) -> None:
+        self._look_at_the_clock()
+        try:
+            found = self._client.manifest(self._repository, tag, self._credential)
+        except NotFound:
+            return
+        self._take((_parsed(found), str(found.digest)), "")
+
+    def _manifest(self, digest: Digest) -> tuple[Manifest | None, str]:
+        self._look_at_the_clock()
+        try:
+            return _parsed(self._client.manifest(self._repository, digest, self._credential)), str(digest)
+        except NotFound:
+            return None, ""  # listed, and gone
+
+    def _take(self, found: tuple[Manifest | None, str], kind: str) -> None:
+        manifest, artifact = found
+        if manifest is None:
+            return
+        for layer, piece in self._kinds(manifest, kind):
+            if len(self._pieces) >= MOST_PIECES or self._bytes + layer.size > MOST_BYTES:
+                return
+            self._look_at_the_clock()
+            data = layer.data
+            if data is None:
+                data = self._blob(layer)
+            self._bytes += len(data)
+            predicate = manifest.annotations.get(PREDICATE, "") if piece != "report" else kind
+            self._pieces.append(
+                Piece(
+                    kind=piece,
+                    artifact=artifact,
+                    data=data,
+                    signature=layer.annotations.get(SIMPLE_SIGNATURE, ""),
+                    predicate=predicate,
+                    made_at=manifest.annotations.get(CREATED, ""),
+                )
+            )
+
+    def _blob(self, layer: Descriptor) -> bytes:
+        """Anybody who may push may have put it there: what can't be had is no evidence, and in nobody's way."""
+        try:
+            return self._client.document_blob(self._repository, layer, self._credential)
+        except (BadArtifact, IntegrityError, NotFound) as e:
+            log.info("a piece of evidence about %s@%s can't be had: %s", self._repository, self._digest, e)
+            return b""
+
+    def _kinds(self, manifest: Manifest, kind: str) -> Iterator[tuple[Descriptor, Kind]]:
+        """Layers that are pieces of evidence, and of what kind."""
+        for layer in manifest.layers:
+            if layer.media_type == SIMPLE:
+                if self._simple:
+                    yield layer, "simple"
+            elif layer.media_type == ENVELOPE:
+                yield layer, "envelope"
+            elif layer.media_type.startswith(BUNDLE):
+                yield layer, "bundle"
+            elif kind and not kind.startswith(BUNDLE) and kind != SIMPLE_ARTIFACT:
+                yield layer, "report"
+
+    def _look_at_the_clock(self) -> None:
+        if time.monotonic() >= self._deadline:
+            raise Unavailable(
+                f"{self._repository.registry} takes longer than {SECONDS:.0f} s to send the signatures of "
+                f"{self._repository}@{self._digest}"
+            )
+
+
+def _parsed(document: Document) -> Manifest | None:
+    """What can't be read is no evidence."""
+    try:
+        found = manifests.parse(document.data, document.media_type)
+    except BadArtifact:
+        return None
+    return found if isinstance(found, Manifest) else None
+
+
+def _tag(digest: Digest) -> str:
+    return f"{digest.algorithm}-{digest.hex}"

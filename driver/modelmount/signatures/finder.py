@@ -1,0 +1,135 @@
+"""Whether a model is signed and attested as a rule demands: from the record, or by looking."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from modelmount import formats
+from modelmount.content.store import Store
+from modelmount.errors import BadArtifact, InvalidRequest
+from modelmount.formats.base import Encoding
+from modelmount.oci import manifest as manifests
+from modelmount.oci.digest import Digest
+from modelmount.oci.manifest import Index, Manifest
+from modelmount.oci.reference import Reference
+from modelmount.policy import Rule, signing
+from modelmount.policy.signing import Asked, Statement
+from modelmount.registry.credentials import Credential
+from modelmount.registry.recent import Recent
+from modelmount.signatures import evidence, material, process, records
+from modelmount.signatures.evidence import Documents
+from modelmount.signatures.material import Material
+from modelmount.signatures.messages import Task
+from modelmount.signatures.process import ProcessError
+from modelmount.signatures.records import Record
+
+log = logging.getLogger(__name__)
+
+KEPT_LOCKS = 1024
+Judge = Callable[[Task], list[Statement]]
+
+
+class Finder:
+    """Knows what is signed. Thread-safe; of many who ask about one model in one repository, one looks."""
+
+    def __init__(self, store: Store, client: Documents, judge: Judge = process.judge) -> None:
+        """Asks nobody yet. `judge` says which signatures are good."""
+        self._store, self._client, self._judge = store, client, judge
+        self._looking: Recent[tuple[str, str, str], threading.Lock] = Recent(KEPT_LOCKS)
+
+    def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> bool:
+        """Whether the record says that the rule's demands are met, now and with today's keys. Nobody is asked. Raises
+        Forbidden where the keys can't be read.
+        """
+        found = self._material(rule)
+        record = records.read(self._store, reference.repository, manifest, found.bound)
+        return record is not None and not _lacking(found, record.statements, reference, manifest)
+
+    def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> None:
+        """Raise Forbidden unless the rule's demands are met by what is said about `manifest`, the digest that is to be
+        mounted and is in the store, in the repository of `reference`. Where the record doesn't meet them, the registry
+        is asked, and raises what its answers mean.
+        """
+        repository = reference.repository
+        found = self._material(rule)
+        if self.require_recorded(rule, reference, manifest):
+            return
+        with self._looking.setdefault((repository.scope, str(manifest), found.bound), threading.Lock):
+            if self.require_recorded(rule, reference, manifest):
+                return  # somebody else looked meanwhile
+            statements = self._look(rule, found, reference, manifest, credential)
+        lacking = _lacking(found, statements, reference, manifest)
+        if lacking:
+            raise rule.refuse(lacking)
+        log.info(
+            "signatures were checked",
+            extra={"fields": {"model": f"{repository}@{manifest}", "rule": rule.name, "signers": _names(statements)}},
+        )
+
+    def _look(
+        self, rule: Rule, found: Material, reference: Reference, manifest: Digest, credential: Credential
+    ) -> list[Statement]:
+        repository = reference.repository
+        pieces = evidence.gather(self._client, repository, manifest, found.demands, credential)
+        statements: list[Statement] = []
+        if pieces:
+            document = self._store.read_document(manifest)
+            task = Task(
+                digest=str(manifest),
+                manifest=document,
+                files=files(manifests.parse(document)),
+                keys=list(found.keys),
+                identities=list(found.identities),
+                roots=list(found.roots),
+                pieces=pieces,
+            )
+            try:
+                statements = self._judge(task)
+            except ProcessError as e:
+                raise rule.refuse(f"the process that checks signatures {e}") from e
+        record = Record(
+            version=records.VERSION,
+            digest=str(manifest),
+            repository=str(repository),
+            bound=found.bound,
+            rule=rule.name,
+            at=time.time(),
+            statements=statements,
+        )
+        records.write(self._store, repository, manifest, record)
+        return statements
+
+    def _material(self, rule: Rule) -> Material:
+        try:
+            return material.read(rule.demands)
+        except InvalidRequest as e:
+            raise rule.refuse(e.message) from e
+
+
+def _lacking(found: Material, statements: list[Statement], reference: Reference, manifest: Digest) -> str:
+    asked, now = Asked(reference, str(manifest)), time.time()
+    for demand, authorities in zip(found.demands, found.authorities, strict=True):
+        lacking = signing.lacking(demand, authorities, statements, asked, now)
+        if lacking:
+            return lacking
+    return ""
+
+
+def _names(statements: list[Statement]) -> list[str]:
+    return sorted({signer.name for each in statements for signer in each.signers})
+
+
+def files(document: Manifest | Index) -> list[tuple[str, str]] | None:
+    """The model's files by path and digest, as far as the manifest alone says them; None where it doesn't."""
+    try:
+        if not isinstance(document, Manifest) or formats.reads_config(document):
+            return None
+        layers = formats.decide(document, None).layers
+    except (BadArtifact, InvalidRequest):
+        return None
+    if any(layer.encoding is not Encoding.RAW or layer.path is None for layer in layers):
+        return None
+    return [(layer.path or "", str(layer.descriptor.digest)) for layer in layers]

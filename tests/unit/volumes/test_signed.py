@@ -1,0 +1,306 @@
+"""What a policy wants signed: each form, what is refused of it and by which rule, and that it is known before a weight
+is pulled. Real keys, a real registry, the real process that judges.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from modelmount.errors import Forbidden, Unavailable
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Reference
+from modelmount.signatures import records
+from tests.fakes import push, signing
+from tests.fakes.signing import Key
+from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, Node, Request, contents
+
+pytestmark = [pytest.mark.mount, pytest.mark.registry]
+
+FILES = {"config.json": b"{}\n", "sub/weights.safetensors": bytes(2000)}
+
+
+class Signed:
+    """A node whose policy wants signatures by `key`, and a model."""
+
+    def __init__(self, make_node: MakeNode, directory: Path) -> None:
+        self.directory = directory
+        self.key, self.stranger = Key(), Key()
+        self.key_file = self.key.write(directory / "prod.pub")
+        self.policy = directory / "policy.toml"
+        self.demand("[[rule.signatures]]", f'keys = ["{self.key_file}"]')
+        self.node: Node = make_node(policy_file=str(self.policy))
+        self.pushed = self.node.push(FILES)
+        self.attacher = self.attacher_of(self.node)
+        self.place = f"{self.pushed.host}/{self.pushed.repository}"
+
+    def attacher_of(self, node: Node) -> signing.Attacher:
+        return signing.Attacher(push.Pusher(node.registry.host, node.registry.connection))
+
+    def demand(self, *lines: str, mode: str = "enforce") -> None:
+        """The policy: one rule, with these lines."""
+        rule = ["[default]", "allow = false", "[[rule]]", 'name = "prod"', 'models = ["*"]', f'mode = "{mode}"']
+        new = self.policy.with_suffix(".new")
+        new.write_text("\n".join([*rule, *lines, ""]))
+        new.rename(self.policy)
+
+    def sign(self, form: str, key: Key | None = None, pushed: push.Pushed | None = None) -> None:
+        """Sign the model, or another one."""
+        key, pushed = key or self.key, pushed or self.pushed
+        match form:
+            case "simple":
+                self.attacher.simple(pushed, key.simple(pushed.digest, f"{pushed.host}/{pushed.repository}"))
+            case "bundle":
+                self.attacher.bundle(pushed, key.bundle(signing.statement(pushed.digest)))
+            case "message":
+                self.attacher.bundle(pushed, key.message_bundle(pushed.document), "")
+            case "model":
+                statement = signing.model_statement(FILES)
+                self.attacher.bundle(pushed, key.bundle(statement), signing.MODEL_SIGNING)
+        self.node.registry.forget()
+
+    def publish(self, model: str = "", pod: str = "pod") -> Path:
+        target = self.node.target(pod)
+        own = {"model": model or self.pushed.reference, POD_UID: "a-pod"}
+        self.node.publisher.publish(Request(pod, str(target), own), Call(time.monotonic() + EVENT_SECONDS))
+        return target
+
+    def mounts(self, pod: str = "pod") -> None:
+        assert contents(self.publish(pod=pod)) == FILES
+
+    def refused(self, match: str, model: str = "", pod: str = "pod") -> None:
+        """By the rule, with these words, and without a byte of weights."""
+        self.node.registry.forget()
+        with pytest.raises(Forbidden, match=match) as caught:
+            self.publish(model, pod)
+        assert "rule 'prod' of this node's policy" in str(caught.value)
+        assert self.weights() == 0
+        self.node.assert_nothing_left()
+
+    def weights(self) -> int:
+        """Bytes that the registry sent of the model's layers."""
+        return sum(r.size for r in self.node.registry.requests() if r.digest in self.pushed.layers)
+
+
+@pytest.fixture
+def it(make_node: MakeNode, tmp_path: Path) -> Signed:
+    return Signed(make_node, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["simple", "bundle", "message", "model"])
+def test_a_good_signature(it: Signed, form: str) -> None:
+    it.refused("has no signature;")
+    it.sign(form)
+    it.mounts()
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        ed25519.Ed25519PrivateKey.generate,
+        lambda: rsa.generate_private_key(65537, 2048),
+    ],
+    ids=["p384", "ed25519", "rsa"],
+)
+def test_keys_of_other_kinds(it: Signed, private: Callable[[], signing.Private]) -> None:
+    key = Key(private())
+    key.write(it.key_file)
+    it.sign("simple", key)
+    it.mounts()
+
+
+@pytest.mark.parametrize("form", ["simple", "bundle", "message", "model"])
+def test_anothers_key(it: Signed, form: str) -> None:
+    it.sign(form, it.stranger)
+    it.refused("one is by none of the keys and identities of the rule")
+
+
+@pytest.mark.parametrize("form", ["simple", "bundle", "message", "model"])
+def test_a_tampered_manifest(it: Signed, form: str) -> None:
+    """What is signed is put beside another manifest, which the tag leads to."""
+    original = it.pushed
+    changed = it.node.push({**FILES, "config.json": b'{"other": 1}\n'})
+    match form:
+        case "simple":
+            it.attacher.simple(changed, it.key.simple(original.digest, it.place))
+            match = "one is about another artifact"
+        case "bundle":
+            it.attacher.bundle(changed, it.key.bundle(signing.statement(original.digest)))
+            match = "one is about another artifact"
+        case "message":
+            it.attacher.bundle(changed, it.key.message_bundle(original.document), "")
+            match = "one is by none of the keys"
+        case _:
+            it.attacher.bundle(changed, it.key.bundle(signing.model_statement(FILES)), signing.MODEL_SIGNING)
+            match = "one lists other bytes of the file 'config.json'"
+    it.refused(match)
+
+
+def test_a_payload_that_was_changed(it: Signed) -> None:
+    payload, signature = it.key.simple("sha256:" + "0" * 64, it.place)
+    it.attacher.simple(it.pushed, (payload.replace(b"0" * 64, it.pushed.digest[7:].encode()), signature))
+    it.refused("one is by none of the keys")
+
+
+def test_another_repositorys_signature(it: Signed) -> None:
+    it.attacher.simple(it.pushed, it.key.simple(it.pushed.digest, f"{it.pushed.host}/other/model"))
+    it.refused("one is for another repository")
+    it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', 'repository = "any"')
+    it.mounts()
+
+
+def test_an_older_tag_that_is_played_again(it: Signed) -> None:
+    """The old version was signed as v1. Now v2 leads to it: its signature is good, and for another tag."""
+    it.attacher.simple(it.pushed, it.key.simple(it.pushed.digest, f"{it.place}:v1"))
+    pusher = push.Pusher(it.node.registry.host, it.node.registry.connection)
+    pusher.manifest(it.pushed.repository, "v2", it.pushed.document)
+    it.refused("one is for another tag", f"{it.place}:v2")
+    it.mounts()  # by its own
+
+
+def test_an_attestation_makes_no_signature(it: Signed) -> None:
+    statement = signing.statement(it.pushed.digest, signing.VULNERABILITIES, signing.scan())
+    it.attacher.bundle(it.pushed, it.key.bundle(statement), signing.VULNERABILITIES)
+    it.refused("has no signature")
+
+
+def test_what_was_signed_with_model_signing_and_has_more_files_now(it: Signed) -> None:
+    more = it.node.push({**FILES, "sub/evil.py": b"import os\n"})
+    it.attacher.bundle(more, it.key.bundle(signing.model_statement(FILES)), signing.MODEL_SIGNING)
+    it.refused("one doesn't list the file 'sub/evil.py'")
+
+
+def test_an_attestation_by_signer_and_age(it: Signed) -> None:
+    it.demand("[[rule.attestations]]", 'type = "vulnerabilities"', f'keys = ["{it.key_file}"]', "max_age_hours = 24")
+    it.refused("has no attestation of type 'vulnerabilities'")
+
+    def attest(key: Key, digest: str, hours: float) -> None:
+        statement = signing.statement(digest, signing.VULNERABILITIES, signing.scan(hours))
+        it.attacher.bundle(it.pushed, key.bundle(statement), signing.VULNERABILITIES)
+
+    attest(it.stranger, it.pushed.digest, 1)
+    it.refused("one is by none of the keys")
+    attest(it.key, "sha256:" + "1" * 64, 1)
+    it.refused("one is about another artifact")
+    attest(it.key, it.pushed.digest, 30)
+    it.refused("one is 30 hours old, and may be 24")
+    attest(it.key, it.pushed.digest, -2)
+    it.refused("one is from the future")
+    attest(it.key, it.pushed.digest, 2)
+    it.mounts()
+
+
+def test_an_attestation_as_cosign_2_attached_it(it: Signed) -> None:
+    it.demand("[[rule.attestations]]", 'type = "sbom"', f'keys = ["{it.key_file}"]')
+    statement = signing.statement(it.pushed.digest, signing.CYCLONEDX, {"bomFormat": "CycloneDX"})
+    it.attacher.attestation(it.pushed, it.key.envelope(statement))
+    it.mounts()
+
+
+def test_trivys_own_report(it: Signed) -> None:
+    it.demand("[[rule.attestations]]", 'type = "vulnerabilities"', "max_age_hours = 24")
+    old = json.dumps({"SchemaVersion": 2, "CreatedAt": "2020-01-01T10:00:00.123456789+01:00"}).encode()
+    it.attacher.referrer(it.pushed, signing.TRIVY, signing.TRIVY, old, {})
+    it.refused(r"one is \d+ hours old")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    report = json.dumps({"SchemaVersion": 2, "CreatedAt": now}).encode()
+    it.attacher.referrer(it.pushed, signing.TRIVY, signing.TRIVY, report, {})
+    it.mounts()
+
+
+def test_a_report_that_nobody_signed_is_not_by_a_key(it: Signed) -> None:
+    it.demand("[[rule.attestations]]", 'type = "vulnerabilities"', f'keys = ["{it.key_file}"]')
+    it.attacher.referrer(it.pushed, signing.TRIVY, signing.TRIVY, b"{}", {})
+    it.refused("has no attestation of type 'vulnerabilities'")
+
+
+def test_all_demands_count(it: Signed) -> None:
+    it.sign("simple")
+    second = it.stranger.write(it.directory / "second.pub")
+    it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', "[[rule.signatures]]", f'keys = ["{second}"]')
+    it.refused("one is by none of the keys")
+    it.sign("bundle", it.stranger)
+    it.mounts()
+
+
+def test_a_rule_that_only_warns(it: Signed, caplog: pytest.LogCaptureFixture) -> None:
+    it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', mode="warn")
+    with caplog.at_level(logging.WARNING):
+        it.mounts()
+    assert "rule 'prod' of this node's policy forbids it" in caplog.text
+    assert "has no signature" in caplog.text
+
+
+def test_what_was_found_out_is_kept_and_shown_by_whose_key(it: Signed) -> None:
+    it.sign("simple")
+    it.mounts("one")
+    it.node.registry.forget()
+    it.mounts("two")
+    assert [r.method for r in it.node.registry.requests()] == ["HEAD"]  # may this credential read it?
+    repository, manifest = Reference.parse(it.pushed.pinned).repository, Digest.parse(it.pushed.digest)
+    (record,) = records.of(it.node.store, repository, manifest)
+    fingerprint = hashlib.sha256(_der(it.key.pem)).hexdigest()
+    assert [each.name for s in record.statements for each in s.signers] == [f"key prod.pub (sha256:{fingerprint[:12]})"]
+    assert record.rule == "prod"
+
+
+def test_with_the_registry_down_the_record_suffices_until_the_keys_change(it: Signed) -> None:
+    it.sign("simple")
+    target = it.publish()
+    it.node.registry.stop()
+    try:
+        it.node.reboot()  # the kubelet publishes all volumes again
+        assert contents(it.publish()) == FILES
+        it.mounts("another-pod")
+        it.stranger.write(it.key_file)
+        it.node.reboot()
+        with pytest.raises(Unavailable):
+            it.publish()
+        assert not any(target.iterdir())
+    finally:
+        it.node.registry.start()
+    with pytest.raises(Forbidden, match="one is by none of the keys"):
+        it.publish()
+
+
+def test_a_key_file_that_is_gone_opens_nothing(it: Signed) -> None:
+    it.sign("simple")
+    it.mounts("one")
+    it.key_file.unlink()
+    with pytest.raises(Forbidden, match=r"prod\.pub can't be read"):
+        it.publish(pod="two")
+
+
+def test_a_signature_that_comes_later_counts_at_the_next_try(it: Signed) -> None:
+    it.refused("has no signature")
+    it.sign("bundle", it.stranger)
+    it.refused("by none of the keys")
+    it.sign("simple")
+    it.mounts()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b'{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json"}', os.urandom(3000)],
+    ids=["empty", "cut", "list", "bare", "noise"],
+)
+def test_rubbish_beside_a_model_is_in_nobodys_way(it: Signed, data: bytes) -> None:
+    it.attacher.bundle(it.pushed, data)
+    it.attacher.simple(it.pushed, (data, "not base64"))
+    it.refused("one can't be read|one has")
+    it.sign("bundle")
+    it.mounts()
+
+
+def _der(pem: bytes) -> bytes:
+    return base64.b64decode(b"".join(pem.splitlines()[1:-1]))
