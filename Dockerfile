@@ -6,11 +6,11 @@ ARG BASE=python:3.13-slim-bookworm
 
 FROM ${BASE} AS build
 WORKDIR /src
-COPY requirements/build.txt requirements/runtime.txt requirements/
+COPY requirements/build.txt requirements/runtime.txt requirements/verify.txt requirements/
 RUN python3 -m venv /build \
  && /build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
 RUN python3 -m venv --without-pip /opt/modelmount \
- && /build/bin/pip --python /opt/modelmount/bin/python install --no-cache-dir --only-binary :all: --require-hashes -r requirements/runtime.txt
+ && /build/bin/pip --python /opt/modelmount/bin/python install --no-cache-dir --only-binary :all: --require-hashes -r requirements/runtime.txt -r requirements/verify.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY driver driver
 COPY csi csi

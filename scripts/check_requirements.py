@@ -41,9 +41,13 @@ def problems() -> list[str]:
     """What is wrong, one sentence each."""
     found = []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared, listed = sorted(project["dependencies"]), sorted(direct("runtime.in"))
-    found += [f"requirements/runtime.in lacks {r!r} of pyproject.toml" for r in declared if r not in listed]
-    found += [f"pyproject.toml lacks {r!r} of requirements/runtime.in" for r in listed if r not in declared]
+    for name, declared in (
+        ("runtime.in", project["dependencies"]),
+        ("verify.in", project["optional-dependencies"]["verify"]),
+    ):
+        listed = direct(name)
+        found += [f"requirements/{name} lacks {r!r} of pyproject.toml" for r in sorted(declared) if r not in listed]
+        found += [f"pyproject.toml lacks {r!r} of requirements/{name}" for r in sorted(listed) if r not in declared]
     for source in sorted(REQUIREMENTS.glob("*.in")):
         compiled = source.with_suffix(".txt").name
         if not (REQUIREMENTS / compiled).exists():
@@ -59,9 +63,10 @@ def problems() -> list[str]:
         }
         found += [f"requirements/{compiled} has no hash for {name}" for name in sorted(unhashed)]
     dev = pins("dev.txt")
-    for name, version in pins("runtime.txt").items():
-        if dev.get(name) != version:
-            found.append(f"{name} is {version} in runtime.txt and {dev.get(name, 'absent')} in dev.txt")
+    for shipped in ("runtime.txt", "verify.txt"):
+        for name, version in pins(shipped).items():
+            if dev.get(name) != version:
+                found.append(f"{name} is {version} in {shipped} and {dev.get(name, 'absent')} in dev.txt")
     return found
 
 

@@ -101,7 +101,7 @@ def _sum(*files: Path) -> str:
 def _sources() -> str:
     """A digest of all that the driver's image is made of."""
     code = sorted(path for top in ("driver", "csi") for path in (ROOT / top).rglob("*.py*") if path.suffix != ".pyc")
-    lists = [ROOT / "requirements/build.txt", ROOT / "requirements/runtime.txt"]
+    lists = [ROOT / f"requirements/{name}.txt" for name in ("build", "runtime", "verify")]
     return _sum(
         Path(__file__), ROOT / "Dockerfile", ROOT / "pyproject.toml", *lists, *code, Path("/var/lib/dpkg/status")
     )

@@ -74,7 +74,9 @@ def test_exactly_the_pinned_packages_are_installed(built: Path) -> None:
         re.sub(r"[-_.]+", "-", name).lower()
         for name, _, _ in (path.name.removesuffix(".dist-info").rpartition("-") for path in site.glob("*.dist-info"))
     }
-    lines = (ROOT / "requirements/runtime.txt").read_text().splitlines()
+    lines = [
+        line for name in ("runtime", "verify") for line in (ROOT / f"requirements/{name}.txt").read_text().splitlines()
+    ]
     pinned = {m[1] for line in lines if (m := re.match(r"([a-z0-9-]+)==", line))}
     assert installed - {"modelmount"} <= pinned
     assert "modelmount" in installed

@@ -19,6 +19,7 @@ from modelmount.config import Settings
 from modelmount.config.schema import Registry
 from modelmount.content import store
 from modelmount.oci.reference import Reference
+from modelmount.policy import signing
 from modelmount.service import status
 from modelmount.volumes import volume
 from tests.fakes.kubelet import NOT_FINAL
@@ -74,9 +75,14 @@ def test_the_configuration_reference_has_every_knob_with_its_default() -> None:
     assert documented == knobs(Settings) | knobs(Registry, f"{HOST}.")
 
 
+DEMANDS = "Signatures and attestations"
+
+
 def test_the_policy_reference_has_every_key_and_its_example_is_right(tmp_path: Path) -> None:
-    documented = [cells[0] for _, cells in rows(REFERENCE / "policy.md")]
-    assert sorted(documented) == sorted(policy.Rule.__struct_fields__)
+    documented = {(heading, cells[0]) for heading, cells in rows(REFERENCE / "policy.md")}
+    demands = {*signing.Signature.__struct_fields__, *signing.Attestation.__struct_fields__}
+    assert {key for heading, key in documented if heading != DEMANDS} == set(policy.Rule.__struct_fields__)
+    assert {key for heading, key in documented if heading == DEMANDS} == demands
     text = (REFERENCE / "policy.md").read_text()
     (tmp_path / "policy.toml").write_text(text.split("```toml\n")[1].split("```")[0])
     found = policy.read(tmp_path / "policy.toml")

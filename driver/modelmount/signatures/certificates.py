@@ -17,7 +17,7 @@ from sigstore_models.common.v1 import HashAlgorithm
 from sigstore_models.trustroot.v1 import TrustedRoot as Root
 
 from modelmount.policy.signing import Signer
-from modelmount.signatures.checks import IN_TOTO, Wrong
+from modelmount.signatures.checks import IN_TOTO, Unusable, Wrong
 from modelmount.signatures.messages import Task, Vouched
 
 _ISSUER_2 = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
@@ -49,7 +49,7 @@ def _root(text: bytes) -> TrustedRoot:
     try:
         return TrustedRoot(Root.from_json(text))
     except (ValidationError, ValueError, errors.Error) as e:
-        raise ValueError(f"a trusted_root of the policy can't be used: {e}") from e
+        raise Unusable(f"a trusted_root of the policy can't be used: {e}") from e
 
 
 def _verify(verifier: Verifier, bundle: Bundle, named: _Named, task: Task) -> bytes | None:

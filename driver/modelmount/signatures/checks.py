@@ -49,6 +49,10 @@ class Wrong(Exception):
     """The piece is no evidence. The text goes on after "one"."""
 
 
+class Unusable(Exception):
+    """A key or trusted root of the policy can't be used. The text is a sentence's rest."""
+
+
 def _not_certified(data: bytes, task: Task) -> tuple[Signer, bytes | None]:
     raise Wrong("is by a certificate, and the rule names no identities")
 
@@ -58,7 +62,7 @@ certified: Certified = _not_certified
 
 
 def judge(task: Task) -> list[Statement]:
-    """One statement for each piece, in their order. Raises ValueError for keys that can't be read."""
+    """One statement for each piece, in their order. Raises Unusable for keys and roots."""
     keys = [(key, _public_key(key)) for key in task.keys]
     return [_judge(task, keys, piece) for piece in task.pieces]
 
@@ -259,10 +263,10 @@ def _public_key(key: Key) -> PublicKey:
     try:
         found = load_der_public_key(key.data)
     except (ValueError, UnsupportedAlgorithm) as e:
-        raise ValueError(f"{key.name} is no public key that can be used: {e}") from e
+        raise Unusable(f"{key.name} is no public key that can be used: {e}") from e
     if isinstance(found, PublicKey):
         return found
-    raise ValueError(f"{key.name} is of a kind that isn't used: ECDSA, Ed25519 and RSA are")
+    raise Unusable(f"{key.name} is of a kind that isn't used: ECDSA, Ed25519 and RSA are")
 
 
 def _signers(keys: Sequence[tuple[Key, PublicKey]], signatures: Sequence[bytes], message: bytes) -> tuple[Signer, ...]:

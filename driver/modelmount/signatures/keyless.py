@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+
 from modelmount.signatures import certificates, checks
 from modelmount.signatures.worker import work
 
@@ -11,4 +13,6 @@ __all__ = ["prepare", "work"]
 def prepare() -> None:
     """As `worker.prepare`."""
     checks.warm_up()
+    for name in ("utf-16-be", "idna", "ascii", "latin-1"):  # codecs are files that are imported at their first use
+        codecs.lookup(name)
     checks.certified = certificates.certified

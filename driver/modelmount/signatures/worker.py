@@ -38,6 +38,8 @@ def work(order_bytes: bytes, control: socket.socket, descriptors: Sequence[int],
         data += received
     try:
         answer = Answer(checks.judge(msgspec.msgpack.decode(bytes(data), type=Task)))
+    except checks.Unusable as e:
+        answer = Answer([], f"can't begin: {e}"[:400])
     except Exception as e:  # noqa: BLE001 - whatever it is, the other side is told
         answer = Answer([], f"failed ({type(e).__name__}: {e})"[:400])
     _send(control, answer)

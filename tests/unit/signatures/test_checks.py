@@ -179,5 +179,5 @@ def test_lists_of_files_that_contradict_themselves() -> None:
 
 
 def test_a_key_of_a_kind_that_is_not_used() -> None:
-    with pytest.raises(ValueError, match=r"ours\.pub is no public key"):
+    with pytest.raises(checks.Unusable, match=r"ours\.pub is no public key"):
         checks.judge(Task(DIGEST, b"", None, [Key("ours", b"rubbish", "ours.pub")], [], [], []))

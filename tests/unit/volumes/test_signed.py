@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
-from modelmount.signatures import records
+from modelmount.signatures import process, records
 from tests.fakes import push, signing
 from tests.fakes.signing import Key
 from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, Node, Request, contents
@@ -304,3 +304,12 @@ def test_rubbish_beside_a_model_is_in_nobodys_way(it: Signed, data: bytes) -> No
 
 def _der(pem: bytes) -> bytes:
     return base64.b64decode(b"".join(pem.splitlines()[1:-1]))
+
+
+def test_a_process_that_does_not_answer_refuses(it: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again by the next call, since nothing was found out."""
+    it.sign("simple")
+    with monkeypatch.context() as patched:
+        patched.setattr(process, "_KEYS", "modelmount.signatures.absent")
+        it.refused("the process that checks signatures can't be started")
+    it.mounts()
