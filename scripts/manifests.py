@@ -25,7 +25,7 @@ KUBERNETES = "1.34.0"
 """What `helm template` is told; the chart renders the same for every version that it allows."""
 CHART_KNOWS_BETTER = (
     *("root", "mode", "endpoint", "driver_name", "node_id", "kubelet_root", "hosts_dir"),
-    *("registration_dir", "registration_endpoint", "metrics_address"),
+    *("registration_dir", "registration_endpoint", "metrics_address", "kubernetes"),
 )
 """Settings that follow from other values."""
 PLAIN = ("namespace.create=true", "restartOnChange=false", "image.repository=modelmount", "image.tag=0")

@@ -7,7 +7,11 @@ exceptions are translated where the library is called, with the cause chained.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import unicodedata
+from typing import ClassVar, Final
+
+MESSAGE_BYTES: Final = 1024
+"""Longest message. A client of gRPC's C core turns 15 kB into RESOURCE_EXHAUSTED, and an event may have 1 KiB."""
 
 
 class ModelMountError(Exception):
@@ -134,3 +138,20 @@ class Internal(ModelMountError):
     """A node-level operation failed that should not; everything done was undone. INTERNAL."""
 
     reason = "Internal"
+
+
+def printable(text: str, limit: int = MESSAGE_BYTES) -> str:
+    """`text` on one line: what isn't printable is escaped, and what is over `limit` bytes of UTF-8 is cut off at an
+    ellipsis.
+    """
+    escaped = "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text[: limit + 1]
+    )
+    encoded = escaped.encode()
+    if len(encoded) <= limit:
+        return escaped
+    return encoded[: limit - len("…".encode())].decode(errors="ignore") + "…"
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -74,6 +74,9 @@ scrub_results_total = Counter(
     ["result"],
     registry=REGISTRY,
 )
+events_total = Counter(
+    "modelmount_events_total", "Events on pods by what became of them", ["result"], registry=REGISTRY
+)
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
 
 
@@ -133,7 +136,8 @@ def configure(level: str, *, json_lines: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if json_lines else PlainFormatter(tracebacks=level == "debug"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it logs whole URLs, and those may carry signatures
+    for library in ("urllib3", "httpx2", "httpcore2"):
+        logging.getLogger(library).setLevel(logging.ERROR)  # they log whole URLs, and those may carry signatures
 
 
 def _cut(value: str) -> str:

@@ -4,11 +4,15 @@ put together the same way.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+import os
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +22,9 @@ from modelmount.config import Live, Settings, hosts
 from modelmount.config.hosts import Host
 from modelmount.content.backoff import Backoff
 from modelmount.content.store import Store
+from modelmount.errors import Precondition
+from modelmount.kube import account
+from modelmount.kube.recorder import Recorder
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
@@ -36,7 +43,13 @@ from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Leases
 from modelmount.volumes.local import LocalMounts
+from modelmount.volumes.news import Tell
 from modelmount.volumes.publisher import Publisher
+
+if TYPE_CHECKING:
+    from modelmount.kube.api import Api
+
+log = logging.getLogger(__name__)
 
 STOP_SECONDS = 5.0
 """How long `Node.close` waits for pulls to let go of their files."""
@@ -146,6 +159,28 @@ def connect(settings: Settings) -> Remote:
     return Remote(Client(hosts.load(settings).applied(settings)), Credentials(settings))
 
 
+def api(settings: Settings, wanted: str) -> Api | None:
+    """The API server, for what is `wanted`; None, said once, where this process has no account there."""
+    try:
+        found = account.find(settings.kubernetes.account_dir, os.environ)
+        from modelmount.kube.api import Api  # not before it is needed: it takes 8 MiB and a tenth of a second
+
+        return Api(found)
+    except Precondition as e:
+        log.log(logging.WARNING if account.HOST in os.environ else logging.INFO, "%s; doing without %s", e, wanted)
+        return None
+
+
+@contextlib.contextmanager
+def events(settings: Settings, api: Api | None) -> Iterator[Tell | None]:
+    """Tells pods of their models, inside the block; None where the admin or the cluster doesn't want that."""
+    if api is None or not settings.kubernetes.events:
+        yield None
+        return
+    with Recorder(api, component=settings.driver_name, node=settings.node_name) as recorder:
+        yield recorder.tell
+
+
 def uploads(
     settings: Settings, repository: Repository, secrets: Mapping[str, str], beside: Sequence[str] = ()
 ) -> Uploads:
@@ -162,9 +197,11 @@ class FromLayout:
     entry: Descriptor
 
 
-def build(settings: Settings, live: Live | None = None, *, instead: FromLayout | None = None) -> Node:
+def build(
+    settings: Settings, live: Live | None = None, *, instead: FromLayout | None = None, tell: Tell | None = None
+) -> Node:
     """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used. `live` are the
-    settings that may change meanwhile; without it none does.
+    settings that may change meanwhile; without it none does. Pods are told of their models by `tell`.
 
     With `instead`, everything that is resolved and pulled comes from a layout, whatever it is called, and no registry
     is asked. A layout's word is nobody's proof of access: none is recorded.
@@ -189,6 +226,7 @@ def build(settings: Settings, live: Live | None = None, *, instead: FromLayout |
     collector = Collector(store, lambda: live.cache)
     puller = Puller(store, resolver, source, Admission(collector, live), settings)
     audit = Audit(settings.audit_file, settings.audit_bytes)
-    publisher = Publisher(store, resolver, puller, credentials, settings, audit=audit, signatures=Finder(store, client))
+    finder = Finder(store, client)
+    publisher = Publisher(store, resolver, puller, credentials, settings, audit=audit, signatures=finder, tell=tell)
     local = LocalMounts(store, resolver, puller, credentials, settings)
     return Node(store, client, mirrors, credentials, resolver, collector, puller, publisher, local, audit)

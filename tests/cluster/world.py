@@ -41,12 +41,16 @@ _STAY = "while true; do sleep 0.2; done"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model in the registry, and what a pod must see. `blobs` are those that have bytes, `size` their sum."""
+    """A model in the registry, and what a pod must see. `blobs` are those that have bytes, `size` their sum; `shown` is
+    the size of the files.
+    """
 
     reference: str
     sums: Mapping[str, str]
     blobs: frozenset[str]
     size: int
+    digest: str
+    shown: int
 
     def listing(self, mount: str = "/model") -> str:
         """What the reader prints for it."""
@@ -152,7 +156,7 @@ class World:
                 "registries": {host: {"plain_http": True} for host in hosts},
                 "publish": {"wait_seconds": PUBLISH_SECONDS},
                 "limits": {"free_bytes": 0},
-                "cache": {"grace_seconds": 0},
+                "cache": {"grace_seconds": 0, "image_roots": []},
             },
             **more,
         }
@@ -205,7 +209,9 @@ class World:
         measured = {path: push.measure(source / path)[0] for path in push.files_below(source)}
         sums = {path: digest.removeprefix("sha256:") for path, digest in measured.items()}
         reference = f"{through or registry.host}/{name}:v1"
-        return Model(reference, sums, frozenset(d for d in pushed.layers if self._sizes[d]), pushed.size)
+        shown = sum((source / path).stat().st_size for path in measured)
+        blobs = frozenset(d for d in pushed.layers if self._sizes[d])
+        return Model(reference, sums, blobs, pushed.size, pushed.digest, shown)
 
     def pod(
         self,

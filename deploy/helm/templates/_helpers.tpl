@@ -37,6 +37,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- if .Values.registrySecret }}
 {{- $_ := set $config "auth" (merge (dict "docker_config" "/etc/modelmount-registry/config.json") (default dict $config.auth)) }}
 {{- end }}
+{{- if not .Values.events.enabled }}{{ $_ := set $config "kubernetes" (dict "events" false) }}{{ end }}
 {{- include "modelmount.toml" (dict "table" $config "path" list) | trim }}
 {{- end }}
 

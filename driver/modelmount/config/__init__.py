@@ -7,13 +7,14 @@ once, so that an admin fixes a file in one go. Nothing here is a secret: credent
 
 from modelmount.config.live import Live
 from modelmount.config.reading import DEFAULT_CONFIG_PATH, Effective, load, read
-from modelmount.config.schema import Auth, Cache, Limits, Publish, Pull, Registry, Settings, as_dict
+from modelmount.config.schema import Auth, Cache, Kubernetes, Limits, Publish, Pull, Registry, Settings, as_dict
 
 __all__ = [
     "DEFAULT_CONFIG_PATH",
     "Auth",
     "Cache",
     "Effective",
+    "Kubernetes",
     "Limits",
     "Live",
     "Publish",

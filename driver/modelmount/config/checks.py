@@ -48,6 +48,7 @@ def _paths(settings: Settings) -> Iterator[str]:
         "hosts_dir": settings.hosts_dir,
         "policy_file": settings.policy_file,
         "audit_file": settings.audit_file,
+        "kubernetes.account_dir": settings.kubernetes.account_dir,
         "cache.kubelet_config": settings.cache.kubelet_config,
         **{f"cache.image_roots[{n}]": path for n, path in enumerate(settings.cache.image_roots)},
         **{f"target_roots[{n}]": path for n, path in enumerate(settings.target_roots)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,6 +164,17 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """
 
 
+class Kubernetes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the driver asks of the API server. Without a service account's token, or a right, it does without, and says
+    so once.
+    """
+
+    events: bool = True
+    """Tell pods in their events that their model is pulled, is here, or was refused."""
+    account_dir: str = "/var/run/secrets/kubernetes.io/serviceaccount"
+    """Where the token of the pod's service account is, and the API server's CA."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an admin can set. Times are seconds, sizes bytes, paths absolute."""
 
@@ -215,6 +227,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limits: Limits = Limits()
     publish: Publish = Publish()
     cache: Cache = Cache()
+    kubernetes: Kubernetes = Kubernetes()
 
     def registry(self, host: str) -> Registry:
         """The settings of `host`, the defaults where it isn't listed."""
@@ -225,6 +238,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return not self.allowed_registries or any(
             fnmatch.fnmatchcase(host, pattern) for pattern in self.allowed_registries
         )
+
+    @property
+    def node_name(self) -> str:
+        """This node, as Kubernetes calls it."""
+        return self.node_id or socket.gethostname()
 
     @property
     def socket_path(self) -> Path:

@@ -88,7 +88,9 @@ def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: c
     _demand_rights()
     store = Store(Path(settings.root))
     stack.enter_context(_only_driver(store, ending))
-    node = stack.enter_context(contextlib.closing(wiring.build(settings, live)))
+    api = wiring.api(settings, "events on pods") if settings.kubernetes.events else None
+    tell = stack.enter_context(wiring.events(settings, api))
+    node = stack.enter_context(contextlib.closing(wiring.build(settings, live, tell=tell)))
     readiness = Readiness(store)
     _endpoint(settings, readiness, stack)
     recovered = recovery.recover(store, settings)

@@ -51,6 +51,26 @@ class Waiter:
         self._event.wait(seconds)
 
 
+class Timing:
+    """How long a job takes, or took: it outlives the job."""
+
+    __slots__ = ("_began", "_ended")
+
+    def __init__(self) -> None:
+        """The job begins now."""
+        self._began = time.monotonic()
+        self._ended: float | None = None
+
+    def end(self) -> None:
+        """The job ended."""
+        self._ended = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far, or altogether."""
+        return (time.monotonic() if self._ended is None else self._ended) - self._began
+
+
 class Job:
     """One pull of one model with one selection. Made and run by the Puller."""
 
@@ -70,6 +90,7 @@ class Job:
         self.progress = Progress()
         self.cancel = Cancel()
         self.ended = threading.Event()
+        self.timing = Timing()
         self._lock = threading.Lock()
         self._credential = credential
         self._waiters: set[Waiter] = set()
@@ -135,6 +156,7 @@ class Job:
             else:
                 self._state, self._tree = State.DONE, outcome
             waiters, self._waiters = self._waiters, set()
+        self.timing.end()
         self.ended.set()
         for waiter in waiters:
             waiter.wake()

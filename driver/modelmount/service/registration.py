@@ -16,7 +16,7 @@ import grpc
 from csi.registration import registration_pb2
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from modelmount import errors
-from modelmount.service import interceptors, listener, methods, ports, sockets, status
+from modelmount.service import interceptors, listener, methods, ports, sockets
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Registration:
         if request.plugin_registered:
             log.info("the kubelet registered %s at %s", self._driver_name, self._endpoint)
         else:
-            reason = status.printable(request.error)
+            reason = errors.printable(request.error)
             log.error("the kubelet refused to register %s: %s", self._driver_name, reason)
             self._on_refused(f"the kubelet refused to register {self._driver_name}: {reason}")
         return registration_pb2.RegistrationStatusResponse()

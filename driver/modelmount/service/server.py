@@ -5,7 +5,6 @@ and go.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -82,10 +81,9 @@ class Server:
             "Node": (),
         }
         if settings.mode != "controller":
-            node_id = settings.node_id or socket.gethostname()
             self._node = node.Node(
                 rooms.publisher,
-                node_id=node_id,
+                node_id=settings.node_name,
                 waiters=settings.publish.waiters,
                 interrupt=rooms.interrupt,
                 heard=rooms.heard,

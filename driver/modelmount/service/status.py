@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,9 +16,6 @@ import grpc
 
 from modelmount import errors
 from modelmount.content.diskerrors import disk_error, is_full
-
-MESSAGE_BYTES = 1024
-"""Longest message. A client of the C core turns 15 kB into RESOURCE_EXHAUSTED, and pod events should stay readable."""
 
 _PERCENT = re.compile(r" ?%")
 """The kubelet takes our sentence as a format of Go: its event would read `43 %!(MISSING)`, or `%!c(MISSING)`."""
@@ -77,24 +73,7 @@ def of(error: Exception) -> Status:
         for ancestor in type(error).__mro__:
             code = CODES.get(ancestor)
             if code is not None:
-                return Status(code, printable(_PERCENT.sub(" percent", error.message)))
+                return Status(code, errors.printable(_PERCENT.sub(" percent", error.message)))
     error_id = secrets.token_hex(4)
     text = f"an unexpected error stopped this call; the driver's log has the details under error id {error_id}"
     return Status(grpc.StatusCode.INTERNAL, text, error_id)
-
-
-def printable(text: str, limit: int = MESSAGE_BYTES) -> str:
-    """`text` on one line: what isn't printable is escaped, and what is over `limit` bytes of UTF-8 is cut off at an
-    ellipsis.
-    """
-    escaped = "".join(
-        c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text[: limit + 1]
-    )
-    encoded = escaped.encode()
-    if len(encoded) <= limit:
-        return escaped
-    return encoded[: limit - len("…".encode())].decode(errors="ignore") + "…"
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -19,6 +19,7 @@ import msgspec
 from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
 from modelmount.errors import Internal, InvalidRequest, ModelMountError, Pending, Precondition, Unavailable
+from modelmount.kube.notes import Pod
 from modelmount.pull import verdicts
 from modelmount.pull.resolver import Model
 from modelmount.snapshots import tree as trees
@@ -50,6 +51,7 @@ class Wanted:
     spec: VolumeSpec
     pod_uid: str
     flags: frozenset[str]
+    pod: Pod | None = None
 
 
 class Publications:

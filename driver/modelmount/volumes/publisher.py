@@ -43,9 +43,10 @@ from modelmount.system.target import TargetRoots
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Lease, Leases, Owner
+from modelmount.volumes.news import News, Tell
 from modelmount.volumes.policing import Check, FindsSignatures, Policing
 from modelmount.volumes.publications import Publications, Wanted
-from modelmount.volumes.volume import VolumeSpec, account_tokens, pod_identity, pod_uid, significant
+from modelmount.volumes.volume import VolumeSpec, account_tokens, pod, pod_identity, pod_uid, significant
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +164,7 @@ class Publisher:
         owner: Owner = "csi",
         audit: Audits | None = None,
         signatures: FindsSignatures | None = None,
+        tell: Tell | None = None,
     ) -> None:
         """For pods, targets lie below the configured roots; for `owner="cli"` anywhere, and `volumes.local` says where
         not.
@@ -172,6 +174,7 @@ class Publisher:
         self._leases = Leases(store)
         self._attempts = Attempts()
         self._audit: Audits = audit or Audit("", 0)
+        self._news = News(tell)
         self._policing = Policing(store, settings.policy_file if owner == "csi" else "", signatures)
         self._anywhere = TargetRoots([Path("/")])
         self._targets = TargetRoots(settings.publish_roots) if owner == "csi" else self._anywhere
@@ -190,11 +193,14 @@ class Publisher:
             telemetry.publishes_total.labels(e.reason).inc()
             if isinstance(e, REFUSALS):
                 self._record("refused", request, model=request.attributes.get("model"), reason=e.message)
+                self._news.refused(pod(request.attributes), e)
             raise
         how, lease = published.how, published.lease
         telemetry.publishes_total.labels(how).inc()
         fields = {"how": how, "volume": lease.volume_id, "target": path, "model": lease.manifest, "tree": lease.tree}
         log.info("published", extra={"fields": fields})
+        if how in {"cached", "pulled"}:
+            self._news.mounted(pod(request.attributes), lease)
         if how != "live":
             more = {"digest": lease.manifest, "proof": published.proof, "registry_account": published.account}
             self._record("mounted", request, model=lease.reference, how=how, **more)
@@ -254,7 +260,8 @@ class Publisher:
             return Published("live", now.lease)
         spec = VolumeSpec.parse(attributes)
         flags = frozenset(self._settings.publish.mount_flags) | (frozenset(request.mount_flags) & mount.FLAGS.keys())
-        wanted = Wanted(request.volume_id, path, attributes, spec, pod_uid(request.attributes), flags)
+        who = pod(request.attributes)
+        wanted = Wanted(request.volume_id, path, attributes, spec, pod_uid(request.attributes), flags, who)
         if not now.is_empty:
             now = self._publications.check(wanted, attempt)
             if now.live and now.lease is not None:
@@ -321,6 +328,8 @@ class Publisher:
         for _ in range(_PULL_ROUNDS):
             fetch = wanted.spec.pull_policy != "Never"
             job = self._puller.ensure(model, wanted.spec.selection, credential, fetch=fetch)
+            if fetch:
+                self._news.pulling(wanted.pod, wanted.path, str(wanted.spec.reference), job)
             self._await(job, wanted, attempt)
             made = self._make(wanted, model, check, attempt)
             # With a lease the job need not hold the tree. Without one its tree went, by quarantine: the next round

@@ -11,6 +11,7 @@ from modelmount.config import Settings
 from modelmount.errors import Forbidden, InvalidRequest
 from modelmount.formats import ANY, Choice
 from modelmount.formats.selection import EVERYTHING, Selection
+from modelmount.kube.notes import Pod
 from modelmount.oci.reference import Reference
 from modelmount.pull.resolver import PullPolicy
 from modelmount.volumes import choices
@@ -106,6 +107,12 @@ def significant(attributes: Mapping[str, str]) -> dict[str, str]:
 def pod_uid(attributes: Mapping[str, str]) -> str:
     """The pod the kubelet publishes for, where CSIDriver has podInfoOnMount; never used to decide access."""
     return attributes.get(KUBERNETES_PREFIX + "pod.uid", "")
+
+
+def pod(attributes: Mapping[str, str]) -> Pod | None:
+    """That pod, where the kubelet says all of it."""
+    values = [attributes.get(f"{KUBERNETES_PREFIX}pod.{key}", "") for key in ("namespace", "name", "uid")]
+    return Pod(*values) if all(values) else None
 
 
 def pod_name(attributes: Mapping[str, str]) -> str:

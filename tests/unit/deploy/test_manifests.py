@@ -141,7 +141,7 @@ def test_only_the_driver_is_privileged_and_it_gets_nothing_else_of_the_host(node
     spec = node["spec"]["template"]["spec"]
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         assert not spec.get(name)
-    assert spec["automountServiceAccountToken"] is False
+    assert spec["automountServiceAccountToken"] is True, "for events"
     driver = container(spec)
     assert driver["securityContext"] == {"privileged": True, "readOnlyRootFilesystem": True}
     for sidecar in (c for c in spec["containers"] if c["name"] != "modelmount"):
@@ -240,10 +240,14 @@ def test_the_controller_is_unprivileged() -> None:
     assert not any("hostPath" in v for v in spec["volumes"])
 
 
-def test_the_node_account_has_no_rights_and_the_provisioner_sees_no_secrets() -> None:
+def test_the_node_account_may_write_events_and_the_provisioner_sees_no_secrets() -> None:
     rights = objects(MANIFESTS / "rbac.yaml")
-    bound = {s["name"] for o in rights for s in o.get("subjects", ())}
-    assert bound == {"modelmount-controller"}
+    of_nodes = [
+        o["roleRef"]["name"] for o in rights if {"modelmount-node"} == {s["name"] for s in o.get("subjects", ())}
+    ]
+    assert of_nodes == ["modelmount-events"]
+    (events,) = [o for o in rights if o["kind"] == "ClusterRole" and o["metadata"]["name"] == "modelmount-events"]
+    assert events["rules"] == [{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]
     for role in (o for o in rights if o["kind"] in {"Role", "ClusterRole"}):
         for rule in role["rules"]:
             assert "secrets" not in rule["resources"]

@@ -80,7 +80,7 @@ def test_two_unexpected_errors_have_different_ids() -> None:
 
 def test_a_message_of_2000_characters_is_cut_to_1_kib() -> None:
     message = status.of(errors.NotFound("é" * 2000)).message
-    assert 1020 <= len(message.encode()) <= status.MESSAGE_BYTES
+    assert 1020 <= len(message.encode()) <= errors.MESSAGE_BYTES
     assert message.endswith("é…")
 
 
@@ -97,12 +97,12 @@ def test_a_message_of_2000_characters_is_cut_to_1_kib() -> None:
     ],
 )
 def test_control_characters_in_a_message_are_escaped(text: str, shown: str) -> None:
-    assert status.printable(text) == shown
+    assert errors.printable(text) == shown
 
 
 @given(st.text(), st.integers(16, 64))
 def test_a_message_is_always_one_printable_line_within_its_limit(text: str, limit: int) -> None:
-    shown = status.printable(text, limit)
+    shown = errors.printable(text, limit)
     assert len(shown.encode()) <= limit
     assert "\n" not in shown
     assert all(c.isprintable() or c.isspace() for c in shown)
