@@ -298,7 +298,7 @@ def test_a_body_cut_by_the_network_is_fetched_on_from_there(
         node = make_node(registry=registry, through=proxy)
         node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
         pod = node.pod("reader", f"{proxy.host}/llm/tiny:v1")
-        node.kubelet.wait_running(pod, 60)
+        node.kubelet.wait_running(pod)
         assert contents(node.mount(pod)) == contents(files)
 
 

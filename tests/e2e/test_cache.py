@@ -15,7 +15,7 @@ from tests.faults import oracle
 from tests.unit.content import powercut
 from tests.unit.system.processes import bound
 
-pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 MODEL = 16 * MIB
@@ -57,7 +57,7 @@ def test_models_in_use_stay_others_make_room_and_what_cannot_fit_waits(
 
     def run(name: str) -> None:
         pods[name] = node.pod(name, references[name])
-        node.kubelet.wait_running(pods[name], 60)
+        node.kubelet.wait_running(pods[name])
         assert contents(node.mount(pods[name])) == contents(tmp_path / name)
 
     def end(name: str) -> None:
@@ -77,13 +77,13 @@ def test_models_in_use_stay_others_make_room_and_what_cannot_fit_waits(
     assert models(node) == {"a": True, "d": True, "e": True, "f": True}
     node.registry.forget()
     waiting = node.pod("b", references["b"])
-    node.kubelet.wait_event("FailedMount", "ResourceExhausted", pod=waiting, timeout=60)
+    node.kubelet.wait_event("FailedMount", "ResourceExhausted", pod=waiting)
     message = next(text for text in node.kubelet.messages(waiting) if "ResourceExhausted" in text)
     assert "16.8 MB more are needed" in message
     assert "mounted" in message
     assert sum(count for digest, count in node.registry.blob_gets().items() if count) == 0
     end("d")
-    node.kubelet.wait_running(waiting, 130)
+    node.kubelet.wait_running(waiting)
     assert models(node) == {"a": True, "b": True, "e": True, "f": True}
     for name in "aef":
         assert contents(node.mount(pods[name])) == contents(tmp_path / name)
@@ -99,21 +99,21 @@ def test_a_changed_budget_counts_in_a_running_driver(
     node = make_node(settings={"cache": {**SETTINGS["cache"], "max_bytes": 3 * MODEL // 2}})
     first, second = (pushed(node, tmp_path, name) for name in "ab")
     pod = node.pod("a", first)
-    node.kubelet.wait_running(pod, 60)
+    node.kubelet.wait_running(pod)
     waiting = node.pod("b", second)
-    node.kubelet.wait_event("FailedMount", "the cache may take 25.2 MB", pod=waiting, timeout=60)
+    node.kubelet.wait_event("FailedMount", "the cache may take 25.2 MB", pod=waiting)
     text = node.driver.config.read_text()
     replaced = text.replace(f'"max_bytes" = {3 * MODEL // 2}', f'"max_bytes" = {3 * MODEL}')
     assert replaced != text
     (node.driver.config.parent / "new.toml").write_text(replaced)
     (node.driver.config.parent / "new.toml").replace(node.driver.config)
-    node.kubelet.wait_running(waiting, 130)
+    node.kubelet.wait_running(waiting)
 
 
 def test_bad_bytes_are_put_away_under_a_running_pod_and_the_next_pod_gets_good_ones(node: Node, tmp_path: Path) -> None:
     reference = pushed(node, tmp_path, "a")
     running = node.pod("running", reference)
-    node.kubelet.wait_running(running, 60)
+    node.kubelet.wait_running(running)
     blob = max((node.driver.store / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
     blob.chmod(0o600)
     with blob.open("r+b") as file:
@@ -132,7 +132,7 @@ def test_bad_bytes_are_put_away_under_a_running_pod_and_the_next_pod_gets_good_o
     # Whoever runs keeps what it has.
     assert sorted(contents(node.mount(running))) == ["model.safetensors"]
     following = node.pod("following", reference)
-    node.kubelet.wait_running(following, 60)
+    node.kubelet.wait_running(following)
     assert contents(node.mount(following)) == contents(tmp_path / "a")
     assert not node.kubelet.stats(following, following.volumes[0]).volume_condition.abnormal
     assert oracle.faults(node.driver.store) == []

@@ -35,7 +35,7 @@ BUFFERED_BYTES = 256 << 10
 """What may lie between the proxy and a driver that reads."""
 OTHER_BYTES = 64 << 10
 """Headers, the manifest, the other file."""
-IN_FLIGHT_BYTES = 12 << 20
+IN_FLIGHT_BYTES = WEIGHTS_BYTES // 2
 """What the registry had handed to connections that were divided: sent, counted by it, and never received."""
 SCALE = 1 / 60
 """The kubelet's two minutes become two seconds."""
@@ -73,6 +73,13 @@ class SlowNode:
         wait_for(lambda: not connections_at(self.node.registry.port), "the registry to see that its client is gone")
         self.node.registry.forget()
 
+    def start_with_one_connection(self) -> None:
+        """Start the driver again. Nobody takes over a part of what another one is at, so that what the registry sends
+        is what the driver gets, on however slow a machine.
+        """
+        self.node.driver.settings["pull"] = {"connections": 1}
+        self.node.driver.start()
+
     def let_go(self, rate: float | None = None) -> None:
         """The rest may come, at this rate."""
         self.proxy.rate, self.proxy.hold_at = rate, None
@@ -88,7 +95,7 @@ class SlowNode:
         return sum(found.values())
 
     def wait_partial(self, count: int) -> None:
-        self.node.kubelet.wait_until(lambda: self.journalled() >= count, f"{count} bytes to arrive", 60)
+        self.node.kubelet.wait_until(lambda: self.journalled() >= count, f"{count} bytes to arrive")
 
     def served(self, pushed: push.Pushed) -> int:
         """Bytes of the weights that the registry sent. Those on their way when a connection ended count too."""
@@ -120,7 +127,7 @@ def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes
     slow.node.kubelet.wait_event("FailedMount", "files ready", pod=pod)
     slow.node.kubelet.wait_event("FailedMount", "of 50.3 MB", pod=pod)
     slow.let_go()
-    slow.node.kubelet.wait_running(pod, 60)
+    slow.node.kubelet.wait_running(pod)
     calls = slow.node.kubelet.calls_to("NodePublishVolume", pod)
     assert {call.code for call in calls[:-1]} == {grpc.StatusCode.ABORTED}
     assert any(PROGRESS.search(call.message) for call in calls), [call.message for call in calls]
@@ -141,8 +148,8 @@ def test_a_killed_driver_loses_at_most_a_piece_of_each_connection(
     assert passed - had <= connections * (PIECE_BYTES + BUFFERED_BYTES) + OTHER_BYTES
     slow.let_go()
     slow.forget()
-    slow.node.driver.start()
-    slow.node.kubelet.wait_running(pod, 60)
+    slow.start_with_one_connection()
+    slow.node.kubelet.wait_running(pod)
     assert slow.served(pushed) == slow.weights(pushed)["size"] - had
     assert contents(slow.node.mount(pod)) == contents(files)
 
@@ -155,8 +162,8 @@ def test_a_stopped_driver_keeps_every_byte(slow: SlowNode, files: Path) -> None:
     had = slow.journalled()
     slow.let_go()
     slow.forget()
-    slow.node.driver.start()
-    slow.node.kubelet.wait_running(pod, 60)
+    slow.start_with_one_connection()
+    slow.node.kubelet.wait_running(pod)
     assert slow.served(pushed) == WEIGHTS_BYTES - had
     assert contents(slow.node.mount(pod)) == contents(files)
 
@@ -166,7 +173,7 @@ def test_a_connection_that_is_cut_again_and_again_still_gets_there(slow: SlowNod
     slow.let_go()
     slow.proxy.cut_after = 10 << 20
     pod = slow.node.pod("patient", slow.reference)
-    slow.node.kubelet.wait_running(pod, 90)
+    slow.node.kubelet.wait_running(pod)
     answers = slow.weights_answers(pushed)
     assert len(answers) >= WEIGHTS_BYTES // (10 << 20)
     assert 200 not in {status for status, _ in answers[1:]}
@@ -181,7 +188,7 @@ def test_a_pod_deleted_in_the_middle_leaves_no_mount_and_no_lease(slow: SlowNode
     slow.node.kubelet.wait_gone(pod)
     slow.let_go()
     again = slow.node.pod("next", slow.reference)
-    slow.node.kubelet.wait_running(again, 60)
+    slow.node.kubelet.wait_running(again)
     assert mounts.below(slow.node.directory) == [slow.node.mount(again)]
     assert len(slow.node.leases()) == 1
     assert slow.node.kubelet.leftovers() == []
@@ -195,6 +202,6 @@ def test_the_cli_beside_the_driver_joins_the_same_download(slow: SlowNode, files
     slow.let_go(40e6)
     done = slow.node.driver.run("pull", slow.reference)
     assert done.returncode == 0, done.stderr
-    slow.node.kubelet.wait_running(pod, 60)
+    slow.node.kubelet.wait_running(pod)
     assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
     assert pushed.digest in done.stdout

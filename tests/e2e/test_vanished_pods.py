@@ -13,7 +13,7 @@ from tests.e2e.conftest import Node, contents, write_model
 from tests.fakes import mounts, push
 from tests.fakes.kubelet import Pod
 
-pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(300)]
 
 SETTINGS = {"cache": {"vanished_seconds": 1.0, "grace_seconds": 0.0}}
 TIMEOUT = 150.0
@@ -23,7 +23,7 @@ def pod_of(node: Node, tmp_path: Path, name: str, seed: int) -> Pod:
     files = write_model(tmp_path / name, seed=seed)
     pushed = node.pusher.artifact(f"llm/{name}", "v1", push.modelpack(files))
     pod = node.pod(name, pushed.reference)
-    node.kubelet.wait_running(pod, 60)
+    node.kubelet.wait_running(pod)
     return pod
 
 

@@ -25,8 +25,8 @@ from tests.fakes.plugins import connect
 from tests.fakes.registry import Tls
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-START_SECONDS = 30.0
-STOP_SECONDS = 30.0
+START_SECONDS = 100.0
+STOP_SECONDS = 100.0
 
 
 class Host(Protocol):
@@ -44,7 +44,7 @@ class Driver:
     stays on disk and mounted, as on a node. One thread at a time.
 
     `registries` are named in the configuration as an admin would: plain http, or their own CA. `settings` are merged
-    over it, one level deep. `environment` is put over this process's own.
+    over it, one level deep, at each start. `environment` is put over this process's own.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Driver:
         self.log = directory / "driver.log"
         self.config = directory / "config.toml"
         self._registries = tuple(registries)
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
@@ -214,7 +214,7 @@ class Driver:
             "registries": hosts,
             "limits": {"free_bytes": 1 << 20},
         }
-        for key, value in self._settings.items():
+        for key, value in self.settings.items():
             known = settings.get(key)
             settings[key] = known | value if isinstance(known, dict) else value
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ class Driver:
         raise RuntimeError(f"the driver did not start:\n{self.log.read_text()[-4000:]}")
 
     def _registers(self) -> bool:
-        if self._settings.get("registration_dir") == "none":
+        if self.settings.get("registration_dir") == "none":
             return True
         return any((self.kubelet_root / "plugins_registry").iterdir())
 

@@ -32,6 +32,8 @@ __all__ = ["NOT_FINAL", "Call", "Claim", "Event", "Kubelet", "Pod", "State", "Vo
 
 RPC_SECONDS = 120.0
 BACKOFF_SECONDS = (0.5, 122.0)
+PATIENCE_SECONDS = 130.0
+"""How long a test waits for what must come: a bound for what hangs, and no measure of speed."""
 
 NOT_FINAL = frozenset(
     {
@@ -203,12 +205,12 @@ class Kubelet:
             self.pods.pop(pod.uid, None)
             self._changed.notify_all()
 
-    def wait_registered(self, driver: str = "csi.modelmount.io", timeout: float = 20.0) -> Plugin:
+    def wait_registered(self, driver: str = "csi.modelmount.io", timeout: float = PATIENCE_SECONDS) -> Plugin:
         """The plugin, once it is registered."""
         self.wait_until(lambda: driver in self._plugins(), f"{driver} to register", timeout)
         return self._plugins()[driver]
 
-    def wait_running(self, pod: Pod, timeout: float = 30.0) -> None:
+    def wait_running(self, pod: Pod, timeout: float = PATIENCE_SECONDS) -> None:
         """Return once every volume of `pod` is mounted."""
         self.wait_until(
             lambda: all(self.state(pod, volume) is State.MOUNTED for volume in pod.volumes),
@@ -216,11 +218,13 @@ class Kubelet:
             timeout,
         )
 
-    def wait_gone(self, pod: Pod, timeout: float = 30.0) -> None:
+    def wait_gone(self, pod: Pod, timeout: float = PATIENCE_SECONDS) -> None:
         """Return once nothing of the deleted `pod` is left on the node, its directory included."""
         self.wait_until(lambda: not (self.root / "pods" / pod.uid).exists(), f"{pod.name} to be gone", timeout)
 
-    def wait_event(self, reason: str, text: str = "", *, pod: Pod | None = None, timeout: float = 30.0) -> Event:
+    def wait_event(
+        self, reason: str, text: str = "", *, pod: Pod | None = None, timeout: float = PATIENCE_SECONDS
+    ) -> Event:
         """The first event with this reason that has `text` in its message."""
 
         def first() -> Event | None:
@@ -233,7 +237,7 @@ class Kubelet:
             raise RuntimeError("events are never removed")
         return found
 
-    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], what: str, timeout: float = PATIENCE_SECONDS) -> None:
         """Return once `condition` holds; it is looked at whenever something happened."""
         deadline = time.monotonic() + timeout
         with self._changed:

@@ -26,7 +26,7 @@ from typing import IO, Any, Self
 
 import trustme
 
-START_SECONDS = 20.0
+START_SECONDS = 100.0
 _TAKEN = "address already in use"
 _SENTINEL = "/v2/?sentinel="
 _ACCESS_LINE = re.compile(

@@ -36,7 +36,7 @@ WEIGHTS_BYTES = 3 * MIB + 123
 ARCHIVE_BYTES = 700_000
 ALICE = Credential(username="alice", password="wonder-land-9")
 ANONYMOUS = Credential.anonymous()
-SECONDS = 30.0
+SECONDS = 100.0
 PATIENT = Pull(connect_timeout_seconds=20, read_timeout_seconds=20, document_timeout_seconds=20)
 """For rows in which nobody falls silent: a loaded machine must not look like a fault."""
 QUICK = Pull(connect_timeout_seconds=1, read_timeout_seconds=1, document_timeout_seconds=2)

@@ -30,7 +30,7 @@ from tests.fakes.tokens import TokenServer, User
 from tests.fakes.wire import Answer, Asked, Names, challenge, redirect
 from tests.faults.scene import ALICE, PATIENT, SECONDS, Scene, go_on, manifest, model_in, of
 
-pytestmark = [pytest.mark.registry, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 AT = (2 << 20) + 77
 SECOND = f"bytes={AT}-"

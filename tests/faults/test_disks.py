@@ -28,7 +28,7 @@ from tests.faults.scene import assert_free
 from tests.unit.content.powercut import Disk, powered
 from tests.unit.system.processes import mounted
 
-pytestmark = [pytest.mark.registry, pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.registry, pytest.mark.mount, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 WEIGHTS_BYTES = 12 * MIB

@@ -20,7 +20,7 @@ from tests.fakes.driver import ROOT, Driver
 from tests.fakes.registry import Registry
 from tests.faults import oracle
 
-pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(300)]
 
 _CALL = re.compile(r'failpoint\(\s*"([a-z0-9_.]+)"')
 ELSEWHERE = {

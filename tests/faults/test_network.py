@@ -28,7 +28,7 @@ from tests.faults.scene import (
     manifest,
 )
 
-pytestmark = [pytest.mark.registry, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.registry, pytest.mark.timeout(300)]
 
 AT = 2 * MIB + 77
 """Where bodies of the weights are cut."""

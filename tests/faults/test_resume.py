@@ -19,7 +19,7 @@ from tests.faults.processes import BUFFERED_BYTES, OTHER_BYTES, PIECE_BYTES, Nod
 from tests.faults.scene import assert_free, wait_for
 from tests.unit.content.powercut import JOURNAL_ONLY, NOTHING, powered
 
-pytestmark = [pytest.mark.registry, pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.registry, pytest.mark.mount, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 SHARDS = 4

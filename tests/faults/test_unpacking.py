@@ -19,7 +19,7 @@ from tests.faults import oracle
 from tests.faults.processes import Node, node
 from tests.faults.scene import wait_for
 
-pytestmark = [pytest.mark.registry, pytest.mark.mount, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.registry, pytest.mark.mount, pytest.mark.timeout(300)]
 
 ARCHIVE_BYTES = 6 << 20
 

@@ -19,7 +19,7 @@ from tests.hostile import archives, manifests, names, network
 from tests.hostile.case import Case
 from tests.hostile.world import OWNED, PLACES, World
 
-pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(300)]
 
 CASES = [*manifests.CASES, *names.CASES, *archives.CASES, *network.CASES]
 ROWS = {
