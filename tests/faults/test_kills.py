@@ -29,8 +29,9 @@ ELSEWHERE = {
 """Failpoints that a publish and an unpublish of one model don't pass, and where they are visited instead."""
 
 
-SWEEPS = "cache."
-"""Begins the failpoints that only a collection passes; tests/unit/cache/test_kills.py finds and kills at all of them.
+OF_OTHERS = ("cache.", "content.migration.")
+"""Begin the failpoints that only a collection passes (tests/unit/cache/test_kills.py), or only the start on an older
+store (tests/faults/test_migration.py); all of them are found and killed at there.
 """
 CHECKPOINT = {"content.ingest.checkpoint"}
 """Passed only by a layer of 32 MiB and more."""
@@ -39,7 +40,7 @@ CHECKPOINT = {"content.ingest.checkpoint"}
 def names() -> list[str]:
     """Every failpoint of the sources: a new one is killed at without being listed anywhere."""
     found = {name for path in (ROOT / "driver").rglob("*.py") for name in _CALL.findall(path.read_text())}
-    return sorted(name for name in found - ELSEWHERE.keys() if not name.startswith(SWEEPS))
+    return sorted(name for name in found - ELSEWHERE.keys() if not name.startswith(OF_OTHERS))
 
 
 @dataclass

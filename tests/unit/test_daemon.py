@@ -191,7 +191,7 @@ def test_a_store_of_another_layout_is_refused(directory: Path) -> None:
     driver = Driver(directory)
     driver.start(wait=False)
     assert driver.wait_exit() == 1
-    assert any("layout version '99'" in message for message in messages(driver))
+    assert any("layout version 99, made by a newer modelmount" in message for message in messages(driver))
 
 
 def test_without_the_right_to_mount_a_node_does_not_start(directory: Path) -> None:

@@ -189,7 +189,7 @@ class Reader:
             model = _get(found, hex_digits)
             model.used_at, model.has_facts = used_at, True
         for view in trees.views(self._store):
-            owner = _hex(view.manifest) or self._unnamed(view, found)
+            owner = _hex(view.manifest)
             if owner is not None:
                 model = _get(found, owner)
                 model.views.add(view.path)
@@ -207,13 +207,6 @@ class Reader:
             for named in self.digests_of(hex_digits):
                 model.items |= here[named]
         census.models = found
-
-    def _unnamed(self, view: trees.View, found: dict[str, Model]) -> str | None:
-        """Whose view it is, when that isn't written in it: early versions knew one selection."""
-        for hex_digits in found:
-            if trees.view_key(_digest(hex_digits), "") == view.path.name:
-                return hex_digits
-        return None
 
     # -- items
 

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelmount.content import versions
 from modelmount.content.diskerrors import disk_error, is_full, translated
 from modelmount.errors import BadArtifact, Internal, Precondition
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES
 from modelmount.system import atomic
-from modelmount.system.lock import ByteLocks, FileLock, StoreLock
+from modelmount.system.lock import ByteLocks, FileLock, LockTimeout, StoreLock
 
-VERSION = "1\n"
+MIGRATION_SECONDS = 5.0
+"""How long the command line waits for another process that migrates the store, or for a driver that ends."""
 ROOMS = (
     "blobs/sha256",
     "blobs/sha512",
@@ -55,28 +58,59 @@ class NewLayer:
 class Store:
     """One root directory. Cheap to construct; holds no state that isn't on disk."""
 
-    def __init__(self, root: Path) -> None:
-        """Open the store at `root`, or make one (0700) where there is nothing or an empty directory.
+    def __init__(self, root: Path, *, as_it_is: bool = False) -> None:
+        """Open the store at `root`, or make one (0700) where there is nothing or an empty directory. One of an older
+        layout version is migrated first, if no driver uses it; `as_it_is` leaves that to `migrate`, and until then only
+        its locks are of use.
 
         Raises Precondition for a layout version that isn't ours, for a directory with somebody's files in it, and where
         it can't be used; of the first two nothing has changed. Raises NoSpace where there is no room for it.
         """
         self.root = root
         self._text = str(root)  # paths on the way of every publish are joined as text: pathlib takes ten times as long
-        try:
-            _check(root)
+        self.locks = StoreLock(root / "locks")
+        with self._opening():
+            version = _check(root)
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
             self._make_rooms()
-            if not (root / "version").exists():
-                atomic.write_file(root / "version", VERSION.encode())
+            if version is None:
+                versions.write(root)
+        if not as_it_is and version is not None and version < versions.VERSION:
+            self._migrate_alone()
+
+    def migrate(self) -> None:
+        """Bring a store of an older layout version to ours, in place; mounts stay. The caller holds the `driver` lock.
+        Raises NoSpace, Precondition.
+        """
+        with self._opening():
+            if versions.found(self.root) != versions.VERSION:
+                with self.locks.exclusive():
+                    versions.migrate(self.root)
+
+    def _migrate_alone(self) -> None:
+        try:
+            with self.lock("driver").acquire(timeout=MIGRATION_SECONDS):
+                self.migrate()
+        except LockTimeout as e:
+            if versions.found(self.root) == versions.VERSION:
+                return  # by a driver that has just started
+            raise Precondition(
+                f"the store {self.root} has an older layout version, and the driver of that version still uses it; "
+                "upgrade the driver, which migrates the store when it starts"
+            ) from e
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as e:
             if is_full(e):
-                raise disk_error(e, f"open the store {root}") from e
+                raise disk_error(e, f"open the store {self.root}") from e
             raise Precondition(
-                f"the store {root} cannot be used: {e.strerror}; run as root or choose another directory with --root"
+                f"the store {self.root} cannot be used: {e.strerror}; run as root or choose another directory with "
+                "--root"
             ) from e
-        self.locks = StoreLock(root / "locks")
 
     def _make_rooms(self) -> None:
         missing = [self.root / room for room in ROOMS if not (self.root / room).is_dir()]
@@ -315,22 +349,14 @@ def foreign_entry(root: Path) -> str | None:
     return None
 
 
-def _check(root: Path) -> None:
-    """Whether `root` is a store of ours, or may become one."""
+def _check(root: Path) -> int | None:
+    """The version of the store at `root`, None where it may become one. Raises Precondition where it may not."""
     foreign = foreign_entry(root)
     if foreign is not None:
         raise Precondition(
             f"{root} isn't a store, and isn't empty ({foreign!r} is in it); choose a directory of the store's own"
         )
-    try:
-        found = (root / "version").read_bytes()
-    except FileNotFoundError:
-        return
-    if found != VERSION.encode():
-        raise Precondition(
-            f"the store {root} has layout version {found[:20].decode(errors='replace').strip()!r}, this program "
-            f"knows {VERSION.strip()!r}; upgrade modelmount"
-        )
+    return versions.found(root)
 
 
 def _is(data: bytes, digest: Digest) -> bool:

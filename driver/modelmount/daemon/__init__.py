@@ -86,8 +86,9 @@ def _controller(settings: config.Settings, stack: contextlib.ExitStack) -> serve
 
 def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: contextlib.ExitStack) -> server.Rooms:
     _demand_rights()
-    store = Store(Path(settings.root))
+    store = Store(Path(settings.root), as_it_is=True)
     stack.enter_context(_only_driver(store, ending))
+    store.migrate()
     api = wiring.api(settings, "events on pods") if settings.kubernetes.events else None
     tell = stack.enter_context(wiring.events(settings, api))
     node = stack.enter_context(contextlib.closing(wiring.build(settings, live, tell=tell)))

@@ -55,12 +55,12 @@ class _View(msgspec.Struct, frozen=True):
     tree: str
     bytes: int
     files: int
-    manifest: str = ""
+    manifest: str
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Which tree a manifest is for a scope. `manifest` is empty in a view that an early version wrote."""
+    """Which tree a manifest is for a scope."""
 
     path: Path
     tree: str

@@ -147,7 +147,16 @@ def test_a_store_of_another_version_is_told(tmp_path: Path) -> None:
     Store(tmp_path / "store")
     (tmp_path / "store/version").write_text("99\n")
     finding = next(storage.store(settings(tmp_path)))
-    assert (finding.level, "'99'" in finding.message) == (Level.FAIL, True)
+    assert (finding.level, "layout version 99" in finding.message) == (Level.FAIL, True)
+    assert "upgrade modelmount" in (finding.remedy or "")
+
+
+def test_an_older_store_is_said_to_be_migrated_at_the_start_and_left_alone(tmp_path: Path) -> None:
+    Store(tmp_path / "store")
+    (tmp_path / "store/version").write_text("1\n")
+    finding = next(storage.store(settings(tmp_path)))
+    assert (finding.level, "it becomes 2, in place" in finding.message) == (Level.OK, True)
+    assert (tmp_path / "store/version").read_text() == "1\n"
 
 
 def test_what_lies_in_quarantine_is_told(tmp_path: Path) -> None:

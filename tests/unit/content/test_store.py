@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from modelmount.content import versions
 from modelmount.content.store import ROOMS, Store
 from modelmount.errors import BadArtifact, Internal, NoSpace, Precondition
 from modelmount.oci.digest import Digest
@@ -36,7 +37,7 @@ def test_a_new_store_has_its_rooms_for_root_only(tmp_path: Path) -> None:
     root = tmp_path / "a/b/store"
     Store(root)
     Store(root)
-    assert (root / "version").read_text() == "1\n"
+    assert (root / "version").read_text() == f"{versions.VERSION}\n"
     assert {mode(root), *(mode(root / room) for room in ROOMS)} == {0o700}
 
 
@@ -59,12 +60,12 @@ def test_rooms_are_durable_before_they_are_used(tmp_path: Path, monkeypatch: pyt
     assert made == {"fsync store/blobs/", "fsync store/", "fsync ./"}
 
 
-@pytest.mark.parametrize("found", [b"2\n", b"", b"\xff\xfe" * 1000])
+@pytest.mark.parametrize("found", [b"3\n", b"99\n", b"0\n", b"-1\n", b"", "\u0662\n".encode(), b"\xff\xfe" * 1000])
 def test_a_layout_of_another_version_is_left_alone(tmp_path: Path, found: bytes) -> None:
     root = tmp_path / "store"
     root.mkdir(mode=0o750)
     (root / "version").write_bytes(found)
-    with pytest.raises(Precondition, match="upgrade modelmount"):
+    with pytest.raises(Precondition, match="give it another root"):
         Store(root)
     assert (root / "version").read_bytes() == found
     assert os.listdir(root) == ["version"]

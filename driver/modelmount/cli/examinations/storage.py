@@ -13,7 +13,9 @@ import msgspec
 from modelmount.cache import bounds
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
-from modelmount.content.store import VERSION, foreign_entry
+from modelmount.content import versions
+from modelmount.content.store import foreign_entry
+from modelmount.errors import Precondition
 from modelmount.pull.progress import human_bytes
 from modelmount.system import disk, mount
 
@@ -93,8 +95,13 @@ def _existing(root: Path) -> Iterator[Finding]:
     if stat.S_IMODE(status.st_mode) & 0o077:
         text = f"{root} has mode {stat.S_IMODE(status.st_mode):04o}: other users can read every model"
         yield warn("store", text, f"chmod 0700 {root} (the driver does so when it starts)")
-    version = root / "version"
-    if not version.exists():
+    try:
+        version = versions.found(root)
+    except Precondition as e:
+        problem, _, remedy = e.message.rpartition(": ")
+        yield fail("store", problem, remedy)
+        return
+    if version is None:
         foreign = foreign_entry(root)
         if foreign is not None:
             text = f"{root} isn't a store, and isn't empty ({foreign!r} is in it)"
@@ -102,15 +109,15 @@ def _existing(root: Path) -> Iterator[Finding]:
         else:
             yield ok("store", f"{root} is empty; the store is made in it at first use")
         return
-    if version.read_text() != VERSION:
-        text = f"{root} has layout version {version.read_text().strip()!r}, this program knows {VERSION.strip()!r}"
-        yield fail("store", text, "use the version of modelmount that made it, or a newer one")
+    if version < versions.VERSION:
+        text = f"{root} has layout version {version}; it becomes {versions.VERSION}, in place, when the driver starts"
+        yield ok("store", f"{text}, and older versions of modelmount refuse it then")
         return
     quarantined = os.listdir(root / "quarantine") if (root / "quarantine").exists() else []
     if quarantined:
         text = f"{len(quarantined)} things lie in {root}/quarantine: bytes that went bad on this disk"
         yield warn("store", text, "look at the disk's health, and recreate the pods that used them")
-    yield ok("store", f"{root}, layout version {VERSION.strip()}")
+    yield ok("store", f"{root}, layout version {version}")
 
 
 def _file_system(root: Path) -> Iterator[Finding]:
