@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import Node, contents, random_bytes
 from tests.fakes import push
+from tests.fakes.kubelet import Pod, Volume
 from tests.faults import oracle
 from tests.unit.content import powercut
 from tests.unit.system.processes import bound
@@ -108,6 +109,41 @@ def test_a_changed_budget_counts_in_a_running_driver(
     (node.driver.config.parent / "new.toml").write_text(replaced)
     (node.driver.config.parent / "new.toml").replace(node.driver.config)
     node.kubelet.wait_running(waiting)
+
+
+def test_a_namespace_stays_within_its_quota_and_the_others_go_on(
+    make_node: Callable[..., Node], tmp_path: Path
+) -> None:
+    quota = 3 * MODEL // 2
+    node = make_node(settings={"cache": {**SETTINGS["cache"], "namespaces": {"team-a": quota}}})
+    references = {name: pushed(node, tmp_path, name) for name in "abc"}
+
+    def pod(name: str, namespace: str) -> Pod:
+        volume = Volume("model", {"model": references[name]})
+        return node.kubelet.run(Pod(f"{namespace}-{name}", (volume,), namespace=namespace))
+
+    first = pod("a", "team-a")
+    node.kubelet.wait_running(first, 60)
+    waiting = pod("b", "team-a")
+    node.kubelet.wait_event("FailedMount", "ResourceExhausted", pod=waiting, timeout=60)
+    message = node.kubelet.messages(waiting)[0]
+    assert "16.8 MB more are needed for namespace 'team-a', which has 16.8 MB, of 25.2 MB that it may take" in message
+    assert "0 B of it could be evicted; the rest is held: 16.8 MB mounted" in message
+    other = pod("c", "team-b")
+    node.kubelet.wait_running(other, 60)
+    again = pod("a", "team-b")  # what is here is mounted, whoever brought it
+    node.kubelet.wait_running(again, 60)
+    known = json.loads(node.driver.run("du", "--json").stdout)["namespaces"]
+    assert {each["name"]: (each["used"] // MODEL, each["quota"]) for each in known} == {
+        "team-a": (1, quota),
+        "team-b": (2, None),
+    }
+    node.kubelet.delete(first)
+    node.kubelet.delete(again)
+    node.kubelet.wait_running(waiting, 130)
+    assert contents(node.mount(waiting)) == contents(tmp_path / "b")
+    assert contents(node.mount(other)) == contents(tmp_path / "c")
+    assert oracle.faults(node.driver.store) == []
 
 
 def test_bad_bytes_are_put_away_under_a_running_pod_and_the_next_pod_gets_good_ones(node: Node, tmp_path: Path) -> None:

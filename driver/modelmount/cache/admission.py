@@ -7,12 +7,15 @@ refused, saying what holds the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelmount.cache import bounds as limits
 from modelmount.cache.bounds import Bounds
 from modelmount.cache.collector import Collector, Plan
+from modelmount.cache.shares import Quotas
 from modelmount.config import Settings
+from modelmount.content import pulls
 from modelmount.content.pulls import Claim, PullRecord
 from modelmount.errors import Cancelled, NoSpace
 from modelmount.pull.progress import human_bytes
@@ -21,6 +24,18 @@ from modelmount.system.lock import LockCancelled
 
 ROUNDS = 3
 """How often room is made for one pull: others may take what was freed, and what goes may be less than it looked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Short:
+    """Why a pull doesn't fit: the node has too little room, or the namespace `within` would exceed its quota."""
+
+    error: NoSpace
+    within: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return self.error.short_bytes
 
 
 class Admission:
@@ -40,31 +55,33 @@ class Admission:
         short = self._claim(record, claims)
         if short is None:
             return
-        bounds = limits.read(self._settings())
-        if model_bytes > bounds.largest:
-            raise NoSpace(_too_large(model_bytes, bounds))
+        self._refuse_too_large(model_bytes, pulls.namespace_of(claims))
         try:
             held = self._collector.exclusively(cancelled=cancelled)
         except LockCancelled as e:
             raise Cancelled("the pull was stopped while room was made for it; its bytes are kept") from e
         with held:
             record.hold(claims)
-            for _ in range(ROUNDS):
+            for _ in range(2 * ROUNDS):  # for the quota, and for the disk
                 short = self._claim(record, claims)
                 if short is None:
                     return
-                plan = self._collector.plan(short.short_bytes, self._short_inodes())
-                if plan.frees < short.short_bytes or (plan.frees_inodes < self._short_inodes()):
+                inodes = self._short_inodes() if short.within is None else 0
+                plan = self._collector.plan(short.bytes, inodes, within=short.within)
+                if plan.frees < short.bytes or plan.frees_inodes < inodes:
                     break
-                self._collector.collect(short.short_bytes, self._short_inodes())
+                self._collector.collect(short.bytes, inodes, within=short.within)
             short = self._claim(record, claims)
             if short is None:
                 return
-        raise self._refusal(short, limits.read(self._settings()), self._collector.plan(0))
+        raise self._refusal(short, self._collector.plan(0, within=short.within))
 
-    def _claim(self, record: PullRecord, claims: Sequence[Claim]) -> NoSpace | None:
+    def _claim(self, record: PullRecord, claims: Sequence[Claim]) -> _Short | None:
         settings = self._settings()
         bounds = limits.read(settings)
+        namespace = pulls.namespace_of(claims)
+        quota = Quotas.of(settings.cache).quota(namespace)
+        within: str | None = None
 
         def room() -> int:
             missing = limits.short_inodes(settings, bounds)
@@ -75,29 +92,66 @@ class Admission:
                 )
             return bounds.room(disk.free_bytes(Path(settings.root)), self._collector.reader.used_bytes)
 
+        def fits(needed: int, promised: int) -> None:
+            nonlocal within
+            # Counted after what was promised: what is committed meanwhile counts twice rather than not at all.
+            used = self._collector.shares().charged.get(namespace, 0)
+            over = needed + promised + used - (quota or 0)
+            if needed and over > 0:
+                within = namespace
+                others = f" and its other pulls will bring {human_bytes(promised)}" if promised else ""
+                raise NoSpace(
+                    f"{human_bytes(needed)} more are needed for namespace {namespace!r}, which has {human_bytes(used)}"
+                    f"{others}, of {human_bytes(quota or 0)} that it may take on this node",
+                    short_bytes=over,
+                )
+
         try:
-            record.claim(claims, room=room)
+            record.claim(claims, room=room, quota=None if quota is None else fits)
         except NoSpace as e:
-            return e
+            return _Short(e, within)
         return None
+
+    def _refuse_too_large(self, model_bytes: int, namespace: str) -> None:
+        """What can't ever be here, however much goes."""
+        settings = self._settings()
+        quota = Quotas.of(settings.cache).quota(namespace)
+        if quota is not None and model_bytes > quota:
+            raise NoSpace(
+                f"{human_bytes(model_bytes)} are needed for the model, more than the {human_bytes(quota)} that all "
+                f"models of namespace {namespace!r} may take on this node (cache.namespaces, cache.namespace_bytes); "
+                "raise that"
+            )
+        bounds = limits.read(settings)
+        if model_bytes > bounds.largest:
+            raise NoSpace(_too_large(model_bytes, bounds))
 
     def _short_inodes(self) -> int:
         settings = self._settings()
         return limits.short_inodes(settings, limits.read(settings))
 
-    def _refusal(self, short: NoSpace, bounds: Bounds, plan: Plan) -> NoSpace:
+    def _refusal(self, short: _Short, plan: Plan) -> NoSpace:
         """The whole story: needed and free are in `short` already."""
-        if not short.short_bytes:
-            return short
+        error = short.error
+        if not error.short_bytes:
+            return error
+        held = ", ".join(f"{human_bytes(count)} {reason}" for reason, count in sorted(plan.held.items()) if count)
+        if short.within is not None:
+            text = (
+                f"{error.message} (cache.namespaces, cache.namespace_bytes). {human_bytes(plan.evictable)} of it could "
+                f"be evicted; the rest is held: {held or 'used just now, or shared'}. End pods of the namespace that "
+                "use models, or raise its quota"
+            )
+            return NoSpace(text, short_bytes=error.short_bytes)
+        bounds = limits.read(self._settings())
         free = disk.free_bytes(Path(self._settings().root)) - bounds.keep_free
         why = bounds.reason
         if bounds.budget is not None and bounds.budget - plan.used < free:
             why = f"the cache may take {human_bytes(bounds.budget)}"
-        held = ", ".join(f"{human_bytes(count)} {reason}" for reason, count in sorted(plan.held.items()) if count)
         return NoSpace(
-            f"{short.message}: {why}. {human_bytes(plan.evictable)} could be evicted; of {human_bytes(plan.used)} in "
+            f"{error.message}: {why}. {human_bytes(plan.evictable)} could be evicted; of {human_bytes(plan.used)} in "
             f"the cache the rest is held: {held or 'used just now'}. Unpin models, end pods that use some, or add room",
-            short_bytes=short.short_bytes,
+            short_bytes=error.short_bytes,
         )
 
 

@@ -32,7 +32,7 @@ _TreeKey = tuple[str, int]
 
 @dataclass(slots=True)
 class Model:
-    """One manifest and what it names, present or not. `used_at` is in wall-clock seconds."""
+    """One manifest and what it names, present or not. `used_at` is in wall-clock seconds; `namespace` used it last."""
 
     hex: str
     used_at: float = 0.0
@@ -42,6 +42,7 @@ class Model:
     trees: set[str] = field(default_factory=set)
     items: set[str] = field(default_factory=set)
     has_facts: bool = False
+    namespace: str = ""
 
     @property
     def digest(self) -> str:
@@ -188,6 +189,7 @@ class Reader:
         for hex_digits, used_at in verdicts.pulled_models(self._store):
             model = _get(found, hex_digits)
             model.used_at, model.has_facts = used_at, True
+            model.namespace = verdicts.used_by(self._store, hex_digits)
         for view in trees.views(self._store):
             owner = _hex(view.manifest)
             if owner is not None:

@@ -17,6 +17,7 @@ from modelmount.cache import order
 from modelmount.cache.census import Census, Reader
 from modelmount.cache.holds import Hold, Holds
 from modelmount.cache.order import Victim
+from modelmount.cache.shares import Quotas, Shares
 from modelmount.cache.sweep import Sweep, Swept
 from modelmount.config import Cache
 from modelmount.content.store import Store
@@ -59,21 +60,36 @@ class Collector:
         self._lock = threading.Lock()
         self._leases: KnownLeases = {}
 
-    def plan(self, bytes_wanted: float, inodes_wanted: int = 0, *, grace_seconds: float | None = None) -> Plan:
-        """What a collection of so much would take now (`inf`: everything that may go). Changes nothing. Raises OSError
-        when something can't be read.
+    def plan(
+        self,
+        bytes_wanted: float,
+        inodes_wanted: int = 0,
+        *,
+        grace_seconds: float | None = None,
+        within: str | None = None,
+    ) -> Plan:
+        """What a collection of so much would take now (`inf`: everything that may go); `within` one namespace: of what
+        it has alone. Changes nothing. Raises OSError when something can't be read.
         """
         census, holds = self._look()
-        return self._plan(census, holds, bytes_wanted, inodes_wanted, self._grace(grace_seconds))
+        return self._plan(census, holds, bytes_wanted, inodes_wanted, self._grace(grace_seconds), within)
 
-    def collect(self, bytes_wanted: float, inodes_wanted: int = 0, *, grace_seconds: float | None = None) -> Swept:
+    def collect(
+        self,
+        bytes_wanted: float,
+        inodes_wanted: int = 0,
+        *,
+        grace_seconds: float | None = None,
+        within: str | None = None,
+    ) -> Swept:
         """Take what nothing names, old partial downloads, and then models in order until that much is free, or nothing
-        more may go. Returns when they are free. The caller holds the `sweep` lock (`exclusively`).
+        more may go; `within` one namespace: its own models only. Returns when they are free. The caller holds the
+        `sweep` lock (`exclusively`).
         """
         grace = self._grace(grace_seconds)
         finished.end(self._store)
         census, holds = self._look()
-        plan = self._plan(census, holds, bytes_wanted, inodes_wanted, grace)
+        plan = self._plan(census, holds, bytes_wanted, inodes_wanted, grace, within)
         models = [victim.model for victim in plan.victims if victim.model is not None]
         models += order.empty(census, holds, self._now(), grace_seconds=grace)
         partials = [victim.partial for victim in plan.victims if victim.partial is not None]
@@ -86,6 +102,11 @@ class Collector:
             fields = {"models": swept.models, "bytes": swept.bytes, "items": swept.items, "partials": swept.partials}
             log.info("collected", extra={"fields": fields})
         return swept
+
+    def shares(self) -> Shares:
+        """What each namespace has here. Raises OSError."""
+        census, holds = self._look()
+        return Shares(census, holds, Quotas.of(self._settings()))
 
     def exclusively(self, *, cancelled: Callable[[], bool] | None = None) -> Held:
         """The lock that orders collections of all processes; outermost, so hold no other. Raises LockCancelled."""
@@ -105,19 +126,35 @@ class Collector:
     def _grace(self, given: float | None) -> float:
         return self._settings().grace_seconds if given is None else given
 
-    def _plan(self, census: Census, holds: Holds, bytes_wanted: float, inodes_wanted: int, grace: float) -> Plan:
-        now = self._now()
-        kept = order.keeping(census, holds)
-        garbage = [census.items[name] for name in order.garbage(census, now, grace_seconds=grace) - kept.items]
+    def _plan(
+        self,
+        census: Census,
+        holds: Holds,
+        bytes_wanted: float,
+        inodes_wanted: int,
+        grace: float,
+        within: str | None = None,
+    ) -> Plan:
+        now, settings = self._now(), self._settings()
+        shares = Shares(census, holds, Quotas.of(settings))
+        # Who counts against a quota gets nothing from what nobody has.
+        unnamed = set() if within is not None else order.garbage(census, now, grace_seconds=grace)
+        kept = order.keeping(census, holds, of=None if within is None else lambda name: within in shares.of_item(name))
+        garbage = [census.items[name] for name in unnamed - kept.items]
         freed, files = sum(item.bytes for item in garbage), sum(item.inodes for item in garbage)
-        everything = list(order.victims(census, holds, now, grace_seconds=grace))
+        used = census.bytes if within is None else shares.charged.get(within, 0)
+        window = settings.working_set_seconds
+        ordered = order.victims(
+            census, holds, now, grace_seconds=grace, shares=shares, working_set_seconds=window, within=within
+        )
+        everything = list(ordered)
         return Plan(
             victims=tuple(self._choose(everything, bytes_wanted - freed, inodes_wanted - files)),
             garbage=freed,
             garbage_inodes=files,
             evictable=freed + sum(victim.frees for victim in everything),
             held=dict(kept.bytes),
-            used=census.bytes,
+            used=used,
         )
 
     def _choose(self, victims: list[Victim], bytes_wanted: float, inodes_wanted: int) -> Iterator[Victim]:

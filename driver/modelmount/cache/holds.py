@@ -31,6 +31,8 @@ class Holds:
     models: dict[str, Hold] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
     ingests: set[str] = field(default_factory=set)
+    namespaces: dict[str, set[str]] = field(default_factory=dict)
+    """Which namespaces hold a model, by its hex digits."""
 
 
 def read(store: Store, pinned_references: Sequence[str] = (), known: KnownLeases | None = None) -> Holds:
@@ -57,6 +59,8 @@ def read(store: Store, pinned_references: Sequence[str] = (), known: KnownLeases
         for claim in claims:
             if claim.form == pulls.MANIFEST:
                 holds.models.setdefault(claim.hex, "pulled")
+                if claim.namespace:
+                    holds.namespaces.setdefault(claim.hex, set()).add(claim.namespace)
             holds.digests.add(claim.hex)
             holds.ingests.add(claim.ingest)
     return holds
@@ -69,6 +73,8 @@ def _of_lease(lease: Lease, holds: Holds) -> None:
         holds.trees.setdefault(lease.tree, "published")
     if lease.manifest:
         holds.models.setdefault(_hex(lease.manifest), "published")
+        if lease.namespace:
+            holds.namespaces.setdefault(_hex(lease.manifest), set()).add(lease.namespace)
 
 
 def _hex(digest: str) -> str:

@@ -7,17 +7,22 @@ part, so that a shared blob weighs as much as its models together and goes with 
 are the same bytes, those of unpacked layers twice, for the archive is fetched and then written once more, plus
 `OVERHEAD_BYTES` for the requests that any pull begins with. So large raw models go by least recent use alone; small
 ones, and ones that have to be unpacked, stay longer than their idle time says. The highest score goes first.
+
+Where several namespaces have something here, two classes go one after the other, each by score: first what is nobody's
+working set or is had by namespaces above their share only, as long as they are (`cache.shares`); then the rest.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from modelmount.cache.census import Census, Model, Partial
 from modelmount.cache.holds import Hold, Holds
+from modelmount.cache.shares import Quotas, Shares
 
 OVERHEAD_BYTES = 64 << 20
 """What a pull's first requests cost, as bytes: half a second at 1 Gbit/s. Also a partial download's."""
@@ -26,10 +31,14 @@ FUTURE_SECONDS = 60.0
 _REASONS: tuple[Hold, ...] = get_args(Hold)
 
 
+First = Literal["", "above its share", "unused for long"]
+"""Why something goes before others' working sets, where that matters."""
+
+
 @dataclass(frozen=True, slots=True)
 class Victim:
     """One model or one partial download that may go, and why. `frees` is what goes with it at its place in the order;
-    of what it shares with models that stay, nothing.
+    of what it shares with models that stay, nothing. `namespaces` have it, the node's own not named.
     """
 
     model: Model | None
@@ -38,6 +47,8 @@ class Victim:
     frees: int
     frees_inodes: int
     score: float
+    namespaces: tuple[str, ...] = ()
+    first: First = ""
 
     @property
     def name(self) -> str:
@@ -57,8 +68,10 @@ class Keeping:
     bytes: Mapping[Hold, int] = field(default_factory=dict)
 
 
-def keeping(census: Census, holds: Holds) -> Keeping:
-    """Which models and items stay, whatever happens. A held tree holds the models that are shown by it."""
+def keeping(census: Census, holds: Holds, *, of: Callable[[str], bool] | None = None) -> Keeping:
+    """Which models and items stay, whatever happens. A held tree holds the models that are shown by it. With `of`, only
+    the bytes of items for which it is true are counted, and no partial downloads.
+    """
     models: dict[str, Hold] = {}
     items: dict[str, Hold] = {}
     for model in census.models.values():
@@ -75,17 +88,29 @@ def keeping(census: Census, holds: Holds) -> Keeping:
             items.setdefault(item.name, "pulled")
     found: dict[Hold, int] = {}
     for name, reason in items.items():
-        if name in census.items:
+        if name in census.items and (of is None or of(name)):
             found[reason] = found.get(reason, 0) + census.items[name].bytes
     for partial in census.partials.values():
-        if partial.name in holds.ingests:
+        if of is None and partial.name in holds.ingests:
             found["pulled"] = found.get("pulled", 0) + partial.bytes
     return Keeping(models, frozenset(items), found)
 
 
-def victims(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> Iterator[Victim]:
-    """What may go, in order, lazily; each `frees` supposes that all before it went."""
-    return _Order(census, holds, now, grace_seconds).run()
+def victims(
+    census: Census,
+    holds: Holds,
+    now: float,
+    *,
+    grace_seconds: float,
+    shares: Shares | None = None,
+    working_set_seconds: float = math.inf,
+    within: str | None = None,
+) -> Iterator[Victim]:
+    """What may go, in order, lazily; each `frees` supposes that all before it went. `shares` are used up by that. With
+    `within`, only models that this namespace has alone, and `frees` is what it is relieved of.
+    """
+    shares = shares or Shares(census, holds, Quotas())
+    return _Order(census, holds, now, grace_seconds, shares, working_set_seconds, within).run()
 
 
 def garbage(census: Census, now: float, *, grace_seconds: float) -> set[str]:
@@ -115,8 +140,18 @@ def empty(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> 
 
 
 class _Order:
-    def __init__(self, census: Census, holds: Holds, now: float, grace_seconds: float) -> None:
+    def __init__(
+        self,
+        census: Census,
+        holds: Holds,
+        now: float,
+        grace_seconds: float,
+        shares: Shares,
+        working_set_seconds: float,
+        within: str | None,
+    ) -> None:
         self._census, self._holds, self._now, self._grace = census, holds, now, grace_seconds
+        self._shares, self._working_set, self._within = shares, working_set_seconds, within
         kept = keeping(census, holds)
         self._candidates = {
             model.hex: _idle(model.used_at, now, grace_seconds)
@@ -134,35 +169,61 @@ class _Order:
                 self._named.setdefault(hex_digits, set()).add(name)
 
     def run(self) -> Iterator[Victim]:
-        heap = [(-self._score(hex_digits), hex_digits) for hex_digits in self._candidates if self._may_go(hex_digits)]
+        heap = [(*self._rank(hex_digits), hex_digits) for hex_digits in self._candidates if self._may_go(hex_digits)]
         partials = {
             partial.name: partial
             for partial in self._census.partials.values()
-            if partial.name not in self._holds.ingests and partial.hex not in self._holds.digests
+            if self._within is None
+            and partial.name not in self._holds.ingests
+            and partial.hex not in self._holds.digests
         }
         for partial in partials.values():
             idle = _idle(partial.written_at, self._now, self._grace)
             if idle >= self._grace:
-                heap.append((-idle * partial.bytes / (partial.bytes + OVERHEAD_BYTES), partial.name))
+                heap.append((False, -idle * partial.bytes / (partial.bytes + OVERHEAD_BYTES), partial.name))
         heapq.heapify(heap)
         gone: set[str] = set()
         while heap:
-            negative, key = heapq.heappop(heap)
+            later, negative, key = heapq.heappop(heap)
             if key in partials:
                 partial = partials[key]
                 idle = _idle(partial.written_at, self._now, self._grace)
                 yield Victim(None, partial, idle, partial.bytes, partial.inodes, -negative)
                 continue
-            if key in gone or -negative != self._score(key):
-                continue  # what shared with it went meanwhile, and its new score is further up
+            if key in gone:
+                continue
+            if (later, negative) != self._rank(key):
+                # What shared with it went meanwhile, or enough of its namespace's.
+                heapq.heappush(heap, (*self._rank(key), key))
+                continue
             gone.add(key)
+            first = self._first(key)
             frees, inodes, others = self._remove(key)
             for other in others - gone:
                 if self._may_go(other):
-                    heapq.heappush(heap, (-self._score(other), other))
-            yield Victim(self._census.models[key], None, self._candidates[key], frees, inodes, -negative)
+                    heapq.heappush(heap, (*self._rank(other), other))
+            owners = tuple(sorted(self._shares.owners(key) - {""}))
+            charged = self._shares.charged.get(self._within or "", 0)
+            self._shares.forget(key)
+            if self._within is not None:
+                frees = charged - self._shares.charged.get(self._within, 0)
+            model = self._census.models[key]
+            yield Victim(model, None, self._candidates[key], frees, inodes, -negative, owners, first)
+
+    def _rank(self, hex_digits: str) -> tuple[bool, float]:
+        """The smallest goes first."""
+        return self._shares.many and not self._first(hex_digits), -self._score(hex_digits)
+
+    def _first(self, hex_digits: str) -> First:
+        if not self._shares.many:
+            return ""
+        if self._candidates[hex_digits] >= self._working_set:
+            return "unused for long"
+        return "above its share" if self._shares.all_above(hex_digits) else ""
 
     def _may_go(self, hex_digits: str) -> bool:
+        if self._within is not None and self._shares.owners(hex_digits) != {self._within}:
+            return False
         return self._candidates[hex_digits] >= self._grace
 
     def _score(self, hex_digits: str) -> float:

@@ -8,6 +8,7 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cache.census import Census, Model
+from modelmount.cache.shares import Quotas
 from modelmount.cli import output
 from modelmount.cli.options import json_option, output_of, settings_options
 from modelmount.content import pulls
@@ -20,7 +21,8 @@ Examples:
   modelmount du
   modelmount du --json | jq '.models[] | {name, exclusive}'
 
-EXCLUSIVE is what only this model needs, SHARED what others need too; the sum of both is what it takes.
+EXCLUSIVE is what only this model needs, SHARED what others need too; the sum of both is what it takes. Of namespaces,
+USED counts against the QUOTA: each blob once, and in full for each of several that have it.
 """,
 )
 @settings_options
@@ -36,6 +38,7 @@ def du(context: click.Context, effective: config.Effective) -> None:
     rows = sorted(
         ((*_sizes(census, users, model), model) for model in census.models.values()), key=lambda row: -(row[0] + row[1])
     )
+    spaces = [] if shelf is None else _namespaces(effective.settings, shelf)
     partial = sum(each.bytes for each in census.partials.values())
     unnamed = sum(item.bytes for item in census.items.values() if item.name not in users)
     if say.json:
@@ -43,6 +46,7 @@ def du(context: click.Context, effective: config.Effective) -> None:
             {
                 "root": effective.settings.root,
                 "models": [_plain(model, alone, shared) for alone, shared, model in rows],
+                "namespaces": [{"name": name, "used": used, "quota": quota} for name, used, quota in spaces],
                 "used": census.bytes,
                 "partial": partial,
                 "unnamed": unnamed,
@@ -53,11 +57,24 @@ def du(context: click.Context, effective: config.Effective) -> None:
         return
     lines = [(output.size(alone), output.size(shared), model.name) for alone, shared, model in rows]
     say.text(*output.columns(("EXCLUSIVE", "SHARED", "MODEL"), lines, right=frozenset({0, 1})))
+    if any(name for name, _, _ in spaces):
+        table = [
+            (output.size(used), output.UNKNOWN if quota is None else output.size(quota), name or "(none)")
+            for name, used, quota in spaces
+        ]
+        say.text(*output.columns(("USED", "QUOTA", "NAMESPACE"), table, right=frozenset({0, 1})))
     say.text(
         f"{output.size(census.bytes)} in all: {output.size(partial)} of downloads under way or interrupted, "
         f"{output.size(unnamed)} of leftovers, {output.size(census.other_bytes)} in trash and quarantine; "
         f"pulls will write {output.size(reserved)} more"
     )
+
+
+def _namespaces(settings: config.Settings, shelf: wiring.Shelf) -> list[tuple[str, int, int | None]]:
+    """Name, bytes and quota of each, the largest first; the name is empty for what nobody named one for."""
+    quotas = Quotas.of(settings.cache)
+    charged = shelf.collector.shares().charged
+    return sorted(((name, count, quotas.quota(name)) for name, count in charged.items()), key=lambda e: (-e[1], e[0]))
 
 
 def _sizes(census: Census, users: dict[str, set[str]], model: Model) -> tuple[int, int]:

@@ -83,13 +83,23 @@ def _say_plan(say: output.Output, plan: Plan) -> None:
         return
     if plan.victims:
         rows = [
-            (victim.name, output.size(victim.frees), human_seconds(victim.idle_seconds), f"{victim.score:.0f}")
+            (
+                victim.name,
+                output.size(victim.frees),
+                human_seconds(victim.idle_seconds),
+                f"{victim.score:.0f}",
+                ",".join(victim.namespaces) or output.UNKNOWN,
+                victim.first or output.UNKNOWN,
+            )
             for victim in plan.victims
         ]
-        say.text(*output.columns(("WOULD GO", "FREES", "UNUSED FOR", "SCORE"), rows, right=frozenset({1, 2, 3})))
+        say.text(*output.columns(_HEADING, rows, right=frozenset({1, 2, 3})))
     say.text(f"{output.size(plan.frees)} would be freed, {output.size(plan.garbage)} of it leftovers")
     held = ", ".join(f"{output.size(count)} {reason}" for reason, count in sorted(plan.held.items())) or "nothing"
     say.text(f"in use: {output.size(plan.used)}; could go: {output.size(plan.evictable)}; held: {held}")
+
+
+_HEADING = ("WOULD GO", "FREES", "UNUSED FOR", "SCORE", "NAMESPACES", "BEFORE OTHERS BECAUSE")
 
 
 def _plain(victim: Victim) -> dict[str, Any]:
@@ -100,6 +110,8 @@ def _plain(victim: Victim) -> dict[str, Any]:
         "frees": victim.frees,
         "idle_seconds": round(victim.idle_seconds),
         "score": round(victim.score, 1),
+        "namespaces": list(victim.namespaces),
+        "first": victim.first or None,
     }
 
 

@@ -25,6 +25,7 @@ _SHARED = re.compile(
 _FILES_OF_HOSTS = ("ca_file", "client_certificate", "client_key")
 _DRIVER_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?", re.ASCII)
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
 _GLOB = re.compile(r"[a-z0-9.:*?!\[\]-]+", re.ASCII)
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", re.ASCII)
@@ -124,6 +125,9 @@ def _cache(settings: Settings) -> Iterator[str]:
         yield "cache.low_watermark needs a cache.high_watermark above it"
     elif cache.low_watermark is not None and cache.low_watermark >= (cache.high_watermark or 0):
         yield f"cache.low_watermark {cache.low_watermark} must be below cache.high_watermark {cache.high_watermark}"
+    for name in cache.namespaces:
+        if not _NAMESPACE.fullmatch(name):
+            yield f"cache.namespaces: {words.shown(name)} is no name of a namespace; write team-a"
     for text in cache.pins:
         if not text or not text.isprintable() or " " in text:
             yield f"cache.pins: {words.shown(text)} is no reference; write harbor.example.com/llm/llama3:v1"

@@ -135,6 +135,14 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
     image_roots: tuple[str, ...] = ("/var/lib/containerd", "/var/lib/containers/storage", "/var/lib/docker")
     """Where the container runtime may keep images; those that exist are asked which file system they are on."""
+    namespace_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 60)] | None = None
+    """Most that the models of one namespace may take. Not set: no quota."""
+    namespaces: dict[str, Annotated[int, msgspec.Meta(ge=1, le=1 << 60)]] = {}
+    """The same for single namespaces by name, in place of `namespace_bytes`."""
+    working_set_seconds: LongSeconds = 604800.0
+    """How long after its last use a model counts as its namespace's working set: before that goes, what others have
+    above their share does.
+    """
     grace_seconds: LongSeconds = 300.0
     """How long a model stays after its last use, whatever the need for space."""
     partial_seconds: LongSeconds = 604800.0

@@ -41,11 +41,13 @@ class Claim(msgspec.Struct, frozen=True):
     form: str
     ingest: str
     size: int
+    namespace: str = ""
+    """Whose pull it is, in the claim of a manifest; empty where nobody says."""
 
     @classmethod
-    def of_manifest(cls, digest: Digest, scope: str) -> Claim:
+    def of_manifest(cls, digest: Digest, scope: str, namespace: str = "") -> Claim:
         """On a model as a whole: whatever its manifest names stays. Takes no space of its own."""
-        return cls(digest.hex, MANIFEST, ingest.name(digest, scope, ingest.RAW), 0)
+        return cls(digest.hex, MANIFEST, ingest.name(digest, scope, ingest.RAW), 0, namespace)
 
 
 @dataclass(slots=True)
@@ -72,18 +74,26 @@ class PullRecord:
                 raise
         return record
 
-    def claim(self, claims: Iterable[Claim], *, room: Callable[[], int]) -> None:
+    def claim(
+        self, claims: Iterable[Claim], *, room: Callable[[], int], quota: Callable[[int, int], None] | None = None
+    ) -> None:
         """Hold these digests and reserve what their downloads still need, in place of what was claimed before; or raise
         NoSpace saying how much is needed and free, and claim nothing new. Atomic against every other job.
 
         `room` is how much more all pulls together may write; it is asked under the lock, after what they were promised
-        has been counted, so that bytes which arrive meanwhile count twice rather than not at all.
+        has been counted, so that bytes which arrive meanwhile count twice rather than not at all. `quota` is called
+        under the lock too, with the downloads that these claims add and those of the same namespace's other pulls, each
+        whole until it is committed; it may raise NoSpace.
         """
         wanted = {claim.ingest: claim for claim in claims}
         # The store lock keeps a sweep from a record half-written; `space` is a leaf and comes last.
         with self.store.locks.shared(), self.store.lock("space").acquire(), translated("record a pull"):
             others = _others(self.store, besides=self.id)
             promised = sum(_outstanding(self.store, claim) for claim in others.values())
+            if quota is not None:
+                of_it = _downloads(self.store, namespace_of(wanted.values()), besides=self.id)
+                more = {name: claim for name, claim in wanted.items() if name not in of_it}
+                quota(_unfinished(self.store, more.values()), _unfinished(self.store, of_it.values()))
             needed = sum(_beyond(self.store, claim, others.get(name)) for name, claim in wanted.items())
             available = room() - promised if needed else 0
             if needed > available:
@@ -132,6 +142,11 @@ class PullRecord:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def namespace_of(claims: Iterable[Claim]) -> str:
+    """Whose pull has these claims."""
+    return next((claim.namespace for claim in claims if claim.form == MANIFEST), "")
 
 
 def outstanding_bytes(store: Store) -> int:
@@ -192,6 +207,17 @@ def _outstanding(store: Store, claim: Claim) -> int:
 def _beyond(store: Store, claim: Claim, other: Claim | None) -> int:
     """What it needs on top of what somebody else reserved for the same download."""
     return max(0, _outstanding(store, claim) - (0 if other is None else _outstanding(store, other)))
+
+
+def _downloads(store: Store, namespace: str, *, besides: str) -> dict[str, Claim]:
+    """Those of one namespace's live pulls."""
+    records = [claims for pull_id, claims in live_records(store) if pull_id != besides]
+    return {claim.ingest: claim for claims in records if namespace_of(claims) == namespace for claim in claims}
+
+
+def _unfinished(store: Store, claims: Iterable[Claim]) -> int:
+    """The sizes of downloads that aren't committed yet, whatever of them has arrived."""
+    return sum(claim.size for claim in claims if not ingest.finished(store, claim.ingest))
 
 
 def _others(store: Store, *, besides: str) -> dict[str, Claim]:

@@ -82,11 +82,13 @@ class Job:
         *,
         fetches: bool = True,
         prefetches: bool = False,
+        namespace: str = "",
     ) -> None:
-        """RUNNING from the start. One that doesn't fetch makes do with the blobs that are here, or fails; one that
-        prefetches does so until somebody joins who will read the model.
+        """For a pod of `namespace`, or for nobody's. RUNNING from the start. One that doesn't fetch makes do with the
+        blobs that are here, or fails; one that prefetches does so until somebody joins who will read the model.
         """
         self.model, self.selection, self.fetches, self.prefetches = model, selection, fetches, prefetches
+        self.namespace = namespace
         self.progress = Progress()
         self.cancel = Cancel()
         self.ended = threading.Event()

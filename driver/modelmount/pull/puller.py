@@ -75,13 +75,21 @@ class Puller:
         telemetry.pull_bytes_per_second.set_function(lambda: sum(s.rate for s in self._running()))
 
     def ensure(
-        self, model: Model, selection: Selection, credential: Credential, *, fetch: bool = True, prefetch: bool = False
+        self,
+        model: Model,
+        selection: Selection,
+        credential: Credential,
+        *,
+        fetch: bool = True,
+        prefetch: bool = False,
+        namespace: str = "",
     ) -> Job:
         """The job for `model`: the one that runs or just ended well, or a new one. The caller has proved its own
         access. Without `fetch` it links what is here and asks no source for anything; something missing is a
-        Precondition then. A `prefetch` leaves nothing in the page cache, as long as only prefetches want the job.
+        Precondition then. A `prefetch` leaves nothing in the page cache, as long as only prefetches want the job. A new
+        one is that of `namespace`, and stays so whoever joins.
         """
-        job = Job(model, selection, credential, fetches=fetch, prefetches=prefetch)
+        job = Job(model, selection, credential, fetches=fetch, prefetches=prefetch, namespace=namespace)
         key = _key(job)
         with self._lock:
             if self._stopping.is_set():
@@ -90,7 +98,8 @@ class Puller:
             if existing is not None and existing[0].state is not State.FAILED:
                 existing[0].join(credential, prefetch=prefetch)
                 return existing[0]
-            record = PullRecord.open(self._store, [Claim.of_manifest(model.manifest, model.repository.scope)])
+            whole = Claim.of_manifest(model.manifest, model.repository.scope, namespace)
+            record = PullRecord.open(self._store, [whole])
             try:
                 self._start(key, job, record)
             except RuntimeError as e:  # the node, or the driver's pod, has as many as it may have
@@ -201,7 +210,7 @@ class Puller:
         transfer = Transfer(store, scope, source, job, self._settings, self._connections)
         config = transfer.config(manifest)
         plan = make_plan(manifest, config, self._settings.limits, job.selection, _revision(model))
-        verdicts.record_facts(store, plan.facts(model.manifest))
+        verdicts.record_facts(store, plan.facts(model.manifest), job.namespace)
         _warn(plan.layout.warnings)
         while True:
             self._fetch_missing(transfer, source, plan, record, job)
@@ -225,7 +234,7 @@ class Puller:
             job.progress.file(part.key).found()
             telemetry.blobs_total.labels("found").inc()
         # What is present is named too: it costs no space, and a sweep spares only what is named.
-        whole = Claim.of_manifest(job.model.manifest, transfer.scope)
+        whole = Claim.of_manifest(job.model.manifest, transfer.scope, job.namespace)
         claims = [whole, *plan.claims(transfer.scope)]
         self._admission.admit(record, claims, plan.total_bytes, job.cancel)
         for document in plan.documents:

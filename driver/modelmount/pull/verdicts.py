@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,15 +49,15 @@ def remember(store: Store, manifest: Digest, limits: Limits, selection: str, err
         atomic.write_file(path, str(error).encode(errors="replace"))
 
 
-def record_facts(store: Store, facts: Facts) -> None:
-    """Write `facts.json` once; later calls only mark the model as used."""
+def record_facts(store: Store, facts: Facts, namespace: str = "") -> None:
+    """Write `facts.json` once; later calls only mark the model as used, by `namespace`."""
     directory = store.root / "models" / Digest.parse(facts.digest).hex
     path = directory / "facts.json"
     if not path.exists():
         with store.locks.shared():
             directory.mkdir(mode=0o700, exist_ok=True)
             atomic.write_file(path, msgspec.json.format(msgspec.json.encode(facts)))
-    mark_used(store, Digest.parse(facts.digest))
+    mark_used(store, Digest.parse(facts.digest), namespace)
 
 
 def read_facts(store: Store, manifest: Digest) -> Facts | None:
@@ -80,12 +81,28 @@ def pulled_models(store: Store) -> Iterator[tuple[str, float]]:
             yield path.parent.name, used_at
 
 
-def mark_used(store: Store, manifest: Digest) -> None:
-    """Last use is the mtime of the model's directory; eviction reads it."""
+def mark_used(store: Store, manifest: Digest, namespace: str = "") -> None:
+    """Last use is the mtime of the model's directory; eviction reads it, and whose use it was. An empty `namespace`
+    leaves it the last one's that had a name.
+    """
+    directory = f"{store.root}/models/{manifest.hex}"
     try:
-        os.utime(f"{store.root}/models/{manifest.hex}")
+        if namespace and used_by(store, manifest.hex) != namespace:
+            # Derived and of little worth: what a crash loses is written again with the next use.
+            temporary = f"{directory}/.namespace.{secrets.token_hex(8)}"
+            Path(temporary).write_text(namespace, encoding="utf-8")
+            os.replace(temporary, f"{directory}/namespace")
+        os.utime(directory)
     except FileNotFoundError:
         return
+
+
+def used_by(store: Store, hex_digits: str) -> str:
+    """The namespace that used a model last; empty where nobody said."""
+    try:
+        return atomic.read_file(f"{store.root}/models/{hex_digits}/namespace").decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _path(store: Store, manifest: Digest, limits: Limits, selection: str) -> Path:

@@ -47,6 +47,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     repository: str
     manifest: str
     pod_uid: str
+    namespace: str = ""
+    """The pod's; empty where nobody says."""
     owner: Owner
     tree: str = ""
     bytes: int = 0

@@ -52,6 +52,7 @@ class Wanted:
     pod_uid: str
     flags: frozenset[str]
     pod: Pod | None = None
+    namespace: str = ""
 
 
 class Publications:
@@ -155,7 +156,7 @@ class Publications:
                 return None
             lease, tree = decided
             if not lease.adopted:
-                verdicts.mark_used(self._store, lease.model.manifest)
+                verdicts.mark_used(self._store, lease.model.manifest, lease.namespace)
             attached = False
             try:
                 # The directory first: making it right after the lease's fsync would wait for the journal.
@@ -198,6 +199,7 @@ class Publications:
             repository=model.repository.repository,
             manifest=str(model.manifest),
             pod_uid=wanted.pod_uid,
+            namespace=wanted.namespace,
             owner=self._owner,
             made_directory=now.state.kind == "missing",
         )
@@ -242,7 +244,7 @@ class Publications:
                 raise Precondition(now.obstacle())
             self._take_down(now.path, remove=lease.owner == "csi" or lease.made_directory)
         if not lease.adopted:
-            verdicts.mark_used(self._store, lease.model.manifest)  # it was until now
+            verdicts.mark_used(self._store, lease.model.manifest, lease.namespace)  # it was until now
         self._leases.remove(lease.volume_id, lease.target)
 
     def _end_unrecorded(self, now: Standing, volume_id: str) -> None:

@@ -46,7 +46,15 @@ from modelmount.volumes.leases import Lease, Leases, Owner
 from modelmount.volumes.news import News, Tell
 from modelmount.volumes.policing import Check, FindsSignatures, Policing
 from modelmount.volumes.publications import Publications, Wanted
-from modelmount.volumes.volume import VolumeSpec, account_tokens, pod, pod_identity, pod_uid, significant
+from modelmount.volumes.volume import (
+    VolumeSpec,
+    account_tokens,
+    pod,
+    pod_identity,
+    pod_namespace,
+    pod_uid,
+    significant,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +102,9 @@ class Resolves(Protocol):
 class Pulls(Protocol):
     """Runs pulls: `pull.puller.Puller`."""
 
-    def ensure(self, model: Model, selection: Selection, credential: Credential, *, fetch: bool) -> Job:
+    def ensure(self, model: Model, selection: Selection, credential: Credential, *, fetch: bool, namespace: str) -> Job:
         """Join or start the model's job, which does without any source unless it may `fetch`; the caller has proved its
-        access.
+        access. A new job counts as that of `namespace`.
         """
 
     def head(self, model: Model, credential: Credential, descriptor: Descriptor, count: int) -> bytes | None:
@@ -260,8 +268,8 @@ class Publisher:
             return Published("live", now.lease)
         spec = VolumeSpec.parse(attributes)
         flags = frozenset(self._settings.publish.mount_flags) | (frozenset(request.mount_flags) & mount.FLAGS.keys())
-        who = pod(request.attributes)
-        wanted = Wanted(request.volume_id, path, attributes, spec, pod_uid(request.attributes), flags, who)
+        uid, who = pod_uid(request.attributes), pod(request.attributes)
+        wanted = Wanted(request.volume_id, path, attributes, spec, uid, flags, who, pod_namespace(request.attributes))
         if not now.is_empty:
             now = self._publications.check(wanted, attempt)
             if now.live and now.lease is not None:
@@ -327,7 +335,7 @@ class Publisher:
         self._publications.require_parent(wanted.path)
         for _ in range(_PULL_ROUNDS):
             fetch = wanted.spec.pull_policy != "Never"
-            job = self._puller.ensure(model, wanted.spec.selection, credential, fetch=fetch)
+            job = self._puller.ensure(model, wanted.spec.selection, credential, fetch=fetch, namespace=wanted.namespace)
             if fetch:
                 self._news.pulling(wanted.pod, wanted.path, str(wanted.spec.reference), job)
             self._await(job, wanted, attempt)

@@ -73,6 +73,7 @@ class Shelf:
         idle: float = 0.0,
         linked: bool = True,
         record: PullRecord | None = None,
+        namespace: str = "",
     ) -> Made:
         """A model with these files as raw layers and `packed` in one archive, last used `idle` seconds ago. `record`
         holds all of it from before it is looked at, as a pull's does.
@@ -108,7 +109,7 @@ class Shelf:
         parsed = manifests.parse(document)
         assert isinstance(parsed, Manifest)
         plan = plans.make_plan(parsed, config, Limits())
-        verdicts.record_facts(self.store, plan.facts(manifest))
+        verdicts.record_facts(self.store, plan.facts(manifest), namespace)
         ref = Ref(str(reference), str(manifest), str(manifest), time.time())
         where = self.store.root / "refs" / hashlib.sha256(str(reference).encode()).hexdigest()
         atomic.write_file(where, msgspec.json.encode(ref))
@@ -138,12 +139,22 @@ class Shelf:
             path = self.store.root / item
             os.utime(path / "index.json" if path.is_dir() else self.store.root / "scopes" / path.name, (then, then))
 
-    def lease(self, made: Made, volume: str = "volume", *, boot: str | None = None, owner: str = "csi") -> Lease:
+    def lease(
+        self,
+        made: Made,
+        volume: str = "volume",
+        *,
+        boot: str | None = None,
+        owner: str = "csi",
+        namespace: str = "",
+    ) -> Lease:
         """As a publish writes it, without a mount."""
         with self.store.locks.shared():
-            return self.write_lease(made, volume, boot=boot, owner=owner)
+            return self.write_lease(made, volume, boot=boot, owner=owner, namespace=namespace)
 
-    def write_lease(self, made: Made, volume: str, *, boot: str | None = None, owner: str = "csi") -> Lease:
+    def write_lease(
+        self, made: Made, volume: str, *, boot: str | None = None, owner: str = "csi", namespace: str = ""
+    ) -> Lease:
         """The same for who holds the store's lock."""
         lease = Lease(
             volume_id=volume,
@@ -154,6 +165,7 @@ class Shelf:
             repository=made.reference.repository.repository,
             manifest=str(made.manifest),
             pod_uid="pod",
+            namespace=namespace,
             owner="cli" if owner == "cli" else "csi",
             tree=made.tree.id,
             boot_id=host.boot_id() if boot is None else boot,

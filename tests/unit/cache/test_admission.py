@@ -46,17 +46,18 @@ class Node:
             root=self.settings.root, kubelet_root="/proc", limits=Limits(free_bytes=free_bytes), cache=table
         )
 
-    def pull(self, name: str, size: int, *, cancelled: bool = False) -> PullRecord:
+    def pull(self, name: str, size: int, *, cancelled: bool = False, namespace: str = "") -> PullRecord:
         """Admission of a model of one blob of so many bytes, of which nothing is here."""
         digest = Digest.of(name.encode())
         claim = Claim(digest.hex, "raw", f"{digest.hex}-{SCOPE}-raw", size)
-        record = PullRecord.open(self.shelf.store)
+        whole = Claim.of_manifest(Digest.of(f"manifest of {name}".encode()), SCOPE, namespace)
+        record = PullRecord.open(self.shelf.store, [whole])
         self.records.append(record)
-        self.admission.admit(record, [claim], size, lambda: cancelled)
+        self.admission.admit(record, [whole, claim], size, lambda: cancelled)
         return record
 
-    def put(self, name: str, size: int, idle: float = 3600) -> Made:
-        return self.shelf.put(name, {"w": content(name, size)}, idle=idle)
+    def put(self, name: str, size: int, idle: float = 3600, namespace: str = "") -> Made:
+        return self.shelf.put(name, {"w": content(name, size)}, idle=idle, namespace=namespace)
 
 
 @pytest.fixture

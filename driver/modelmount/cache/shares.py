@@ -1,0 +1,97 @@
+"""Whose the cache is, by namespace. Pure: counts over a census and holds that others read.
+
+A model is of the namespaces that hold it, by a lease or a live pull; where none does, of the one that used it last.
+What nobody named a namespace for, such as pulls by hand, is the node's own, with an empty name.
+
+However many models of a namespace name an item, it counts once. Against a quota it counts in full, whoever else has it:
+nobody's quota tells what others have. Where shares are compared it counts in equal parts for the namespaces that have
+it, so that the parts of all make the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from modelmount.cache.census import Census
+from modelmount.cache.holds import Holds
+from modelmount.config import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """The admin's quotas: most bytes by namespace, and for all others. The node's own has none."""
+
+    default: int | None = None
+    by_name: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, settings: Cache) -> Quotas:
+        """Those of the configuration."""
+        return cls(settings.namespace_bytes, settings.namespaces)
+
+    def quota(self, namespace: str) -> int | None:
+        """Most that its models may take; None without a bound."""
+        return self.by_name.get(namespace, self.default) if namespace else None
+
+
+class Shares:
+    """What each namespace has here, and what would be left to it as models go. For one thread."""
+
+    def __init__(self, census: Census, holds: Holds, quotas: Quotas) -> None:
+        """Counts now."""
+        self._census, self._quotas = census, quotas
+        self._owners = {model.hex: _owners(model.hex, model.namespace, holds) for model in census.models.values()}
+        self._users = {name: models for name, models in census.users().items() if name in census.items}
+        self._named: dict[str, set[str]] = {}
+        self.charged: dict[str, int] = {}
+        """Bytes by namespace, as they count against its quota."""
+        self.parts: dict[str, float] = {}
+        """Bytes by namespace; of what several have its part."""
+        for name, models in self._users.items():
+            for hex_digits in models:
+                self._named.setdefault(hex_digits, set()).add(name)
+            self._count(name, 1)
+        self._equal = sum(self.parts.values()) / max(1, len(self.parts))
+
+    @property
+    def many(self) -> bool:
+        """Whether several namespaces have something here."""
+        return len(self.parts) > 1
+
+    def owners(self, hex_digits: str) -> frozenset[str]:
+        """Whose a model is; never empty."""
+        return self._owners[hex_digits]
+
+    def of_item(self, name: str) -> frozenset[str]:
+        """Whose an item is; empty where no model names it."""
+        return frozenset[str]().union(*(self._owners[hex_digits] for hex_digits in self._users.get(name, ())))
+
+    def is_above(self, namespace: str) -> bool:
+        """Whether it has more than its share: its quota; without one an equal part of all."""
+        quota = self._quotas.quota(namespace)
+        if quota is not None:
+            return self.charged.get(namespace, 0) > quota
+        return self.parts.get(namespace, 0.0) > self._equal + 1
+
+    def all_above(self, hex_digits: str) -> bool:
+        """Whether every namespace that has the model is above its share."""
+        return all(self.is_above(owner) for owner in self._owners[hex_digits])
+
+    def forget(self, hex_digits: str) -> None:
+        """The model goes."""
+        for name in self._named.pop(hex_digits, ()):
+            self._count(name, -1)
+            self._users[name].discard(hex_digits)
+            self._count(name, 1)
+
+    def _count(self, name: str, sign: int) -> None:
+        owners = self.of_item(name)
+        for owner in owners:
+            size = self._census.items[name].bytes
+            self.charged[owner] = self.charged.get(owner, 0) + sign * size
+            self.parts[owner] = self.parts.get(owner, 0.0) + sign * size / len(owners)
+
+
+def _owners(hex_digits: str, used_by: str, holds: Holds) -> frozenset[str]:
+    return frozenset(holds.namespaces.get(hex_digits, ())) or frozenset({used_by})
