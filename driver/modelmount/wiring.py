@@ -25,6 +25,7 @@ from modelmount.content.store import Store
 from modelmount.errors import Precondition
 from modelmount.kube import account
 from modelmount.kube.recorder import Recorder
+from modelmount.kube.startup import StartupTaint
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
@@ -44,6 +45,7 @@ from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Leases
 from modelmount.volumes.local import LocalMounts
 from modelmount.volumes.news import Tell
+from modelmount.volumes.promise import Promises
 from modelmount.volumes.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -154,21 +156,49 @@ def existing(settings: Settings) -> Shelf | None:
     return Shelf(store, Leases(store), Collector(store, lambda: settings.cache))
 
 
-def connect(settings: Settings) -> Remote:
-    """The way to the registries; nothing is sent yet."""
-    return Remote(Client(hosts.load(settings).applied(settings)), Credentials(settings))
+def connect(settings: Settings, api: Api | None = None) -> Remote:
+    """The way to the registries; nothing is sent yet. `api` has the Secrets of service accounts."""
+    return Remote(Client(hosts.load(settings).applied(settings)), Credentials(settings, api))
 
 
-def api(settings: Settings, wanted: str) -> Api | None:
-    """The API server, for what is `wanted`; None, said once, where this process has no account there."""
-    try:
-        found = account.find(settings.kubernetes.account_dir, os.environ)
-        from modelmount.kube.api import Api  # not before it is needed: it takes 8 MiB and a tenth of a second
-
-        return Api(found)
-    except Precondition as e:
-        log.log(logging.WARNING if account.HOST in os.environ else logging.INFO, "%s; doing without %s", e, wanted)
+def api(settings: Settings) -> Api | None:
+    """The API server, where a node's driver wants something of it; None, said once, where it has no account there."""
+    if not settings.wants_api:
         return None
+    try:
+        return _api(settings)
+    except Precondition as e:
+        level = logging.WARNING if account.HOST in os.environ else logging.INFO
+        log.log(level, "%s; doing without %s", e, settings.wants_api)
+        return None
+
+
+def _api(settings: Settings) -> Api:
+    found = account.find(settings.kubernetes.account_dir, os.environ)
+    from modelmount.kube.api import Api  # not before it is needed: it takes 8 MiB and a tenth of a second
+
+    return Api(found)
+
+
+def promises(settings: Settings) -> Promises:
+    """The controller's half; the API server is asked for claims that name their model, and not before."""
+
+    @functools.cache
+    def claims() -> Api:
+        return _api(settings)
+
+    return Promises(claims)
+
+
+@contextlib.contextmanager
+def startup_taint(settings: Settings, api: Api | None) -> Iterator[None]:
+    """Takes the startup taint off this node, inside the block: while the driver serves."""
+    key = settings.kubernetes.startup_taint
+    if api is None or not key:
+        yield
+        return
+    with StartupTaint(api, node=settings.node_name, driver=settings.driver_name, key=key):
+        yield
 
 
 @contextlib.contextmanager
@@ -198,16 +228,22 @@ class FromLayout:
 
 
 def build(
-    settings: Settings, live: Live | None = None, *, instead: FromLayout | None = None, tell: Tell | None = None
+    settings: Settings,
+    live: Live | None = None,
+    *,
+    instead: FromLayout | None = None,
+    api: Api | None = None,
+    tell: Tell | None = None,
 ) -> Node:
     """All rooms of a node. Opens or creates the store; raises Precondition when it can't be used. `live` are the
-    settings that may change meanwhile; without it none does. Pods are told of their models by `tell`.
+    settings that may change meanwhile; without it none does. `api` has what the cluster knows; pods are told of their
+    models by `tell`.
 
     With `instead`, everything that is resolved and pulled comes from a layout, whatever it is called, and no registry
     is asked. A layout's word is nobody's proof of access: none is recorded.
     """
     live = live or Live(settings, lambda: settings)
-    store, remote = Store(Path(settings.root)), connect(settings)
+    store, remote = Store(Path(settings.root)), connect(settings, api)
     client, credentials = remote.client, remote.credentials
     mirrors = Mirrors(settings, credentials, store)
     bandwidth = Bandwidth(settings.pull.bytes_per_second) if settings.pull.bytes_per_second else None

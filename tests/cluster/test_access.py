@@ -27,11 +27,11 @@ def secret(world: World, name: str, password: str, namespace: str = "default") -
     }
 
 
-def refused(world: World, name: str) -> str:
+def refused(world: World, name: str, namespace: str = "default") -> str:
     """The text of the pod's first failed mount."""
 
     def look() -> list[str]:
-        pod = world.api.get("Pod", name)
+        pod = world.api.get("Pod", name, namespace)
         assert pod is not None
         return [text for text in world.warnings(pod) if text.startswith("FailedMount: ")]
 

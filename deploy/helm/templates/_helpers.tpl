@@ -21,6 +21,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 {{- end }}
 
+{{/* Whether the node pods have anything to do at the API server. */}}
+{{- define "modelmount.nodeToken" -}}
+{{ or .Values.events.enabled .Values.startupTaint.enabled .Values.pullSecrets.enabled }}
+{{- end }}
+
 {{/* The kubelet's directory for the driver's socket. */}}
 {{- define "modelmount.plugin" -}}
 {{ .Values.kubeletRoot }}/plugins/{{ .Values.driverName }}
@@ -37,7 +42,11 @@ app.kubernetes.io/component: {{ .component }}
 {{- if .Values.registrySecret }}
 {{- $_ := set $config "auth" (merge (dict "docker_config" "/etc/modelmount-registry/config.json") (default dict $config.auth)) }}
 {{- end }}
-{{- if not .Values.events.enabled }}{{ $_ := set $config "kubernetes" (dict "events" false) }}{{ end }}
+{{- $kubernetes := dict }}
+{{- if not .Values.events.enabled }}{{ $_ := set $kubernetes "events" false }}{{ end }}
+{{- if .Values.startupTaint.enabled }}{{ $_ := set $kubernetes "startup_taint" .Values.startupTaint.key }}{{ end }}
+{{- if .Values.pullSecrets.enabled }}{{ $_ := set $kubernetes "pull_secrets" true }}{{ end }}
+{{- if $kubernetes }}{{ $_ := set $config "kubernetes" $kubernetes }}{{ end }}
 {{- include "modelmount.toml" (dict "table" $config "path" list) | trim }}
 {{- end }}
 

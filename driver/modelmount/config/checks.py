@@ -24,6 +24,9 @@ _SHARED = re.compile(
 
 _FILES_OF_HOSTS = ("ca_file", "client_certificate", "client_key")
 _DRIVER_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?", re.ASCII)
+_TAINT = re.compile(
+    r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII
+)
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
@@ -114,6 +117,11 @@ def _names(settings: Settings) -> Iterator[str]:
         yield (
             "driver_name must have up to 63 letters, digits, '.', '_' and '-', a letter first and last, not "
             f"{words.shown(settings.driver_name)}"
+        )
+    if settings.kubernetes.startup_taint and not _TAINT.fullmatch(settings.kubernetes.startup_taint):
+        yield (
+            "kubernetes.startup_taint must be the key of a taint, such as modelmount.io/driver-not-ready, not "
+            f"{words.shown(settings.kubernetes.startup_taint)}"
         )
     if len(settings.node_id.encode()) > NODE_ID_BYTES or not settings.node_id.isprintable():
         yield f"node_id must have at most {NODE_ID_BYTES} printable bytes, not {words.shown(settings.node_id)}"

@@ -179,6 +179,14 @@ class Kubernetes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     events: bool = True
     """Tell pods in their events that their model is pulled, is here, or was refused."""
+    startup_taint: str = ""
+    """Key of the taint with which new nodes keep pods away; the driver removes it once it serves and is registered.
+    Empty means none.
+    """
+    pull_secrets: bool = False
+    """Use the `imagePullSecrets` of the pod's service account where nothing else has a credential. The driver must be
+    let read them.
+    """
     account_dir: str = "/var/run/secrets/kubernetes.io/serviceaccount"
     """Where the token of the pod's service account is, and the API server's CA."""
 
@@ -246,6 +254,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return not self.allowed_registries or any(
             fnmatch.fnmatchcase(host, pattern) for pattern in self.allowed_registries
         )
+
+    @property
+    def wants_api(self) -> str:
+        """What a node's driver wants of the API server, in words; empty where it wants nothing."""
+        wanted = {
+            "events on pods": self.kubernetes.events,
+            "the removal of the startup taint": bool(self.kubernetes.startup_taint),
+            "imagePullSecrets of service accounts": self.kubernetes.pull_secrets,
+        }
+        return ", ".join(word for word, is_wanted in wanted.items() if is_wanted)
 
     @property
     def node_name(self) -> str:

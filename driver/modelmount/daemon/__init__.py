@@ -15,6 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import modelmount
 from modelmount import config, telemetry, wiring
@@ -27,7 +28,10 @@ from modelmount.errors import Cancelled, Internal, ModelMountError, Precondition
 from modelmount.service import ports, server
 from modelmount.system import host, mount, process
 from modelmount.system.lock import LockCancelled, LockTimeout
-from modelmount.volumes import promise, recovery
+from modelmount.volumes import recovery
+
+if TYPE_CHECKING:
+    from modelmount.kube.api import Api
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +72,15 @@ def run(settings: config.Settings, reread: Callable[[], config.Settings] | None 
 
 
 def _serve(settings: config.Settings, live: config.Live, ending: Ending, stack: contextlib.ExitStack) -> int:
-    rooms = _controller(settings, stack) if settings.mode == "controller" else _node(settings, live, ending, stack)
+    api = wiring.api(settings) if settings.mode != "controller" else None
+    if api is not None:
+        stack.enter_context(contextlib.closing(api))
+    is_controller = settings.mode == "controller"
+    rooms = _controller(settings, stack) if is_controller else _node(settings, live, api, ending, stack)
     door = server.Server(settings, rooms, on_fatal=ending.give_up)
     door.start()
     stack.callback(door.stop, GRACE_SECONDS)
+    stack.enter_context(wiring.startup_taint(settings, api))
     log.info("serving", extra={"fields": {"endpoint": settings.endpoint, "mode": settings.mode}})
     asked = ending.wait()
     log.info("stopping: %s", asked.reason)
@@ -79,19 +88,20 @@ def _serve(settings: config.Settings, live: config.Live, ending: Ending, stack: 
 
 
 def _controller(settings: config.Settings, stack: contextlib.ExitStack) -> server.Rooms:
-    """A controller answers from settings alone: no store, no rights, no mounts."""
+    """A controller answers from settings, and claims where they name a model: no store, no rights, no mounts."""
     _endpoint(settings, lambda: True, stack)
-    return server.Rooms(_NoNode(), promise, lambda: True)
+    return server.Rooms(_NoNode(), wiring.promises(settings), lambda: True)
 
 
-def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: contextlib.ExitStack) -> server.Rooms:
+def _node(
+    settings: config.Settings, live: config.Live, api: Api | None, ending: Ending, stack: contextlib.ExitStack
+) -> server.Rooms:
     _demand_rights()
     store = Store(Path(settings.root), as_it_is=True)
     stack.enter_context(_only_driver(store, ending))
     store.migrate()
-    api = wiring.api(settings, "events on pods") if settings.kubernetes.events else None
     tell = stack.enter_context(wiring.events(settings, api))
-    node = stack.enter_context(contextlib.closing(wiring.build(settings, live, tell=tell)))
+    node = stack.enter_context(contextlib.closing(wiring.build(settings, live, api=api, tell=tell)))
     readiness = Readiness(store)
     _endpoint(settings, readiness, stack)
     recovered = recovery.recover(store, settings)
@@ -100,7 +110,7 @@ def _node(settings: config.Settings, live: config.Live, ending: Ending, stack: c
     kubelet = threading.Event()
     stack.enter_context(Upkeep(store, node.collector, live, kubelet_heard=kubelet.is_set))
     stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache))
-    return server.Rooms(node.publisher, promise, readiness, node.interrupt, kubelet.set)
+    return server.Rooms(node.publisher, wiring.promises(settings), readiness, node.interrupt, kubelet.set)
 
 
 def _demand_rights() -> None:

@@ -1,4 +1,4 @@
-"""CSI Controller: a volume is a promise about a model. No network, nothing stored; the same name gives the same id."""
+"""CSI Controller: a volume is a promise about a model. Nothing stored; the same name gives the same id."""
 
 from __future__ import annotations
 

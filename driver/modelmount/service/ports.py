@@ -96,7 +96,7 @@ class Promise(Protocol):
 
 
 class Promises(Protocol):
-    """The controller's knowledge of volumes; pure. The module `modelmount.volumes.promise` is one."""
+    """The controller's knowledge of volumes: `modelmount.volumes.promise.Promises`."""
 
     def create(self, name: str, parameters: Mapping[str, str], settings: config.Settings) -> Promise:
         """The volume of that name; InvalidRequest for wrong parameters, Forbidden for what the admin rules out."""

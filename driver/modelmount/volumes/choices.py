@@ -49,7 +49,7 @@ def choice(attributes: Mapping[str, str]) -> Choice:
         raise InvalidRequest(f"volume attribute 'platform' must be like linux/arm64, not {quoted(text)}")
     platform = Platform(*text.split("/")) if text else None
     selected: dict[str, str] = {}
-    for line in _lines(attributes, "select"):
+    for line in lines(attributes, "select"):
         key, equals, value = line.partition("=")
         if not key or not equals or selected.setdefault(key, value) != value:
             raise InvalidRequest(
@@ -79,7 +79,7 @@ def _checked(key: str, text: str) -> str:
 
 
 def _patterns(attributes: Mapping[str, str], key: str) -> tuple[str, ...]:
-    found = cleaned(_lines(attributes, key))
+    found = cleaned(lines(attributes, key))
     if len(found) > MAX_PATTERNS:
         raise InvalidRequest(f"volume attribute {key!r} has {len(found)} patterns; at most {MAX_PATTERNS} are read")
     try:
@@ -89,8 +89,8 @@ def _patterns(attributes: Mapping[str, str], key: str) -> tuple[str, ...]:
     return found
 
 
-def _lines(attributes: Mapping[str, str], key: str) -> list[str]:
-    """A JSON array of strings, or one item a line."""
+def lines(attributes: Mapping[str, str], key: str) -> list[str]:
+    """The items of an attribute: a JSON array of strings, or one item a line. Raises InvalidRequest."""
     text = attributes.get(key, "")
     if not text.lstrip().startswith("["):
         return [line for line in text.splitlines() if line.strip()]

@@ -36,7 +36,7 @@ from modelmount.pull import progress
 from modelmount.pull.job import Job
 from modelmount.pull.proofs import Proof
 from modelmount.pull.resolver import Model, PullPolicy
-from modelmount.registry.credentials import Credential
+from modelmount.registry.credentials import Credential, ServiceAccount
 from modelmount.system import disk, mount
 from modelmount.system.mount import Identity
 from modelmount.system.target import TargetRoots
@@ -53,6 +53,7 @@ from modelmount.volumes.volume import (
     pod_identity,
     pod_namespace,
     pod_uid,
+    service_account,
     significant,
 )
 
@@ -117,7 +118,13 @@ class Pulls(Protocol):
 class FindsCredentials(Protocol):
     """Knows what to show to a registry: `registry.credentials.Credentials`."""
 
-    def find(self, repository: Repository, secrets: Mapping[str, str], tokens: str = "") -> Credential:
+    def find(
+        self,
+        repository: Repository,
+        secrets: Mapping[str, str],
+        tokens: str = "",
+        account: ServiceAccount | None = None,
+    ) -> Credential:
         """The credential for this repository: the volume's own, that of the pod's service account, the node's, else
         anonymous.
         """
@@ -303,7 +310,9 @@ class Publisher:
         if lease is not None and not lease.adopted:
             reference, choice = replace(reference, tag=None, digest=lease.model.manifest), ANY
         tokens = account_tokens(request.attributes, request.secrets)
-        credential = self._credentials.find(reference.repository, request.secrets, tokens)
+        credential = self._credentials.find(
+            reference.repository, request.secrets, tokens, service_account(request.attributes)
+        )
         model = self._resolver.resolve(reference, policy, credential, choice)
         check.model(model, self._store, wanted.spec.selection)
         check.signed(wanted.spec.reference, model, credential)

@@ -14,6 +14,7 @@ from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.kube.notes import Pod
 from modelmount.oci.reference import Reference
 from modelmount.pull.resolver import PullPolicy
+from modelmount.registry.credentials import ServiceAccount
 from modelmount.volumes import choices
 from modelmount.volumes.choices import quoted
 
@@ -24,7 +25,11 @@ TOKENS_KEY = KUBERNETES_PREFIX + "serviceAccount.tokens"
 IGNORED_KEYS = frozenset({"storage.kubernetes.io/csiProvisionerIdentity"})
 """Keys that sidecars write into a PV's attributes."""
 KNOWN_KEYS = ("model", "pullPolicy", "mode", *choices.KEYS)
-LATER_KEYS = frozenset({"exec", "pin", "allowedReferences"})
+LATER_KEYS = frozenset({"exec", "pin"})
+ALLOWED_KEY = "allowedReferences"
+"""Of a StorageClass only: what its claims may name by annotation."""
+ANNOTATION = "modelmount.io/model"
+"""Of a claim: the model that it wants, where its class allows that."""
 _POLICIES: tuple[PullPolicy, ...] = get_args(PullPolicy)
 _REMEMBERED = 256
 """Pods of one deployment ask for the same."""
@@ -67,6 +72,8 @@ def _parsed(attributes: tuple[tuple[str, str], ...]) -> VolumeSpec:
             raise InvalidRequest(
                 f"volume attribute {key!r} is not supported by this version; remove it or upgrade modelmount"
             )
+        if key == ALLOWED_KEY:
+            raise InvalidRequest(f"{ALLOWED_KEY!r} belongs into a StorageClass without a model, not into a volume")
         if key not in KNOWN_KEYS:
             raise InvalidRequest(f"unknown volume attribute {quoted(key)}; known: {', '.join(KNOWN_KEYS)}")
     if not own.get("model"):
@@ -132,6 +139,12 @@ def pod_identity(attributes: Mapping[str, str]) -> dict[str, str]:
     return {
         name: attributes[KUBERNETES_PREFIX + key] for name, key in keys.items() if KUBERNETES_PREFIX + key in attributes
     }
+
+
+def service_account(attributes: Mapping[str, str]) -> ServiceAccount | None:
+    """That pod's service account, where the kubelet says all of it."""
+    namespace, name = pod_namespace(attributes), attributes.get(KUBERNETES_PREFIX + "serviceAccount.name", "")
+    return ServiceAccount(namespace, name) if namespace and name else None
 
 
 def pod_namespace(attributes: Mapping[str, str]) -> str:

@@ -5,12 +5,14 @@ schema of its values that refuses what would go wrong later.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 from kubernetes_validate.utils import all_versions
@@ -69,6 +71,8 @@ EVERYTHING: Object = {
             "volumeBindingMode": "WaitForFirstConsumer",
         },
     ],
+    "startupTaint": {"enabled": True},
+    "pullSecrets": {"enabled": True, "namespaces": ["team-a", "team-b"]},
     "openshift": {"privilegedSCC": True},
     "csiDriver": {"tokenRequests": [{"audience": "models.example.com"}], "tokensInSecrets": True},
     "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
@@ -227,3 +231,53 @@ def test_a_mistake_is_refused_before_anything_is_installed(values: Object, sente
     with pytest.raises(subprocess.CalledProcessError) as refused:
         rendered(values, tmp_path)
     assert sentence in refused.value.stderr
+
+
+def rights(objects: list[Object], account: str) -> dict[str, tuple[str, list[Object]]]:
+    """What an account may do, by the name of its binding: where, and the rules."""
+    rules = {o["metadata"]["name"]: o["rules"] for o in objects if o["kind"] in {"Role", "ClusterRole"}}
+    return {
+        f"{o['metadata']['name']} {o['metadata'].get('namespace', '')}".strip(): (
+            o["kind"],
+            rules[o["roleRef"]["name"]],
+        )
+        for o in objects
+        if o["kind"] in {"RoleBinding", "ClusterRoleBinding"}
+        and o["subjects"][0]["name"] == account
+        and o["roleRef"]["name"] in rules
+    }
+
+
+def test_the_node_pods_get_a_token_and_rights_for_what_is_on_and_nothing_else(tmp_path: Path) -> None:
+    for events, taint, secrets in itertools.product((False, True), repeat=3):
+        values = {
+            "events": {"enabled": events},
+            "startupTaint": {"enabled": taint},
+            "pullSecrets": {"enabled": secrets},
+        }
+        objects = rendered(values, tmp_path)
+        expected = {
+            "modelmount-events": (events, [(["events"], ["create", "patch"])]),
+            "modelmount-startup-taint": (taint, [(["nodes"], ["get", "patch"]), (["csinodes"], ["get"])]),
+            "modelmount-pull-secrets": (secrets, [(["serviceaccounts", "secrets"], ["get"])]),
+        }
+        found = rights(objects, "modelmount-node")
+        assert set(found) == {name for name, (is_on, _) in expected.items() if is_on}
+        for name, (_, rules) in found.items():
+            assert [(rule["resources"], rule["verbs"]) for rule in rules] == expected[name][1]
+        node = pod(one(objects, "DaemonSet"))
+        assert node["automountServiceAccountToken"] is (events or taint or secrets)
+        text = one(objects, "ConfigMap")["data"]["config.toml"]
+        settings = msgspec.toml.decode(text).get("kubernetes", {})
+        wanted: Object = {"events": False} if not events else {}
+        wanted |= {"startup_taint": "modelmount.io/driver-not-ready"} if taint else {}
+        assert settings == wanted | ({"pull_secrets": True} if secrets else {})
+
+
+def test_secrets_are_read_in_the_namespaces_that_are_named(tmp_path: Path) -> None:
+    objects = rendered(EVERYTHING, tmp_path)
+    found = rights(objects, "models-node")
+    assert {name: kind for name, (kind, _) in found.items() if "pull-secrets" in name} == {
+        "models-pull-secrets team-a": "RoleBinding",
+        "models-pull-secrets team-b": "RoleBinding",
+    }

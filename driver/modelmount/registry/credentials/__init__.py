@@ -4,7 +4,8 @@
 2. the token of the pod's service account, for registries that the admin gave an audience;
 3. the node's docker configuration: its entries, then the helper program it names;
 4. the kubelet's credential provider plugins;
-5. none.
+5. the `imagePullSecrets` of the pod's service account, where the admin wants it;
+6. none.
 
 Rule of this room: a way to find one is a file of its own that knows nothing of the others, and one step in
 `Credentials`. What is malformed is named by its key; nothing of a Secret ever gets into a message, a log, a repr or the
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from modelmount.config import Settings
 from modelmount.errors import InvalidRequest, Unavailable
@@ -24,10 +24,9 @@ from modelmount.registry.credentials import accounts, dockerconfig, helpers, sec
 from modelmount.registry.credentials.base import Credential
 from modelmount.registry.credentials.kept import Answer, Kept
 from modelmount.registry.credentials.plugins import Plugins
+from modelmount.registry.credentials.pullsecrets import KEYS, PullSecrets, Reads, ServiceAccount
 
-__all__ = ["Credential", "Credentials"]
-
-_DOCKER_KEYS: Final = (".dockerconfigjson", ".dockercfg")
+__all__ = ["Credential", "Credentials", "ServiceAccount"]
 
 
 class Credentials:
@@ -35,25 +34,32 @@ class Credentials:
     of programs are kept.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        """Reads and starts nothing yet."""
+    def __init__(self, settings: Settings, api: Reads | None = None) -> None:
+        """Reads and starts nothing yet. `api` has the objects of the cluster, where there is one."""
         self._settings, self._auth = settings, settings.auth
         self._kept = Kept()
+        self._pull_secrets = PullSecrets(api) if api is not None and settings.kubernetes.pull_secrets else None
         self._plugins: Plugins | None = None
         if self._auth.provider_config is not None and self._auth.program_dir is not None:
             config, directory = Path(self._auth.provider_config), Path(self._auth.program_dir)
             self._plugins = Plugins(config, directory, self._auth.program_seconds, self._kept)
 
-    def find(self, repository: Repository, secrets: Mapping[str, str], tokens: str = "") -> Credential:
+    def find(
+        self,
+        repository: Repository,
+        secrets: Mapping[str, str],
+        tokens: str = "",
+        account: ServiceAccount | None = None,
+    ) -> Credential:
         """The credential for `repository`; anonymous where there is none.
 
         `secrets` are a volume's: the keys of a pull Secret come first, then `username` and `password`, then `token`;
         keys that are none of these don't matter. A Secret without an entry for this registry is as good as none.
-        `tokens` are those of the pod's service account, as the kubelet writes them. Raises InvalidRequest for what is
-        malformed of these, Unavailable for a malformed or unreadable file and a failing program of the node. Blocks for
-        as long as a program may take.
+        `tokens` are those of the pod's service account, as the kubelet writes them; `account` is its name. Raises
+        InvalidRequest for what is malformed of these, Unavailable for a malformed or unreadable file, a failing program
+        of the node and an API server that can't be asked. Blocks for as long as a program may take.
         """
-        for key in _DOCKER_KEYS:
+        for key in KEYS:
             if secrets.get(key):
                 found = dockerconfig.find(secrets[key], repository, f"the Secret's key {key}")
                 if found is not None:
@@ -64,8 +70,14 @@ class Credentials:
             or accounts.find(tokens, audience)
             or self._of_the_node(repository)
             or (self._plugins.find(repository, tokens) if self._plugins is not None else None)
+            or self._of_the_account(repository, account)
             or Credential.anonymous()
         )
+
+    def _of_the_account(self, repository: Repository, account: ServiceAccount | None) -> Credential | None:
+        if self._pull_secrets is None or account is None:
+            return None
+        return self._pull_secrets.find(repository, account)
 
     def _of_the_node(self, repository: Repository) -> Credential | None:
         if self._auth.docker_config is None:
