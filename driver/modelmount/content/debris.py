@@ -22,8 +22,8 @@ _PATTERNS = (
     "models/*/*/.*",
     ".scrub.json.*",
 )
-_COMING_AND_GOING = ("pull-", "ingest-", "target-")
-"""Locks that are named after what they guard; their files are left when their holder dies."""
+_COMING_AND_GOING = ("pull-", "ingest-")
+"""Locks that are named after what they guard; their files are left when their holder dies. Those of targets stay."""
 
 
 def clear(store: Store, *, sparing: Container[str] = ()) -> int:

@@ -101,12 +101,12 @@ def test_records_of_dead_jobs_go_and_those_of_live_ones_stay(store: Store) -> No
 
 
 def test_locks_go_when_nobody_holds_them(store: Store) -> None:
-    for name in ("target-a", "ingest-b", "driver", "space"):
+    for name in ("pull-a", "ingest-b", "driver", "space", "target-0f"):
         write(store.root / "locks" / name)
-    held = store.lock("target-held").acquire()
+    held = store.lock("ingest-held").acquire()
     assert debris.clear(store) == 2
     names = {path.name for path in (store.root / "locks").iterdir()}
-    assert names == {"driver", "space", "store", "store.turnstile", "target-held"}
+    assert names == {"driver", "space", "store", "store.turnstile", "ingest-held", "target-0f"}
     held.release()
 
 
@@ -149,7 +149,7 @@ def test_starts_beside_each_other_do_not_trip(store: Store) -> None:
     for n in range(200):
         write(store.root / f"trash/tree{n}/root/file")
         write(store.root / f"blobs/sha256/.{n}.half")
-        write(store.root / f"locks/target-{n}")
+        write(store.root / f"locks/ingest-{n}")
     failures: list[BaseException] = []
 
     def clear() -> None:

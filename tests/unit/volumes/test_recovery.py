@@ -39,6 +39,12 @@ def test_an_empty_store_has_nothing_to_recover(node: Node) -> None:
     assert counts(recovery.recover(node.store, node.settings)) == (0, 0, 0, 0)
 
 
+def test_the_locks_of_targets_are_there_before_the_first_publish(node: Node) -> None:
+    for _ in range(2):
+        node.restart()
+        assert len(list((node.store.root / "locks").glob("target-*"))) == 256
+
+
 def test_living_mounts_stay_and_answer_without_network(node: Node) -> None:
     pushed = node.push(FILES)
     targets = [node.target(f"pod-{n}") for n in range(3)]
