@@ -155,8 +155,9 @@ class Reader:
         return found + self._other_bytes()
 
     def _other_bytes(self) -> int:
+        # Trees in there may still share files with the blobs.
         rooms = (self._store.root / "trash", self._store.root / "quarantine")
-        return sum(disk.allocated_bytes(path) for room in rooms for path in room.iterdir())
+        return disk.exclusive_bytes(path for room in rooms for path in room.iterdir())
 
     def manifest_of(self, hex_digits: str) -> Manifest | None:
         """The manifest with this digest, when it is here and is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import mmap
 import os
 import threading
@@ -246,6 +247,15 @@ def test_short_scrubs_reach_everything_in_turn(shelf: Shelf) -> None:
         scrub.reached(shelf.store, first.item)
         seen.append(first.item)
     assert sorted(seen) == [item.name for item in items(shelf)]
+
+
+def test_what_lies_in_quarantine_is_counted_once(shelf: Shelf) -> None:
+    """Its tree still shares good files with the blobs."""
+    made = shelf.put("a", {"bad": content("bad", 50_000), "good": content("good", 200_000)}, idle=3600)
+    bad = f"blobs/sha256/{hashlib.sha256(content('bad', 50_000)).hexdigest()}"
+    assert bad in made.items
+    assert quarantine.put(shelf.store, bad, "a test says so") is not None
+    assert Reader(shelf.store).used_bytes() == oracle.used(shelf.store.root)
 
 
 def test_quarantine_is_emptied_once_nobody_shows_it(shelf: Shelf) -> None:

@@ -44,6 +44,20 @@ def test_allocated_bytes_leave_out_holes_and_count_an_inode_once(tmp_path: Path)
     assert disk.allocated_bytes(tmp_path) == one
 
 
+def test_what_has_a_name_elsewhere_is_not_exclusive(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path in (here, there):
+        path.mkdir()
+    for name in ("own", "shared", "twice"):
+        (here / name).write_bytes(b"x" * (1 << 20))
+    os.link(here / "shared", there / "shared")
+    os.link(here / "twice", here / "second")
+    empty = disk.allocated_bytes(there) - (1 << 20)
+    assert disk.exclusive_bytes([here]) == empty + (2 << 20)
+    assert disk.exclusive_bytes([here, there]) == 2 * empty + (3 << 20)
+    assert disk.exclusive_bytes([here / "own", here / "twice", tmp_path / "missing"]) == 1 << 20
+
+
 def test_what_is_missing_has_no_bytes(tmp_path: Path) -> None:
     assert disk.allocated_bytes(tmp_path / "missing") == 0
 
