@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test tenants hostile fuzz e2e cluster check bench bench-quick protos manifests tools requirements clean
+.PHONY: help setup demo test tenants hostile crash fuzz e2e cluster check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,6 +25,10 @@ fuzz: setup  ## fuzz every parser for SECONDS, 60 unless given: findings in buil
 
 hostile: setup  ## play every attack of the threat model to one driver (root): build/hostile.jsonl
 	@.venv/bin/pytest -q tests/hostile
+
+crash: setup  ## kill, cut the power, fail system calls and disks, a thousand times and more (root): build/crash.jsonl
+	@CRASH=long .venv/bin/pytest -q tests/faults/test_kills.py tests/faults/test_power_cuts.py tests/faults/test_system_calls.py \
+	  tests/faults/test_disks.py
 
 e2e:  ## scenarios on a real Kubernetes that is built here (root; the first time half an hour)
 	@scripts/e2e

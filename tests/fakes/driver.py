@@ -39,6 +39,19 @@ class Host(Protocol):
     def tls(self) -> Tls | None: ...
 
 
+class Process(Protocol):
+    """What `subprocess.Popen` is, as far as a driver needs it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
 class Driver:
     """One node's driver. Use as a context manager, or `start` and `stop`; between a stop and the next start everything
     stays on disk and mounted, as on a node. One thread at a time.
@@ -64,7 +77,7 @@ class Driver:
         self._registries = tuple(registries)
         self.settings = dict(settings or {})
         self._environment = dict(environment or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._output: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -92,13 +105,7 @@ class Driver:
             path.mkdir(parents=True, exist_ok=True)
         self.write_config()
         self._output = self.log.open("ab")
-        self._process = subprocess.Popen(
-            self.command("serve"),
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._output,
-            env=self.environment() | ({"MODELMOUNT_FAILPOINTS": failpoints} if failpoints else {}),
-        )
+        self._process = self._spawn(self._output, failpoints)
         if wait:
             try:
                 self.wait_ready()
@@ -232,6 +239,15 @@ class Driver:
                 return
             time.sleep(0.01)
         raise RuntimeError(f"the driver did not start:\n{self.log.read_text()[-4000:]}")
+
+    def _spawn(self, output: IO[bytes], failpoints: str) -> Process:
+        return subprocess.Popen(
+            self.command("serve"),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=self.environment() | ({"MODELMOUNT_FAILPOINTS": failpoints} if failpoints else {}),
+        )
 
     def _registers(self) -> bool:
         if self.settings.get("registration_dir") == "none":

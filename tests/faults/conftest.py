@@ -17,7 +17,9 @@ from tests.fakes.gateway import Gateway
 from tests.fakes.registry import Registry
 from tests.fakes.rows import Rows
 from tests.fakes.wire import WireServer
+from tests.faults import crash
 from tests.faults.scene import ALICE, Model, Scene, model_in
+from tests.faults.trials import Shop
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "build/faults.json"
 """One named row for each case of the last run: `{"rows": [{"row": …, "outcome": "passed", "seconds": …}, …]}`."""
@@ -41,6 +43,14 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
         model_in(started, directory / "model", authorization) as model,
     ):
         yield model
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """Models for those who are killed on the way to them."""
+    directory = tmp_path_factory.mktemp("shop")
+    with Registry(directory / "registry") as started:
+        yield Shop(directory, started)
 
 
 @pytest.fixture
@@ -103,3 +113,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"rows": _played.rows}, indent=1) + "\n")
     terminalreporter.write_line(f"faults: {len(_played.rows)} rows, {_played.passed} passed")
+    if line := crash.line():
+        terminalreporter.write_line(line)

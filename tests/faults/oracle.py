@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import stat
+import zlib
 from pathlib import Path
 
 
@@ -132,3 +134,78 @@ def _visible(directory: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kept(store: Path) -> dict[str, float]:
+    """Bytes of each digest that a successor need not fetch: verified ones, and those whose journal is right. Of an
+    unpacked archive infinitely many.
+    """
+    found: dict[str, float] = {}
+    for journal in (store / "ingest").glob("*/journal"):
+        found["sha256:" + journal.parent.name.partition("-")[0]] = proved(journal)
+    for path in _visible(store / "blobs/sha256"):
+        found[f"sha256:{path.name}"] = path.stat().st_size
+    for layer in _visible(store / "unpacked"):
+        if _visible(layer):
+            found[f"sha256:{layer.name}"] = math.inf
+    return found
+
+
+def proved(journal: Path) -> int:
+    """Bytes of a raw download that read back as its journal says."""
+    try:
+        data = journal.with_name("data").read_bytes()
+    except FileNotFoundError:
+        return 0
+    covered: set[tuple[int, int]] = set()
+    for line in journal.read_bytes().split(b"\n"):
+        fields = line.split(b" ")
+        if len(fields) == 4:
+            first, last = int(fields[0]), int(fields[0]) + int(fields[1])
+            if last <= len(data) and f"{zlib.crc32(data[first:last]):08x}".encode() == fields[2]:
+                covered.add((first, last))
+    total = end = 0
+    for first, last in sorted(covered):
+        total += max(0, last - max(first, end))
+        end = max(end, last)
+    return total
+
+
+def used(store: Path) -> int:
+    """What the content takes on the disk, by a walk that knows nothing but its rooms: each inode once, directories of
+    blobs not counted.
+    """
+    seen: dict[int, int] = {}
+    for pattern in ("blobs/*/*", "unpacked/*/*", "ingest/*", "trash/*", "quarantine/*"):
+        for top in store.glob(pattern):
+            for path in (top, *top.rglob("*")):
+                status = path.lstat()
+                seen[status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+def remains(store: Path) -> list[Path]:
+    """What lies in a store whose every model was swept."""
+    rooms = (
+        "blobs/sha256",
+        "blobs/sha512",
+        "unpacked",
+        "ingest",
+        "scopes",
+        "trees",
+        "refs",
+        "volumes",
+        "pulls",
+        "trash",
+    )
+    found = [path for room in rooms for path in (store / room).iterdir()]
+    return [*found, *(store / "views").glob("*/*"), *(store / "models").iterdir()]
+
+
+def leased_tree(store: Path, target: str) -> Path | None:
+    """The root of the tree that the lease of a target names."""
+    for path in (store / "volumes").glob("*.json"):
+        lease = json.loads(path.read_bytes())
+        if lease["target"] == target:
+            return store / "trees" / str(lease["tree"]) / "root"
+    return None

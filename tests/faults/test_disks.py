@@ -22,7 +22,7 @@ from modelmount.content.store import Store
 from tests.e2e.conftest import contents, random_bytes
 from tests.fakes import push
 from tests.fakes.registry import Registry
-from tests.faults import oracle
+from tests.faults import crash, oracle
 from tests.faults.processes import Ended, Node, node
 from tests.faults.scene import assert_free
 from tests.unit.content.powercut import Disk, powered
@@ -54,8 +54,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         yield Published(directory, real)
 
 
-def assert_goes_on(here: Node, model: Published, ended: Ended, *, had: int) -> None:
-    """Nothing wrong is visible, nothing is held, and the next pull fetches all but what the first one `had`."""
+def assert_goes_on(here: Node, model: Published, ended: Ended, what: str, *, had: int) -> None:
+    """After `what`: nothing wrong is visible, nothing is held, and the next pull fetches all but what the first one
+    `had`.
+    """
     assert oracle.faults(here.store) == []
     assert list(pulls.live_records(Store(here.store))) == [], ended
     for lock in (here.store / "locks").iterdir():
@@ -63,9 +65,11 @@ def assert_goes_on(here: Node, model: Published, ended: Ended, *, had: int) -> N
     here.let_go()
     done = here.pull(model.pushed)
     assert done.code == 0, done.errors
-    assert here.served(model.pushed) == model.pushed.size - had
+    served = here.served(model.pushed)
+    assert served == model.pushed.size - had
     assert contents(Path(done.result["tree"])) == model.files
     assert oracle.faults(here.store) == []
+    crash.survived(crash.DISK, what, error=ended.error, registry={"kept": had, "sent": served})
 
 
 def fill(disk: Path) -> Path:
@@ -97,7 +101,7 @@ def test_a_disk_that_is_too_small_is_told_in_numbers_before_anything_is_fetched(
         assert re.search(r"12\.6 MB more are needed on \S+, [0-9.]+ MB are free", ended.error)
         assert here.served(model.pushed) == 0
         filler.unlink()
-        assert_goes_on(here, model, ended, had=0)
+        assert_goes_on(here, model, ended, "too small from the beginning", had=0)
 
 
 def test_a_disk_that_becomes_full_in_the_middle_keeps_what_came_and_says_how_much_is_needed(
@@ -117,7 +121,7 @@ def test_a_disk_that_becomes_full_in_the_middle_keeps_what_came_and_says_how_muc
         filler.unlink()
         had = here.had
         assert had >= WEIGHTS_BYTES // 2 - 2 * MIB
-        assert_goes_on(here, model, ended, had=had)
+        assert_goes_on(here, model, ended, "full in the middle of a pull", had=had)
 
 
 def test_inodes_that_run_out_are_no_space_either(model: Published, tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_inodes_that_run_out_are_no_space_either(model: Published, tmp_path: Pat
         assert ended.code == Exit.NO_SPACE, ended
         for each in range(number):
             (disk / str(each)).unlink()
-        assert_goes_on(here, model, ended, had=0)
+        assert_goes_on(here, model, ended, "no inodes left", had=0)
 
 
 # -- sick disks
@@ -182,7 +186,7 @@ def test_a_disk_that_fails(
         assert re.search(saying, ended.error)
         had = here.had
         assert (had > 0) or not keeps
-        assert_goes_on(here, model, ended, had=had)
+        assert_goes_on(here, model, ended, f"strace {injection}", had=had)
 
 
 def test_bytes_that_cannot_be_read_back_are_fetched_again(model: Published, tmp_path: Path) -> None:
@@ -196,7 +200,7 @@ def test_bytes_that_cannot_be_read_back_are_fetched_again(model: Published, tmp_
         ended = here.pull(model.pushed, under=tracer("preadv:error=EIO:when=3+", "preadv2:error=EIO:when=3+"))
         assert ended.code == Exit.FAILURE, ended
         assert re.search(r"cannot read sha256:\S+ back: Input/output error; look at the node's disk", ended.error)
-        assert_goes_on(here, model, ended, had=here.had)
+        assert_goes_on(here, model, ended, "what was written cannot be read back", had=here.had)
 
 
 def test_a_file_system_that_turns_read_only_ends_the_pull_and_after_its_repair_the_next_goes_on(
@@ -215,12 +219,37 @@ def test_a_file_system_that_turns_read_only_ends_the_pull_and_after_its_repair_t
         assert ended.code == Exit.FAILURE, ended
         assert "Read-only file system" in ended.error
         repair(disk)
-        assert oracle.faults(here.store) == []
-        here.let_go()
-        done = here.pull(model.pushed)
-        assert done.code == 0, done.errors
-        assert contents(Path(done.result["tree"])) == model.files
-        assert oracle.faults(here.store) == []
+        assert_works_again(here, model, ended, "read-only in the middle of a pull")
+
+
+def test_a_pool_that_becomes_full_under_a_disk_with_room_on_it(model: Published, tmp_path: Path) -> None:
+    """As a thin pool of the device mapper does, which not every kernel has: writes are taken, and syncs fail."""
+    with (
+        mounted(tmp_path / "pool", "tmpfs", "size=32m") as pool,
+        powered(pool, 120 * MIB) as disk,
+        node(tmp_path, model.registry, hold_at=1 << 40, store=disk.path / "store") as here,
+    ):
+        Store(here.store)
+        room = pool / "room"
+        room.write_bytes(bytes(WEIGHTS_BYTES // 2))
+        filler = fill(pool)
+        room.unlink()
+        ended = here.pull(model.pushed)
+        assert ended.code in {Exit.FAILURE, Exit.NO_SPACE}, ended
+        filler.unlink()
+        repair(disk)
+        assert_works_again(here, model, ended, "the pool below is full in the middle of a pull")
+
+
+def assert_works_again(here: Node, model: Published, ended: Ended, what: str) -> None:
+    """After a repair, which may have cost bytes that no checkpoint covered."""
+    assert oracle.faults(here.store) == []
+    here.let_go()
+    done = here.pull(model.pushed)
+    assert done.code == 0, done.errors
+    assert contents(Path(done.result["tree"])) == model.files
+    assert oracle.faults(here.store) == []
+    crash.survived(crash.DISK, what, error=ended.error, registry={"sent": here.served(model.pushed)})
 
 
 def break_down(disk: Disk) -> None:

@@ -1,10 +1,13 @@
-"""SIGKILL at every failpoint of the driver, one run each: whatever was half done, the next start needs no repair, no
-verified byte is fetched a third time, and the pod gets its model.
+"""SIGKILL at every failpoint of the driver, one run each, and at random moments under load: whatever was half done, the
+next start needs no repair, no verified byte is fetched again, and the pod gets its model.
 """
 
 from __future__ import annotations
 
+import os
+import random
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,29 +21,30 @@ from tests.e2e.conftest import contents, random_bytes, write_model
 from tests.fakes import mounts, push
 from tests.fakes.driver import ROOT, Driver
 from tests.fakes.registry import Registry
-from tests.faults import oracle
+from tests.faults import crash, oracle
+from tests.faults.interception import Call, numbers
+from tests.faults.trials import Shop, Trial
+from tests.faults.victim import DiedError, ForkedDriver, Victim
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry, pytest.mark.timeout(300)]
 
 _CALL = re.compile(r'failpoint\(\s*"([a-z0-9_.]+)"')
-ELSEWHERE = {
-    "atomic.group_sync.before_sync": "only stores with many small files sync in groups; tests/unit/system kills there",
-}
-"""Failpoints that a publish and an unpublish of one model don't pass, and where they are visited instead."""
-
-
-OF_OTHERS = ("cache.", "content.migration.")
-"""Begin the failpoints that only a collection passes (tests/unit/cache/test_kills.py), or only the start on an older
-store (tests/faults/test_migration.py); all of them are found and killed at there.
+SWEEPS, QUARANTINES, MIGRATIONS = "cache.sweep.", "cache.quarantine.", "content.migration."
+"""Begin the failpoints that only a collection passes, those on the way of bad bytes, and those that only the start on
+an older store passes (tests/faults/test_migration.py finds them all and kills there).
 """
 CHECKPOINT = {"content.ingest.checkpoint"}
 """Passed only by a layer of 32 MiB and more."""
 
 
-def names() -> list[str]:
-    """Every failpoint of the sources: a new one is killed at without being listed anywhere."""
+def names(*prefixes: str) -> list[str]:
+    """Every failpoint of the sources that begins so: a new one is killed at without being listed anywhere. Without
+    prefixes those that none of the others begins.
+    """
     found = {name for path in (ROOT / "driver").rglob("*.py") for name in _CALL.findall(path.read_text())}
-    return sorted(name for name in found - ELSEWHERE.keys() if not name.startswith(OF_OTHERS))
+    if prefixes:
+        return sorted(name for name in found if name.startswith(prefixes))
+    return sorted(name for name in found if not name.startswith((SWEEPS, QUARANTINES, MIGRATIONS)))
 
 
 @dataclass
@@ -79,7 +83,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
 @pytest.fixture
 def driver(model: Published) -> Iterator[Driver]:
     with tempfile.TemporaryDirectory(prefix="mm-kill-") as name:
-        driver = Driver(Path(name), [model.registry])
+        driver = ForkedDriver(Path(name), [model.registry])
         yield driver
         driver.kill()
         mounts.detach_below(Path(name))
@@ -115,7 +119,9 @@ def test_killed_there_the_next_start_goes_on(name: str, driver: Driver, model: P
     assert mounts.below(driver.directory) == []
     assert list((driver.store / "volumes").glob("*.json")) == []
     assert not driver.target("pod").exists()
-    assert max(model.registry.blob_gets().values()) <= 2
+    gets = model.registry.blob_gets()
+    assert max(gets.values()) <= 2
+    crash.survived(crash.KILL, f"failpoint {name}", exit=-9, blobs=len(gets), requests=gets.total(), mounts=0)
 
 
 @pytest.mark.parametrize(
@@ -138,3 +144,115 @@ def _comes_up(driver: Driver) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+# -- collections, and bad bytes
+
+
+@pytest.fixture
+def trial(shop: Shop, tmp_path: Path) -> Iterator[Trial]:
+    made = Trial(tmp_path, shop)
+    yield made
+    made.close()
+
+
+def dies(trial: Trial, victim: Victim, *steps: tuple[str, ...]) -> bool:
+    """Whether it dies at one of these steps; each before must succeed."""
+    try:
+        for what, *models in steps:
+            done = trial.step(victim, what, *models)
+            assert done.ok, done
+    except DiedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", names(SWEEPS))
+def test_killed_in_a_sweep(name: str, trial: Trial) -> None:
+    """Of one model and half of another."""
+    victim = trial.victim(failpoints="content.ingest.before_commit=kill")
+    assert dies(trial, victim, ("start",), ("publish", "plain"))
+    victim = trial.victim(failpoints=f"{name}=kill")
+    assert dies(trial, victim, ("start",), ("publish", "packed"), ("unpublish", "packed"), ("collect",)), name
+    assert victim.wait() == -9
+    crash.record(crash.KILL, f"failpoint {name}", trial.judge({}, ["plain", "packed"]), exit=-9)
+
+
+@pytest.mark.parametrize("name", names(QUARANTINES))
+def test_killed_on_the_way_to_quarantine(name: str, trial: Trial) -> None:
+    victim = trial.victim(failpoints=f"{name}=kill")
+    assert not dies(trial, victim, ("start",), ("publish", "plain"), ("unpublish", "plain"))
+    weights = max((trial.store / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    with pytest.raises(DiedError):
+        victim.ask("isolate", f"blobs/sha256/{weights.name}")
+    assert victim.wait() == -9
+    crash.record(crash.KILL, f"failpoint {name}", trial.judge({}, ["plain", "packed"]), exit=-9)
+
+
+# -- random moments
+
+RANDOM = 500 if crash.LONG else 24
+BATCHES = 20 if crash.LONG else 3
+ROUNDS = 2
+HELD, LOADED = "plain", ["packed", "archive"]
+"""What a pod has all the time, and what comes and goes."""
+
+
+class Counted:
+    """Kills the process before the n-th call that changes something, where there is one."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.where, self.seen = "", 0
+        self.pid = 0
+        self._after = after
+
+    def __call__(self, call: Call) -> int:
+        self.seen += call.changes
+        if self.seen == self._after and not self.where:
+            self.where = call.kind
+            os.kill(self.pid, signal.SIGKILL)
+        return 0
+
+
+def under_load(trial: Trial, kill: Counted) -> tuple[set[str], list[str]]:
+    """Publish, unpublish and collect at the same time until it dies. The models that were acknowledged, and what went
+    wrong before.
+    """
+    victim = trial.victim(kill)
+    kill.pid = victim.pid
+    acknowledged: set[str] = set()
+    errors = []
+    try:
+        for what, *models in (("start",), ("publish", HELD)):
+            done = trial.step(victim, what, *models)
+            assert done.ok, done
+            acknowledged.update(models)
+        victim.tell("load", [trial.volume(model) for model in LOADED], ROUNDS)
+        targets = {str(trial.target(model)): model for model in LOADED}
+        while (answer := victim.hear()).value is not None:
+            if not answer.ok:
+                errors.append(f"{answer.error}: {answer.sentence}")
+            elif answer.value[0] == "+":
+                acknowledged.add(targets[answer.value[1:]])
+            elif answer.value[0] == "-":
+                acknowledged.discard(targets[answer.value[1:]])
+    except DiedError:
+        pass
+    victim.close()
+    return acknowledged, errors
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_killed_at_random_moments_under_load(batch: int, trial: Trial) -> None:
+    if not numbers():
+        pytest.skip("the numbers of system calls are not known here (linux-libc-dev)")
+    chance = random.Random(f"{crash.SEED} {batch}")
+    whole = Counted()
+    under_load(trial, whole)
+    for _ in range(RANDOM // BATCHES):
+        kill = Counted(chance.randint(1, whole.seen))
+        acknowledged, errors = under_load(trial, kill)
+        verdict = trial.judge(dict.fromkeys(acknowledged, True), [HELD, *LOADED])
+        verdict.count("lost", [error for error in errors if error.startswith("unexpected")])
+        where = f"under load, before {kill.where or 'the end'}"
+        crash.record(crash.KILL, where, verdict, acknowledged=sorted(acknowledged), errors=errors)

@@ -1,22 +1,26 @@
-"""A disk whose power can be cut: ext4 in a file, shut down by FS_IOC_SHUTDOWN (linux/fs.h)."""
+"""A disk whose power can be cut: ext4 or XFS in a file, shut down by FS_IOC_SHUTDOWN (linux/fs.h; XFS calls the same
+number XFS_IOC_GOINGDOWN).
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from modelmount.system import mount
 from tests.unit.system.processes import detach
 
 _FS_IOC_SHUTDOWN = 0x8004587D
+_SECONDS = 60.0
 JOURNAL_ONLY, NOTHING = 1, 2
 """What still reaches the disk: the journal without the data (a rename without its content), or nothing at all."""
 
@@ -24,12 +28,12 @@ JOURNAL_ONLY, NOTHING = 1, 2
 class Disk:
     """The mounted file system."""
 
-    def __init__(self, directory: Path, size: int) -> None:
+    def __init__(self, directory: Path, size: int, kind: str = "ext4") -> None:
         self.image, self.path = directory / "image", directory / "disk"
         self.path.mkdir()
         with self.image.open("wb") as file:
             file.truncate(size)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(self.image)], check=True)
+        subprocess.run([f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", str(self.image)], check=True)
         self.attach()
 
     def attach(self) -> None:
@@ -48,16 +52,30 @@ class Disk:
 
     def return_power(self) -> None:
         """Start again from what is on the disk."""
-        mount.unmount(self.path)
+        deadline = time.monotonic() + _SECONDS
+        while (done := subprocess.run(["umount", str(self.path)], capture_output=True, text=True)).returncode:
+            # A process that was killed may still be ending.
+            if "busy" not in done.stderr or time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, done.stderr)
+            time.sleep(0.01)
         self.attach()
 
 
+def missing(kind: str) -> str:
+    """Why there can be no such disk here; empty where there can."""
+    if shutil.which(f"mkfs.{kind}") is None:
+        return f"mkfs.{kind} is not installed ({'xfsprogs' if kind == 'xfs' else 'e2fsprogs'})"
+    if f"\t{kind}\n" not in Path("/proc/filesystems").read_text():
+        return f"this kernel has no {kind}"
+    return ""
+
+
 @contextmanager
-def powered(directory: Path, size: int = 64 << 20) -> Iterator[Disk]:
+def powered(directory: Path, size: int = 64 << 20, kind: str = "ext4") -> Iterator[Disk]:
     """A fresh disk of so many bytes in a directory; the test is skipped where there can be none."""
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("mkfs.ext4 is not installed (e2fsprogs)")
-    disk = Disk(directory, size)
+    if why := missing(kind):
+        pytest.skip(why)
+    disk = Disk(directory, size, kind)
     try:
         yield disk
     finally:
