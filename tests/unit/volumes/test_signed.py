@@ -19,7 +19,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
+from modelmount.registry.credentials import Credential
 from modelmount.signatures import process, records
+from modelmount.signatures.finder import Finder
+from modelmount.volumes.policing import Policing
 from tests.fakes import push, signing
 from tests.fakes.signing import Key
 from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, Node, Request, contents
@@ -313,3 +316,55 @@ def test_a_process_that_does_not_answer_refuses(it: Signed, monkeypatch: pytest.
         patched.setattr(process, "_KEYS", "modelmount.signatures.absent")
         it.refused("the process that checks signatures can't be started")
     it.mounts()
+
+
+@pytest.mark.parametrize(("form", "most"), [("simple", 4), ("bundle", 5), ("model", 5)])
+def test_a_large_model_costs_a_few_small_requests(it: Signed, form: str, most: int) -> None:
+    """Of 5 GiB, by a manifest that claims them, no byte is asked for."""
+    it.pushed = claimed(it.node, 5 << 30)
+    it.sign(form)
+    reference, credential = Reference.parse(it.pushed.reference), Credential.anonymous()
+    model = it.node.resolver.resolve(reference, "IfNotPresent", credential)
+    check = Policing(it.node.store, str(it.policy), Finder(it.node.store, it.node.client)).begin(reference, {})
+    it.node.registry.forget()
+    if form == "model":  # over other files
+        with pytest.raises(Forbidden, match=r"one (lists other bytes of|lists|doesn't list) the file"):
+            check.signed(reference, model, credential)
+    else:
+        check.signed(reference, model, credential)
+    requests = it.node.registry.requests()
+    assert len(requests) <= most
+    assert it.weights() == 0
+    assert sum(request.size for request in requests) < 64 << 10
+
+
+def claimed(node: Node, size: int) -> push.Pushed:
+    """A model of one file of so many bytes, which are none on the registry's disk."""
+    pusher = push.Pusher(node.registry.host, node.registry.connection)
+    config, config_size = pusher.blob(node.repository, b"{}")
+    digest = hashlib.sha256(os.urandom(16)).hexdigest()
+    storage = node.registry.storage / "docker/registry/v2"
+    data = storage / f"blobs/sha256/{digest[:2]}/{digest}/data"
+    link = storage / f"repositories/{node.repository}/_layers/sha256/{digest}/link"
+    for path in (data, link):
+        path.parent.mkdir(parents=True)
+    with data.open("wb") as file:
+        file.truncate(size)
+    link.write_text(f"sha256:{digest}")
+    layer = {
+        "mediaType": "application/vnd.cncf.model.weight.v1.raw",
+        "digest": f"sha256:{digest}",
+        "size": size,
+        "annotations": {push.FILEPATH: "sub/weights.safetensors"},
+    }
+    document = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": push.MANIFEST,
+            "artifactType": push.MODELPACK_ARTIFACT,
+            "config": {"mediaType": push.MODELPACK_CONFIG, "digest": config, "size": config_size},
+            "layers": [layer],
+        }
+    ).encode()
+    manifest = pusher.manifest(node.repository, "large", document)
+    return push.Pushed(node.registry.host, node.repository, "large", manifest, document, (f"sha256:{digest}",), size)
