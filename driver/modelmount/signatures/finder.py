@@ -29,6 +29,8 @@ from modelmount.signatures.records import Record
 log = logging.getLogger(__name__)
 
 KEPT_LOCKS = 1024
+KEPT_RECORDS = 256
+"""In memory: they are facts, so a record that goes from the disk takes nothing back."""
 Judge = Callable[[Task], list[Statement]]
 
 
@@ -39,14 +41,14 @@ class Finder:
         """Asks nobody yet. `judge` says which signatures are good."""
         self._store, self._client, self._judge = store, client, judge
         self._looking: Recent[tuple[str, str, str], threading.Lock] = Recent(KEPT_LOCKS)
+        self._material_of: Recent[str, tuple[Rule, material.Signature, Material]] = Recent(KEPT_RECORDS)
+        self._known: Recent[tuple[str, str, str], list[Statement]] = Recent(KEPT_RECORDS)
 
     def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> bool:
         """Whether the record says that the rule's demands are met, now and with today's keys. Nobody is asked. Raises
         Forbidden where the keys can't be read.
         """
-        found = self._material(rule)
-        record = records.read(self._store, reference.repository, manifest, found.bound)
-        return record is not None and not _lacking(found, record.statements, reference, manifest)
+        return self._is_recorded(self._material(rule), reference, manifest)
 
     def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> None:
         """Raise Forbidden unless the rule's demands are met by what is said about `manifest`, the digest that is to be
@@ -55,10 +57,10 @@ class Finder:
         """
         repository = reference.repository
         found = self._material(rule)
-        if self.require_recorded(rule, reference, manifest):
+        if self._is_recorded(found, reference, manifest):
             return
         with self._looking.setdefault((repository.scope, str(manifest), found.bound), threading.Lock):
-            if self.require_recorded(rule, reference, manifest):
+            if self._is_recorded(found, reference, manifest):
                 return  # somebody else looked meanwhile
             statements = self._look(rule, found, reference, manifest, credential)
         lacking = _lacking(found, statements, reference, manifest)
@@ -68,6 +70,17 @@ class Finder:
             "signatures were checked",
             extra={"fields": {"model": f"{repository}@{manifest}", "rule": rule.name, "signers": _names(statements)}},
         )
+
+    def _is_recorded(self, found: Material, reference: Reference, manifest: Digest) -> bool:
+        key = (reference.repository.scope, str(manifest), found.bound)
+        statements = self._known.get(key)
+        if statements is None:
+            record = records.read(self._store, reference.repository, manifest, found.bound)
+            if record is None:
+                return False
+            statements = record.statements
+            self._known.put(key, statements)
+        return not _lacking(found, statements, reference, manifest)
 
     def _look(
         self, rule: Rule, found: Material, reference: Reference, manifest: Digest, credential: Credential
@@ -100,13 +113,21 @@ class Finder:
             statements=statements,
         )
         records.write(self._store, repository, manifest, record)
+        self._known.put((repository.scope, str(manifest), found.bound), statements)
         return statements
 
     def _material(self, rule: Rule) -> Material:
+        """Read anew where a file isn't what it was, or the policy was read anew."""
+        seen = material.signature(rule.demands)
+        last = self._material_of.get(rule.name)
+        if last is not None and last[0] is rule and last[1] == seen:
+            return last[2]
         try:
-            return material.read(rule.demands)
+            found = material.read(rule.demands)
         except InvalidRequest as e:
             raise rule.refuse(e.message) from e
+        self._material_of.put(rule.name, (rule, seen, found))
+        return found
 
 
 def _lacking(found: Material, statements: list[Statement], reference: Reference, manifest: Digest) -> str:

@@ -1,5 +1,5 @@
-"""The keys and trusted roots that demands name, read anew each time: a key that is taken out of its file counts no more
-from then on.
+"""The keys and trusted roots that demands name. Their files are looked at each time: a key that is taken out counts no
+more from then on.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,22 @@ class Material:
     """Of each demand: whose signatures count for it."""
     bound: str
     """Changes with the demands, and with every byte of keys and roots."""
+
+
+Signature = tuple[tuple[int, int, int] | None, ...]
+
+
+def signature(demands: Sequence[Demand]) -> Signature:
+    """What changes when one of the files does."""
+    found: list[tuple[int, int, int] | None] = []
+    for demand in demands:
+        for path in (*demand.keys, demand.trusted_root):
+            try:
+                status = os.stat(path) if path else None
+            except OSError:
+                status = None
+            found.append(status and (status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(found)
 
 
 def read(demands: Sequence[Demand]) -> Material:

@@ -10,8 +10,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -24,7 +27,11 @@ from modelmount.signatures import process, records
 from modelmount.signatures.finder import Finder
 from modelmount.volumes.policing import Policing
 from tests.fakes import push, signing
+from tests.fakes.gateway import Fault, Gateway
+from tests.fakes.registry import Registry
 from tests.fakes.signing import Key
+from tests.fakes.sigstore import ISSUER, Sigstore
+from tests.fakes.wire import Answer, Asked
 from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, Node, Request, contents
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
@@ -35,16 +42,20 @@ FILES = {"config.json": b"{}\n", "sub/weights.safetensors": bytes(2000)}
 class Signed:
     """A node whose policy wants signatures by `key`, and a model."""
 
-    def __init__(self, make_node: MakeNode, directory: Path) -> None:
+    def __init__(self, make_node: MakeNode, directory: Path, gateway: Gateway | None = None, **options: Any) -> None:
         self.directory = directory
         self.key, self.stranger = Key(), Key()
         self.key_file = self.key.write(directory / "prod.pub")
         self.policy = directory / "policy.toml"
         self.demand("[[rule.signatures]]", f'keys = ["{self.key_file}"]')
-        self.node: Node = make_node(policy_file=str(self.policy))
+        settings: dict[str, Any] = {"policy_file": str(self.policy), **options}
+        if gateway is not None:
+            settings["registries"] = {gateway.host: {"plain_http": True}}
+        self.node: Node = make_node(**settings)
         self.pushed = self.node.push(FILES)
         self.attacher = self.attacher_of(self.node)
         self.place = f"{self.pushed.host}/{self.pushed.repository}"
+        self.through = f"{gateway.host if gateway else self.pushed.host}/{self.pushed.repository}:v1"
 
     def attacher_of(self, node: Node) -> signing.Attacher:
         return signing.Attacher(push.Pusher(node.registry.host, node.registry.connection))
@@ -257,11 +268,12 @@ def test_what_was_found_out_is_kept_and_shown_by_whose_key(it: Signed) -> None:
     assert record.rule == "prod"
 
 
-def test_with_the_registry_down_the_record_suffices_until_the_keys_change(it: Signed) -> None:
-    it.sign("simple")
-    target = it.publish()
-    it.node.registry.stop()
-    try:
+def test_with_the_registry_down_the_record_suffices_until_the_keys_change(make_node: MakeNode, tmp_path: Path) -> None:
+    with Registry(tmp_path / "own") as own:
+        it = Signed(make_node, tmp_path, registry=own)
+        it.sign("simple")
+        target = it.publish()
+        own.stop()
         it.node.reboot()  # the kubelet publishes all volumes again
         assert contents(it.publish()) == FILES
         it.mounts("another-pod")
@@ -270,10 +282,9 @@ def test_with_the_registry_down_the_record_suffices_until_the_keys_change(it: Si
         with pytest.raises(Unavailable):
             it.publish()
         assert not any(target.iterdir())
-    finally:
-        it.node.registry.start()
-    with pytest.raises(Forbidden, match="one is by none of the keys"):
-        it.publish()
+        own.start()
+        with pytest.raises(Forbidden, match="one is by none of the keys"):
+            it.publish()
 
 
 def test_a_key_file_that_is_gone_opens_nothing(it: Signed) -> None:
@@ -368,3 +379,52 @@ def claimed(node: Node, size: int) -> push.Pushed:
     ).encode()
     manifest = pusher.manifest(node.repository, "large", document)
     return push.Pushed(node.registry.host, node.repository, "large", manifest, document, (f"sha256:{digest}",), size)
+
+
+@pytest.fixture
+def gateway(registry: Registry) -> Iterator[Gateway]:
+    """A registry that lists referrers: before the real one, which knows the tag in the place of a list only."""
+    with Gateway(registry) as started:
+        yield started
+
+
+def test_a_registry_that_lists_referrers(make_node: MakeNode, tmp_path: Path, gateway: Gateway) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    listed = json.dumps({"schemaVersion": 2, "mediaType": push.INDEX, "manifests": []})
+    answers = [listed.encode()]
+
+    def answer(asked: Asked, gateway: Gateway) -> Answer:
+        return Answer(200, answers[-1], [("Content-Type", push.INDEX)])
+
+    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, answer, times=None))
+    it.refused("has no signature", it.through)
+    it.sign("bundle")
+    answers.append(json.dumps({**json.loads(listed), "manifests": it.attacher.listed(it.pushed)}).encode())
+    assert contents(it.publish(it.through)) == FILES
+    tags = [asked.path for asked in gateway.asked() if asked.path.endswith(signing.tag(it.pushed.digest))]
+    assert tags == []  # who keeps a list needs no tag in its place
+
+
+def test_identities_of_an_own_sigstore(it: Signed) -> None:
+    sigstore, root = Sigstore(), it.directory / "trusted_root.json"
+    root.write_bytes(sigstore.trusted_root())
+    it.demand(
+        "[[rule.signatures]]",
+        f'identities = [{{identity = "release@*", issuer = "{ISSUER}"}}]',
+        f'trusted_root = "{root}"',
+    )
+    statement = signing.statement(it.pushed.digest)
+    it.attacher.bundle(it.pushed, sigstore.bundle(statement, logged_after=timedelta(minutes=11)))
+    it.attacher.bundle(it.pushed, sigstore.bundle(statement, identity="somebody@example.com"))
+    it.refused("one has a certificate that doesn't count")
+    it.attacher.bundle(it.pushed, sigstore.bundle(statement))
+    it.mounts()
+
+
+def test_of_many_pods_at_once_one_looks(it: Signed) -> None:
+    it.sign("simple")
+    with ThreadPoolExecutor(8) as pool:
+        for target in pool.map(lambda number: it.publish(pod=f"pod-{number}"), range(8)):
+            assert contents(target) == FILES
+    looks = [r.path for r in it.node.registry.requests() if r.path.endswith(".sig")]
+    assert len(looks) == 1
