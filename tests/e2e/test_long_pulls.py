@@ -27,6 +27,9 @@ pytestmark = [pytest.mark.mount, pytest.mark.registry]
 WEIGHTS_BYTES = 48 << 20
 SLOW = 4e6
 """Bytes a second: the weights take 12 s, many times what a call may wait at this scale."""
+TRICKLE = 150e3
+"""Bytes a second: the weights would take more than five minutes."""
+PATIENT_CALLS = 10
 HELD_AT = WEIGHTS_BYTES * 3 // 4
 """After so many bytes nothing more comes until the test goes on, however slowly it runs itself."""
 PIECE_BYTES = 1 << 20
@@ -133,6 +136,37 @@ def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes
     assert any(PROGRESS.search(call.message) for call in calls), [call.message for call in calls]
     assert contents(slow.node.mount(pod)) == contents(files)
     assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
+
+
+def test_ten_calls_come_and_go_and_the_pod_starts_at_the_very_next_one(
+    slow: SlowNode, files: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Nothing is held back: a pull that trickles outlasts the kubelet's calls, with its pauses between them."""
+    pushed, kubelet = slow.put(files), slow.node.kubelet
+    slow.node.driver.stop()
+    slow.let_go(TRICKLE)
+    slow.node.driver.settings["publish"] = {"wait_seconds": 0.2}
+    slow.start_with_one_connection()
+    pod = slow.node.pod("very patient", slow.reference)
+
+    def told() -> int:
+        return sum("pulling" in call.message for call in kubelet.calls_to("NodePublishVolume", pod))
+
+    kubelet.wait_until(lambda: told() >= PATIENT_CALLS, f"{PATIENT_CALLS} calls to come and go")
+    slow.let_go()
+    wait_for(lambda: '"model ready"' in slow.node.driver.log.read_text(), "the pull to end")
+    earlier = len(kubelet.calls_to("NodePublishVolume", pod))
+    kubelet.wait_running(pod)
+    calls = kubelet.calls_to("NodePublishVolume", pod)
+    assert len(calls) - earlier <= 2, "one that was on its way, and the next"
+    assert [call.code for call in calls][-1] is grpc.StatusCode.OK
+    assert slow.served(pushed) == WEIGHTS_BYTES
+    assert contents(slow.node.mount(pod)) == contents(files)
+    pauses = [seconds for target, seconds in kubelet.pauses if target == str(slow.node.mount(pod))]
+    assert pauses[:PATIENT_CALLS] == [0.5, 1, 2, 4, 8, 16, 32, 64, 122, 122]
+    record_property("kubelet_calls", len(calls))
+    record_property("kubelet_pauses_s", pauses)
+    print(f"long pull: {len(calls)} calls, pauses of {pauses} s in a real kubelet, no byte twice")
 
 
 @pytest.mark.parametrize("packing", ["raw", "tar"])

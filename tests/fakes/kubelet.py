@@ -128,6 +128,8 @@ class Kubelet:
         self.secrets: dict[tuple[str, str], Mapping[str, str]] = {}
         self.events: list[Event] = []
         self.calls: list[Call] = []
+        self.pauses: list[tuple[str, float]] = []
+        """Each pause before another try: the target, and the seconds that the real kubelet would wait."""
         self._disk = Directories(root)
         self._scale = scale
         self._pod_info = pod_info_on_mount
@@ -344,9 +346,11 @@ class Kubelet:
 
     def _back_off(self, work: _Work) -> None:
         first, most = BACKOFF_SECONDS
-        deadline = time.monotonic() + min(first * 2**work.failures, most) * self._scale
+        pause = min(first * 2**work.failures, most)
+        deadline = time.monotonic() + pause * self._scale
         work.failures += 1
         with self._changed:
+            self.pauses.append((str(work.target), pause))
             while self._running and (left := deadline - time.monotonic()) > 0:
                 if work.operation == "publish" and work.pod_uid not in self.pods:
                     return
