@@ -51,15 +51,13 @@ def test_a_claim_that_names_its_model_by_annotation(world: World) -> None:
     forbidden = f"{world.private.host}/models/m0:v1"
     world.api.create(annotated("greedy", forbidden))
     assert provisioning_failed(world, "greedy") == (
-        'failed to provision volume with StorageClass "open": rpc error: code = PermissionDenied desc = claim '
-        f"default/greedy names '{forbidden}', which its StorageClass doesn't allow (allowedReferences); ask the "
-        "cluster's admin"
+        f"rpc error: code = PermissionDenied desc = claim default/greedy names '{forbidden}', which its StorageClass "
+        "doesn't allow (allowedReferences); ask the cluster's admin"
     )
     world.api.create(claim("undecided", "open"))
     assert provisioning_failed(world, "undecided") == (
-        'failed to provision volume with StorageClass "open": rpc error: code = InvalidArgument desc = claim '
-        "default/undecided names no model: annotate it, for example `modelmount.io/model: "
-        "harbor.example.com/llm/llama3-70b:v1`"
+        "rpc error: code = InvalidArgument desc = claim default/undecided names no model: annotate it, for example "
+        "`modelmount.io/model: harbor.example.com/llm/llama3-70b:v1`"
     )
     annotation = {"metadata": {"annotations": {"modelmount.io/model": model.reference}}}
     world.api.patch("PersistentVolumeClaim", "undecided", annotation)
