@@ -1,14 +1,18 @@
 """What bad requests, artifacts and registries get from the real driver: a code, a sentence that says what to do,
-and nothing left behind. Rows are named; R rows are references and attributes, N rows requests and node paths.
+and nothing left behind. Each row of the threat model has tests with its name; R rows are references and attributes, N
+rows requests and node paths.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -16,10 +20,13 @@ import pytest
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from tests.e2e.conftest import Node, contents, random_bytes, write_model
 from tests.fakes import mounts, push
-from tests.fakes.kubelet import Pod, Volume
+from tests.fakes.driver import Driver
+from tests.fakes.kubelet import Kubelet, Pod, Volume
 from tests.fakes.plugins import connect
 from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
+from tests.faults.processes import connections_at
+from tests.faults.scene import wait_for
 from tests.unit.system.processes import mounted
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
@@ -58,6 +65,7 @@ def attribute_rows() -> list[Row]:
     """Rows R1 to R13: what a pod's author may write."""
     references = {
         "R1 empty": ("", "model"),
+        "R1 leading slash": ("/registry.example.com/llm/tiny", "host"),
         "R1 upper-case path": ("registry.example.com/LLM/tiny", "repository path"),
         "R1 dot-dot": ("registry.example.com/llm/../tiny", "repository path"),
         "R1 leading dash": ("registry.example.com/-llm", "repository path"),
@@ -68,6 +76,9 @@ def attribute_rows() -> list[Row]:
         "R2 63 digits": (f"registry.example.com/a@sha256:{HEX[:-1]}", "64 lower-case hex"),
         "R2 65 digits": (f"registry.example.com/a@sha256:{HEX}0", "64 lower-case hex"),
         "R2 upper-case hex": (f"registry.example.com/a@sha256:{HEX.upper()}", "lower-case hex"),
+        "R2 upper-case algorithm": (f"registry.example.com/a@SHA256:{HEX}", "sha256"),
+        "R2 sha1": (f"registry.example.com/a@sha1:{HEX[:40]}", "use sha256"),
+        "R2 unknown algorithm": (f"registry.example.com/a@blake3:{HEX}", "use sha256"),
         "R2 md5": ("registry.example.com/a@md5:d41d8cd98f00b204e9800998ecf8427e", "use sha256"),
         "R5 address": ("10.0.0.1/llm/tiny", "an admin must list it"),
         "R5 localhost": ("localhost/llm/tiny", "an admin must list it"),
@@ -89,8 +100,9 @@ def attribute_rows() -> list[Row]:
         Row("R9 unknown key", INVALID, "unknown volume attribute", {"model": GOOD, "modell": "x"}),
         Row("R9 key in another case", INVALID, "unknown volume attribute", {"Model": GOOD}),
         Row("R9 bad value", INVALID, "IfNotPresent", {"model": GOOD, "pullPolicy": "yes"}),
+        Row("R9 boolean yes", INVALID, "unpack", {"model": GOOD, "unpack": "yes"}),
         Row("R10 a value of 1 MiB", INVALID, "4096", {"model": GOOD, "mode": "x" * (1 << 20)}),
-        Row("R10 many keys", INVALID, "", {"model": GOOD} | {f"k{n}": "v" for n in range(10_000)}),
+        Row("R10 many keys", INVALID, "4096", {"model": GOOD} | {f"k{n}": "v" for n in range(10_000)}),
         Row("R11 admin's TLS setting", INVALID, "unknown volume attribute", {"model": GOOD, "plainHTTP": "true"}),
         Row("R11 admin's store", INVALID, "unknown volume attribute", {"model": GOOD, "root": "/etc"}),
         Row("R12 a pattern of many parts", INVALID, "include", {"model": GOOD, "include": "**/" * 200 + "*"}),
@@ -122,10 +134,26 @@ def request_rows() -> list[Row]:
     ]
 
 
-@pytest.fixture
-def listed(make_node: Callable[..., Node]) -> Node:
-    """A node whose admin allows some registries only."""
-    return make_node(settings={"allowed_registries": ["registry.example.com", "127.0.0.1:*"]})
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node for all rows, whose admin allows some registries only. Nothing of a row may be left for the next one, and
+    none may have asked the registry.
+    """
+    settings = {"allowed_registries": ["registry.example.com", "127.0.0.1:*"]}
+    with (
+        tempfile.TemporaryDirectory(prefix="mm-bad-") as short,
+        Registry(tmp_path_factory.mktemp("listed") / "registry") as registry,
+        Driver(world_readable(Path(short)), [registry], settings=settings) as driver,
+        Kubelet(driver.kubelet_root) as kubelet,
+    ):
+        yield Node(Path(short), registry, driver, kubelet)
+        assert registry.requests() == []
+
+
+def world_readable(directory: Path) -> Path:
+    """So that what keeps others out is the driver's doing."""
+    directory.chmod(0o755)
+    return directory
 
 
 def refused(node: Node, row: Row) -> Refusal:
@@ -145,20 +173,16 @@ def refused(node: Node, row: Row) -> Refusal:
     return Refusal(error.code(), error.details() or "")
 
 
-def test_every_bad_row_gets_its_code_and_a_sentence_and_leaves_nothing(listed: Node) -> None:
-    wrong = []
-    for row in attribute_rows() + request_rows():
-        answer = refused(listed, row)
-        if answer.code is not row.code or row.words not in answer.message or len(answer.message.encode()) > 1024:
-            wrong.append((row.id, answer))
-        if "hunter2" in answer.message:
-            wrong.append((row.id, answer))
-    assert wrong == []
-    assert listed.registry.requests() == []
+@pytest.mark.parametrize("row", attribute_rows() + request_rows(), ids=lambda row: row.id)
+def test_a_bad_row_gets_its_code_and_a_sentence_and_leaves_nothing(listed: Node, row: Row) -> None:
+    answer = refused(listed, row)
+    assert answer.code is row.code, answer
+    assert row.words in answer.message
+    assert len(answer.message.encode()) <= 1024
+    assert "hunter2" not in answer.message + listed.driver.log.read_text()
     assert mounts.below(listed.directory) == []
     assert listed.leases() == []
     assert list((listed.driver.kubelet_root / "pods").rglob("mount")) == []
-    assert "hunter2" not in listed.driver.log.read_text()
 
 
 def expect(node: Node, pod: Pod, code: grpc.StatusCode, *words: str) -> str:
@@ -257,7 +281,7 @@ def leave_nothing_of_both(node: Node, *pods: Pod) -> None:
 
 def test_wrong_bytes_are_refused_backed_off_and_never_shown(node: Node, files: Path) -> None:
     pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
-    victim = node.registry.blob_file(max(json.loads(pushed.document)["layers"], key=lambda x: x["size"])["digest"])
+    victim = node.registry.blob_file(weights(pushed)["digest"])
     good = victim.read_bytes()
     victim.write_bytes(bytes([good[0] ^ 1]) + good[1:])
     pod = node.pod("victim", pushed.reference)
@@ -268,27 +292,61 @@ def test_wrong_bytes_are_refused_backed_off_and_never_shown(node: Node, files: P
     leave_nothing(node, pod)
 
 
-def test_a_truncated_body_is_unavailable_and_keeps_what_came(make_node: Callable[..., Node], tmp_path: Path) -> None:
+def test_a_blob_that_is_shorter_than_its_manifest_says_is_refused_before_any_of_it_is_kept(
+    node: Node, files: Path
+) -> None:
+    pushed = node.pusher.artifact("llm/cut", "v1", push.modelpack(files))
+    victim = node.registry.blob_file(weights(pushed)["digest"])
+    os.truncate(victim, weights(pushed)["size"] - 1000)
+    pod = node.pod("reader", pushed.reference)
+    expect(node, pod, FAILED, "where the manifest says", "push the model again")
+    assert weights(pushed)["digest"] not in node.blobs()
+    assert list((node.driver.store / "ingest").iterdir()) == []
+    leave_nothing(node, pod)
+
+
+def test_a_truncated_body_is_unavailable_and_what_came_is_kept(make_node: Callable[..., Node], tmp_path: Path) -> None:
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "model.safetensors").write_bytes(random_bytes(4 << 20, 2))
-    with Registry(tmp_path / "registry") as registry:
-        pushed = push.Pusher(registry.host, registry.connection).artifact("llm/cut", "v1", push.modelpack(directory))
-        blob = registry.blob_file(pushed.layers[0])
-        os.truncate(blob, 3 << 20)
-        node = make_node(registry=registry)
-        pod = node.pod("reader", pushed.reference)
-        call = first_answer(node, pod)
-        assert call in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, FAILED}
-        assert pushed.layers[0] not in node.blobs()
+    with Registry(tmp_path / "registry") as registry, Proxy(registry.port, hold_at=3 << 20) as proxy:
+        node = make_node(registry=registry, through=proxy)
+        pushed = node.pusher.artifact("llm/cut", "v1", push.modelpack(directory))
+        pod = node.pod("reader", f"{proxy.host}/llm/cut:v1")
+        node.kubelet.wait_until(lambda: journalled(node) >= 2 << 20, "half of the body to arrive")
+        proxy.cut_after, proxy.hold_at = 0, None
+        expect(node, pod, grpc.StatusCode.UNAVAILABLE, proxy.host)
+        assert weights(pushed)["digest"] not in node.blobs()
+        node.kubelet.stop()
+        node.driver.kill()  # nobody may be asking again while requests are counted
+        had = journalled(node)
+        assert had >= 2 << 20
+        wait_for(lambda: not connections_at(registry.port), "the registry to see that its clients are gone")
+        registry.forget()
+        proxy.cut_after = None
+        node.driver.start()
+        node.kubelet.start()
+        node.kubelet.wait_running(pod)
+        assert contents(node.mount(pod)) == contents(directory)
+        served = [r.size for r in registry.requests() if r.digest == weights(pushed)["digest"]]
+        assert sum(served) == (4 << 20) - had
         leave_nothing(node, pod)
 
 
-def first_answer(node: Node, pod: Pod) -> grpc.StatusCode:
-    node.kubelet.wait_until(
-        lambda: bool(node.kubelet.calls_to("NodePublishVolume", pod)), "a publish to be answered", 110
-    )
-    return node.kubelet.calls_to("NodePublishVolume", pod)[0].code
+def weights(pushed: push.Pushed) -> dict[str, Any]:
+    """The descriptor of the largest layer."""
+    largest: dict[str, Any] = max(json.loads(pushed.document)["layers"], key=lambda layer: layer["size"])
+    return largest
+
+
+def journalled(node: Node) -> int:
+    """Bytes that the journals of downloads under way speak of."""
+    lines = [
+        line.split(" ")
+        for path in (node.driver.store / "ingest").glob("*/journal")
+        for line in path.read_text().split("\n")
+    ]
+    return sum(int(fields[1]) for fields in lines if len(fields) == 4)
 
 
 def test_a_body_cut_by_the_network_is_fetched_on_from_there(
@@ -406,3 +464,71 @@ def test_n8_the_same_volume_with_other_attributes_already_exists(node: Node, fil
     node.driver.unpublish("v", target)
     node.driver.unpublish("v", target)
     assert not target.exists()
+
+
+def test_r3_of_tag_and_digest_the_digest_decides(node: Node, files: Path) -> None:
+    pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
+    pod = node.pod("reader", f"{node.registry.host}/llm/tiny:never-pushed@{pushed.digest}")
+    node.kubelet.wait_running(pod)
+    assert contents(node.mount(pod)) == contents(files)
+    assert not [request for request in node.registry.requests() if "never-pushed" in request.path]
+    assert "the digest counts" in node.driver.log.read_text()
+
+
+def test_r4_without_tag_and_digest_latest_is_meant_and_the_log_warns(node: Node, files: Path) -> None:
+    node.pusher.artifact("llm/tiny", "latest", push.modelpack(files))
+    pod = node.pod("reader", f"{node.registry.host}/llm/tiny")
+    node.kubelet.wait_running(pod)
+    assert contents(node.mount(pod)) == contents(files)
+    (line,) = (line for line in node.driver.lines() if line["level"] == "warning" and "latest" in line["message"])
+    assert "names neither tag nor digest" in line["message"]
+
+
+def test_r14_a_forged_pod_is_believed_by_nobody_who_decides(node: Node, files: Path) -> None:
+    pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
+    target = node.driver.target("pod")
+    forged = {"csi.storage.k8s.io/pod.uid": "../../etc", "csi.storage.k8s.io/pod.namespace": "kube-system"}
+    node.driver.publish("v", target, {"model": pushed.reference} | forged)
+    node.driver.publish("v", target, {"model": pushed.reference, "csi.storage.k8s.io/ephemeral": "maybe"})
+    assert contents(target) == contents(files)
+    node.driver.unpublish("v", target)
+    assert node.leases() == []
+
+
+def test_n12_a_pod_that_gets_at_the_node_s_directories_does_not_get_into_the_store(listed: Node) -> None:
+    looked = as_nobody("ls", str(listed.driver.store))
+    assert looked.returncode != 0
+    assert "Permission denied" in looked.stderr
+
+
+def test_n13_a_call_nobody_knows_and_one_of_five_mebibytes_are_refused_and_the_next_is_served(listed: Node) -> None:
+    with connect(str(listed.driver.socket)) as channel:
+        stub = csi_pb2_grpc.NodeStub(channel)
+        with pytest.raises(grpc.RpcError) as unknown:
+            channel.unary_unary("/csi.v1.Node/NodeFormatVolume", request_serializer=bytes)(b"", timeout=60)
+        assert unknown.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        large = csi_pb2.NodePublishVolumeRequest(volume_id="v", volume_context={"model": "x" * (5 << 20)})
+        with pytest.raises(grpc.RpcError) as refusal:
+            stub.NodePublishVolume(large, timeout=60)
+        assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=60).node_id == "node-1"
+
+
+def test_n14_nobody_but_root_reaches_the_sockets(listed: Node) -> None:
+    registration = next((listed.driver.kubelet_root / "plugins_registry").iterdir())
+    assert [path.stat().st_mode & 0o077 for path in (listed.driver.socket, registration)] == [0, 0]
+    program = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    tried = as_nobody("/usr/bin/python3", "-c", program, str(listed.driver.socket))
+    assert tried.returncode != 0
+    assert "PermissionError" in tried.stderr
+
+
+def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run it without any right."""
+    return subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+    )

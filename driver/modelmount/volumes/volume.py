@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -17,6 +18,8 @@ from modelmount.pull.resolver import PullPolicy
 from modelmount.registry.credentials import ServiceAccount
 from modelmount.volumes import choices
 from modelmount.volumes.choices import quoted
+
+log = logging.getLogger(__name__)
 
 KUBERNETES_PREFIX = "csi.storage.k8s.io/"
 """Keys the kubelet adds (pod, service account, tokens): never part of what a volume is."""
@@ -88,7 +91,18 @@ def _parsed(attributes: tuple[tuple[str, str], ...]) -> VolumeSpec:
             )
         raise InvalidRequest(f"volume attribute 'mode' must be eager, not {quoted(own['mode'])}")
     policy = _policy(own.get("pullPolicy", "IfNotPresent"))
-    return VolumeSpec(Reference.parse(own["model"]), policy, choices.selection(own), choices.choice(own))
+    spec = VolumeSpec(Reference.parse(own["model"]), policy, choices.selection(own), choices.choice(own))
+    _remark(own["model"], spec.reference)
+    return spec
+
+
+def _remark(text: str, reference: Reference) -> None:
+    """Say what its author may not have meant; not for each pod again."""
+    if reference.digest is not None:
+        if reference.tag:
+            log.info("%s has a tag and a digest: the digest counts, and nobody asks what the tag means", reference)
+    elif not text.endswith(f":{reference.tag}"):
+        log.warning("a volume names neither tag nor digest of %s: what that means may be another model soon", reference)
 
 
 def check_host_allowed(reference: Reference, settings: Settings) -> None:

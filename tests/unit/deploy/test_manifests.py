@@ -96,7 +96,7 @@ def test_no_two_objects_of_one_installation_have_the_same_name() -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_driver_object_says_what_the_driver_does() -> None:
+def test_n11_the_driver_object_says_what_the_driver_does() -> None:
     driver = one("csidriver.yaml", "CSIDriver")
     assert driver["metadata"]["name"] == config.Settings().driver_name
     assert driver["metadata"]["labels"]["security.openshift.io/csi-ephemeral-volume-profile"] == "restricted"

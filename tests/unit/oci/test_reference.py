@@ -129,15 +129,14 @@ def test_anything_else_is_refused_with_a_sentence(text: str) -> None:
     assert caught.value.message.isprintable()
 
 
-def test_with_tag_and_digest_the_digest_decides() -> None:
-    """R3: the tag is kept for people to read."""
+def test_r3_with_tag_and_digest_the_digest_decides() -> None:
+    """The tag is kept for people to read."""
     reference = Reference.parse(f"reg.io/a:v1@{DIGEST}")
     assert reference.digest == Digest.parse(DIGEST)
     assert str(reference) == f"reg.io/a:v1@{DIGEST}"
 
 
-def test_without_tag_and_digest_latest_is_meant() -> None:
-    """R4."""
+def test_r4_without_tag_and_digest_latest_is_meant() -> None:
     assert str(Reference.parse("reg.io/a")) == "reg.io/a:latest"
 
 
