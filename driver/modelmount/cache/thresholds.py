@@ -90,12 +90,15 @@ def parse(document: object, source: str) -> Thresholds:
 
 def demand(thresholds: Thresholds, settings: Settings, root: Path) -> Demand | None:
     """What must stay free on the file system of `root` for the kubelet's sake; None when the kubelet and its images are
-    elsewhere. Raises OSError when `root` can't be asked.
+    elsewhere, or where there is neither a directory of a kubelet nor a configuration that was named. Raises OSError
+    when `root` can't be asked.
 
     Where no image directory can be seen from here, images count as being where the kubelet is.
     """
     device = root.stat().st_dev
     kubelet = _device(*map(str, settings.publish_roots), settings.kubelet_root)
+    if kubelet is None and not settings.cache.kubelet_config:
+        return None  # this machine is no node: images that lie here are some other program's
     images = {found for path in settings.cache.image_roots if (found := _device(path)) is not None}
     with_kubelet = kubelet == device
     with_images = device in images or (not images and with_kubelet)

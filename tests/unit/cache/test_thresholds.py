@@ -101,6 +101,16 @@ def test_images_that_can_not_be_seen_are_where_the_kubelet_is(tmp_path: Path) ->
     assert demand(only_images, tmp_path, image_roots=(str(tmp_path),)) is not None
 
 
+def test_where_no_kubelet_is_its_thresholds_demand_nothing_unless_its_configuration_was_named(tmp_path: Path) -> None:
+    found = Thresholds(85, {}, "test")
+    images = (str(tmp_path),)
+    nowhere = str(tmp_path / "kubelet")
+    alone = Settings(kubelet_root=nowhere, cache=Cache(image_roots=images))
+    assert thresholds.demand(found, alone, tmp_path) is None
+    named = Settings(kubelet_root=nowhere, cache=Cache(image_roots=images, kubelet_config="/etc/kubelet.yaml"))
+    assert thresholds.demand(found, named, tmp_path) is not None
+
+
 def test_inodes_are_kept_free_too(tmp_path: Path) -> None:
     found = demand(Thresholds(85, {"nodefs.inodesFree": ("5%",)}, "test"), tmp_path)
     assert found is not None
