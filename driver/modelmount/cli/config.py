@@ -12,6 +12,7 @@ import click
 from modelmount import config as settings
 from modelmount import policy
 from modelmount.cli.options import json_option, output_of, settings_options
+from modelmount.signatures import material
 
 
 @click.group(
@@ -52,7 +53,8 @@ def check(context: click.Context, effective: settings.Effective) -> None:
     """Say whether the configuration is right: every mistake in it, and exit code 2 if there is one."""
     output = output_of(context)
     if effective.settings.policy_file:
-        policy.read(Path(effective.settings.policy_file))
+        for rule in policy.read(Path(effective.settings.policy_file)).rules:
+            material.read(rule.demands)
     if output.json:
         output.object({"ok": True, "file": None if effective.file is None else str(effective.file)})
     else:

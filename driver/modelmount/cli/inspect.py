@@ -23,7 +23,8 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index, Manifest
 from modelmount.oci.reference import Reference, Repository
 from modelmount.registry.credentials import Credential
-from modelmount.signatures import finder, survey
+from modelmount.signatures import survey
+from modelmount.signatures.finder import Contents
 from modelmount.signatures.survey import Said
 from modelmount.snapshots import layers, unpack
 
@@ -122,8 +123,8 @@ class _Asked:
 
     def beside(self, found: _Found, store: Store | None) -> list[Said]:
         """Signatures and attestations of the manifest."""
-        files = finder.files(found.manifest)
-        return survey.survey(self._client, store, self._repository, found.digest, files, self._credential)
+        contents = Contents.of(found.manifest)
+        return survey.survey(self._client, store, self._repository, found.digest, contents, self._credential)
 
     def _document(self, name: str | Digest) -> tuple[Manifest | Index, int, Digest]:
         answer = self._client.manifest(self._repository, name, self._credential)

@@ -114,6 +114,11 @@ class Policy:
         self._default = Rule(name=_DEFAULT, models=["*"], **fields)
         self.id = hashlib.sha256(text).hexdigest()[:16]
 
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All of them, the default last."""
+        return (*self._rules, self._default)
+
     def rule(self, namespace: str | None, reference: Reference) -> Rule:
         """The rule that decides. Where nobody knows the namespace, rules about namespaces can't be told to match or
         not: raises Forbidden for models that one of them is about, unless it only warns.

@@ -66,14 +66,20 @@ def listed(client: Documents, repository: Repository, digest: Digest, credential
 
 
 def gather(
-    client: Documents, repository: Repository, digest: Digest, demands: Sequence[Demand], credential: Credential
+    client: Documents,
+    repository: Repository,
+    digest: Digest,
+    demands: Sequence[Demand],
+    credential: Credential,
+    own: Descriptor | None = None,
 ) -> list[Piece]:
     """What the demands may be about. Requests: the list of referrers (two where its registry keeps none), two for each
-    piece in it, and one for each of cosign's tags with one for each piece there.
+    piece in it, and one for each of cosign's tags with one for each piece there. `own` is the model's own file with a
+    signature of its files, where it has one.
 
     Raises what the registry's answers mean; what isn't there is no error.
     """
-    return _Search(client, repository, digest, demands, credential).run()
+    return _Search(client, repository, digest, demands, credential).run(own)
 
 
 class _Search:
@@ -88,13 +94,15 @@ class _Search:
         self._client, self._repository, self._digest, self._credential = client, repository, digest, credential
         self._attestations = [each for each in demands if isinstance(each, Attestation)]
         forms = {form for each in demands if isinstance(each, Signature) for form in each.forms}
-        self._simple = "simple" in forms
+        self._simple, self._files = "simple" in forms, "model" in forms
         self._bundles = bool(forms & {"bundle", "model"}) or bool(self._attestations)
         self._pieces: list[Piece] = []
         self._bytes = 0
         self._deadline = time.monotonic() + SECONDS
 
-    def run(self) -> list[Piece]:
+    def run(self, own: Descriptor | None) -> list[Piece]:
+        if own is not None and self._files:
+            self._pieces.append(Piece(kind="bundle", artifact=str(own.digest), data=self._blob(own)))
         for descriptor in listed(self._client, self._repository, self._digest, self._credential):
             kind = descriptor.artifact_type or ""
             if kind.startswith(BUNDLE):

@@ -6,12 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from modelmount import formats
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats.base import Encoding
 from modelmount.oci import manifest as manifests
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index, Manifest
 from modelmount.oci.reference import Reference
@@ -28,6 +30,7 @@ from modelmount.signatures.records import Record
 
 log = logging.getLogger(__name__)
 
+OWN_SIGNATURE = "model.sig"
 KEPT_LOCKS = 1024
 KEPT_RECORDS = 256
 """In memory: they are facts, so a record that goes from the disk takes nothing back."""
@@ -86,14 +89,16 @@ class Finder:
         self, rule: Rule, found: Material, reference: Reference, manifest: Digest, credential: Credential
     ) -> list[Statement]:
         repository = reference.repository
-        pieces = evidence.gather(self._client, repository, manifest, found.demands, credential)
+        document = self._store.read_document(manifest)
+        contents = Contents.of(manifests.parse(document))
+        own = contents.signature
+        pieces = evidence.gather(self._client, repository, manifest, found.demands, credential, own)
         statements: list[Statement] = []
         if pieces:
-            document = self._store.read_document(manifest)
             task = Task(
                 digest=str(manifest),
                 manifest=document,
-                files=files(manifests.parse(document)),
+                files=contents.files,
                 keys=list(found.keys),
                 identities=list(found.identities),
                 roots=list(found.roots),
@@ -143,14 +148,26 @@ def _names(statements: list[Statement]) -> list[str]:
     return sorted({signer.name for each in statements for signer in each.signers})
 
 
-def files(document: Manifest | Index) -> list[tuple[str, str]] | None:
-    """The model's files by path and digest, as far as the manifest alone says them; None where it doesn't."""
-    try:
-        if not isinstance(document, Manifest) or formats.reads_config(document):
-            return None
-        layers = formats.decide(document, None).layers
-    except (BadArtifact, InvalidRequest):
-        return None
-    if any(layer.encoding is not Encoding.RAW or layer.path is None for layer in layers):
-        return None
-    return [(layer.path or "", str(layer.descriptor.digest)) for layer in layers]
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """A model's files by path and digest, as far as the manifest alone says them (None where it doesn't), and the one
+    of them that model-signing writes its signature to.
+    """
+
+    files: list[tuple[str, str]] | None
+    signature: Descriptor | None
+
+    @classmethod
+    def of(cls, document: Manifest | Index) -> Contents:
+        """What a manifest says."""
+        try:
+            if not isinstance(document, Manifest) or formats.reads_config(document):
+                return cls(None, None)
+            layers = formats.decide(document, None).layers
+        except (BadArtifact, InvalidRequest):
+            return cls(None, None)
+        own = next((each for each in layers if each.encoding is Encoding.RAW and each.path == OWN_SIGNATURE), None)
+        if any(layer.encoding is not Encoding.RAW or layer.path is None for layer in layers):
+            return cls(None, None)
+        files = [(layer.path or "", str(layer.descriptor.digest)) for layer in layers]
+        return cls(files, own.descriptor if own is not None else None)

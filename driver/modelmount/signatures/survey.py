@@ -13,6 +13,7 @@ from modelmount.policy.signing import KINDS, Attestation, Demand, Signature, Sig
 from modelmount.registry.credentials import Credential
 from modelmount.signatures import evidence, process, records
 from modelmount.signatures.evidence import Documents
+from modelmount.signatures.finder import Contents
 from modelmount.signatures.messages import Piece, Task
 from modelmount.signatures.process import ProcessError
 
@@ -49,16 +50,16 @@ def survey(
     store: Store | None,
     repository: Repository,
     manifest: Digest,
-    files: list[tuple[str, str]] | None,
+    contents: Contents,
     credential: Credential,
 ) -> list[Said]:
     """Everything beside a manifest, in the order of its registry. What can't be taken apart here, because this
     installation lacks what it takes, is there by its kind only. Raises what the registry's answers mean.
     """
-    pieces = evidence.gather(client, repository, manifest, _ANYTHING, credential)
+    pieces = evidence.gather(client, repository, manifest, _ANYTHING, credential, contents.signature)
     known = list(records.of(store, repository, manifest)) if store is not None else []
     found = []
-    for statement in _read(str(manifest), files, pieces):
+    for statement in _read(str(manifest), contents.files, pieces):
         said = Said(statement, ())
         for record in known:
             recorded = next((each for each in record.statements if _same(each, statement)), None)

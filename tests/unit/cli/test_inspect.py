@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import msgspec
 import pytest
 
-from tests.fakes import push
+from modelmount.config import Settings
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.oci.reference import Reference
+from modelmount.policy import Rule
+from modelmount.policy.signing import Signature
+from modelmount.registry.client import Client
+from modelmount.registry.credentials import Credential
+from modelmount.signatures.finder import Finder
+from tests.fakes import push, signing
 from tests.unit.cli.conftest import Machine
 
 pytestmark = pytest.mark.registry
@@ -96,3 +107,30 @@ def test_a_missing_model_is_not_found(machine: Machine) -> None:
     done = machine.run("inspect", f"{machine.registry.host}/llm/absent:v1")
     assert done.code == 3
     assert len(done.err.splitlines()) == 1
+
+
+def test_what_is_beside_it_is_listed_and_who_signed_it_where_that_was_checked(machine: Machine) -> None:
+    pushed, key = machine.push(), signing.Key()
+    attacher = signing.Attacher(push.Pusher(machine.registry.host, machine.registry.connection))
+    attacher.simple(pushed, key.simple(pushed.digest, f"{pushed.host}/{pushed.repository}"))
+    attacher.referrer(pushed, signing.TRIVY, signing.TRIVY, b'{"CreatedAt": "2026-11-25T10:00:00Z"}', {})
+    found = machine.run("inspect", pushed.reference, "--json").object["statements"]
+    assert [(each["kind"], each["signers"]) for each in found] == [("vulnerabilities", []), ("signature", [])]
+    assert found[0]["made_at"] == 1795600800.0
+    shown = machine.run("inspect", pushed.reference).out
+    assert "2026-11-25 10:00  nobody" in shown
+    assert "not checked here" in shown
+    machine.run("pull", pushed.reference)
+    key.write(machine.directory / "prod.pub")
+    demands = (Signature(keys=[str(machine.directory / "prod.pub")]),)
+    rule = Rule(name="prod", models=["*"], signatures=list(demands))
+    store, reference = Store(machine.driver.store), Reference.parse(pushed.pinned)
+    settings = msgspec.convert({"registries": {pushed.host: {"plain_http": True}}}, Settings)
+    with contextlib.closing(Client(settings)) as client:
+        Finder(store, client).require(rule, reference, Digest.parse(pushed.digest), Credential.anonymous())
+    found = machine.run("inspect", pushed.reference, "--json").object["statements"]
+    assert [(each["kind"], bool(each["signers"]), each["rule"]) for each in found] == [
+        ("vulnerabilities", False, None),
+        ("signature", True, "prod"),
+    ]
+    assert "key prod.pub (sha256:" in machine.run("inspect", pushed.reference).out

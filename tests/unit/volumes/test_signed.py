@@ -194,6 +194,17 @@ def test_what_was_signed_with_model_signing_and_has_more_files_now(it: Signed) -
     it.refused("one doesn't list the file 'sub/evil.py'")
 
 
+def test_a_signature_of_model_signing_among_the_files(it: Signed) -> None:
+    files = {**FILES, "model.sig": it.key.bundle(signing.model_statement(FILES))}
+    it.pushed = it.node.push(files)
+    assert contents(it.publish()) == files
+    it.pushed = it.node.push({**files, "config.json": b'{"other": 1}\n'}, tag="v2")
+    it.node.registry.forget()
+    with pytest.raises(Forbidden, match=r"one lists other bytes of the file 'config\.json'"):
+        it.publish(it.pushed.reference, "other-pod")
+    assert sum(r.size for r in it.node.registry.requests() if r.digest == it.pushed.layers[-1]) == 0
+
+
 def test_an_attestation_by_signer_and_age(it: Signed) -> None:
     it.demand("[[rule.attestations]]", 'type = "vulnerabilities"', f'keys = ["{it.key_file}"]', "max_age_hours = 24")
     it.refused("has no attestation of type 'vulnerabilities'")
