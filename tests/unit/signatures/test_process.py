@@ -46,8 +46,9 @@ def test_one_that_does_what_it_likes(trick: str, what: str) -> None:
 
 
 def test_one_that_is_silent_is_killed() -> None:
-    with pytest.raises(ProcessError, match="didn't answer within 2 s, and was killed"):
-        process.judge(task(b"silent"), seconds=2, module="tests.unit.signatures.rogue", directory=ROOT)
+    """Or isn't even started in so little time, on a machine that has a lot to do."""
+    with pytest.raises(ProcessError, match=r"didn't answer within 3 s, and was killed|can't be started"):
+        process.judge(task(b"silent"), seconds=3, module="tests.unit.signatures.rogue", directory=ROOT)
 
 
 def test_one_that_can_not_be_imported() -> None:

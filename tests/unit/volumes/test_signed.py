@@ -36,6 +36,8 @@ from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, 
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
+PATIENT_SECONDS = 3 * EVENT_SECONDS
+"""What imports take of a busy machine is none of these tests."""
 FILES = {"config.json": b"{}\n", "sub/weights.safetensors": bytes(2000)}
 
 
@@ -85,7 +87,7 @@ class Signed:
     def publish(self, model: str = "", pod: str = "pod") -> Path:
         target = self.node.target(pod)
         own = {"model": model or self.pushed.reference, POD_UID: "a-pod"}
-        self.node.publisher.publish(Request(pod, str(target), own), Call(time.monotonic() + EVENT_SECONDS))
+        self.node.publisher.publish(Request(pod, str(target), own), Call(time.monotonic() + PATIENT_SECONDS))
         return target
 
     def mounts(self, pod: str = "pod") -> None:
