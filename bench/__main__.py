@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench import machine, memory, report
-from bench.cases import archives, capped, files, footprint, latency, limits, read, resume, warm, whole
+from bench.cases import archives, capped, files, footprint, latency, limits, read, resume, scale, warm, whole
 from bench.processes import FailedError
 from bench.report import Figure, Outcome
 from bench.setting import Setting
@@ -39,6 +39,7 @@ CASES: dict[str, Callable[[Setting], Outcome]] = {
     "limits": limits.run,
     "warm": warm.run,
     "read": read.run,
+    "scale": scale.run,
 }
 RESULTS = Path(__file__).parent / "results"
 PLACE = Path("/var/tmp")

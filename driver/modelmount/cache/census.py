@@ -3,14 +3,20 @@
 Two kinds of things are told apart. *Items* are what takes the space and goes as a whole, a blob or an unpacked layer;
 they are known by their paths below the store's root. *Models* are what people know: a manifest, with everything that it
 names. A tree belongs to the models whose views lead to it.
+
+A node may have hundreds of thousands of items, and this is read inside the driver. So an item's
+name is one string wherever it stands, and what never changes is read once (docs/design/0025).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +24,6 @@ from modelmount.content.store import Store
 from modelmount.errors import InvalidRequest, ModelMountError
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
-from modelmount.oci.manifest import Manifest
 from modelmount.pull import resolver, verdicts
 from modelmount.snapshots import layers
 from modelmount.snapshots import tree as trees
@@ -26,6 +31,9 @@ from modelmount.system import disk
 
 log = logging.getLogger(__name__)
 
+_BLOBS = ("blobs/sha256", "blobs/sha512")
+SETTLED_NS = 1_000_000_000
+"""How long ago a directory must have changed, so that its time tells whether it changes again."""
 _TreeKey = tuple[str, int]
 """A tree's id and its directory's inode."""
 
@@ -40,7 +48,7 @@ class Model:
     refs: set[Path] = field(default_factory=set)
     views: set[Path] = field(default_factory=set)
     trees: set[str] = field(default_factory=set)
-    items: set[str] = field(default_factory=set)
+    items: tuple[str, ...] = ()
     has_facts: bool = False
     namespace: str = ""
 
@@ -57,12 +65,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A blob or an unpacked layer. `bytes` are allocated ones; `written_at` is in wall-clock seconds."""
+    """A blob or an unpacked layer. `bytes` are allocated ones."""
 
     name: str
     bytes: int
     inodes: int
-    written_at: float
 
     @property
     def hex(self) -> str:
@@ -86,12 +93,30 @@ class Partial:
 
 
 @dataclass(slots=True)
+class Group:
+    """Items with the same `users`, models by their hex digits, together: there are as many as models, and not as items.
+    `again` are the bytes that it takes to have them again.
+    """
+
+    users: set[str]
+    bytes: int = 0
+    again: int = 0
+    inodes: int = 0
+
+
+@dataclass(slots=True)
 class Census:
-    """One look. `trees` has the items of each complete tree, `other_bytes` what lies in trash and quarantine."""
+    """One look. `trees` has the items of each complete tree, `other_bytes` what lies in trash and quarantine.
+
+    `unpacked` has the layers that came of a blob, by the blob's name; `unnamed` the items that no model and no tree
+    names, with the time when they came, in wall-clock seconds.
+    """
 
     models: dict[str, Model] = field(default_factory=dict)
     items: dict[str, Item] = field(default_factory=dict)
-    trees: dict[str, frozenset[str]] = field(default_factory=dict)
+    unpacked: dict[str, list[str]] = field(default_factory=dict)
+    unnamed: dict[str, float] = field(default_factory=dict)
+    trees: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trees_made_at: dict[str, float] = field(default_factory=dict)
     partials: dict[str, Partial] = field(default_factory=dict)
     other_bytes: int = 0
@@ -99,36 +124,75 @@ class Census:
     @property
     def bytes(self) -> int:
         """What all of it takes on the disk, but for directories and small records."""
-        content = sum(item.bytes for item in self.items.values())
-        return self.other_bytes + content + sum(partial.bytes for partial in self.partials.values())
+        return self.other_bytes + _total(self.items) + sum(partial.bytes for partial in self.partials.values())
+
+    def present(self, blobs: tuple[str, ...]) -> tuple[str, ...]:
+        """The items that are these blobs, or unpacked from them."""
+        found = blobs if all(map(self.items.__contains__, blobs)) else tuple(filter(self.items.__contains__, blobs))
+        unpacked = [each for name in blobs for each in self.unpacked.get(name, ())] if self.unpacked else []
+        return (*found, *unpacked) if unpacked else found
+
+    def own(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The same names; those of items are the items' own strings."""
+        return tuple(self.items[name].name if name in self.items else name for name in names)
 
     def trees_of(self, model: Model) -> set[str]:
         """Its trees that are there."""
         return model.trees & self.trees.keys()
 
-    def users(self) -> dict[str, set[str]]:
-        """Which models name each item, directly or by a tree."""
-        found: defaultdict[str, set[str]] = defaultdict(set)
+    def names_of(self, model: Model) -> set[str]:
+        """All items behind a model, by its manifest and by its trees."""
+        return set(model.items).union(*(self.trees[tree] for tree in self.trees_of(model)))
+
+    def users(self) -> dict[str, frozenset[str]]:
+        """Which models name each item, directly or by a tree. Items with the same users share one set."""
+        found: dict[str, frozenset[str]] = {}
+        joined: dict[tuple[frozenset[str], str], frozenset[str]] = {}
         for model in self.models.values():
-            for name in model.items:
-                found[name].add(model.hex)
-            for tree in self.trees_of(model):
-                for name in self.trees[tree]:
-                    found[name].add(model.hex)
+            alone = frozenset({model.hex})
+            for name in self.names_of(model):
+                others = found.get(name)
+                if others is None:
+                    found[name] = alone
+                    continue
+                key = (others, model.hex)
+                if key not in joined:
+                    joined[key] = others | alone
+                found[name] = joined[key]
         return found
+
+    def groups(self, without: Container[str] = ()) -> list[Group]:
+        """Its items by who names them, those that are there, but for some."""
+        found: dict[frozenset[str], Group] = {}
+        for name, users in self.users().items():
+            item = self.items.get(name)
+            if item is None or name in without:
+                continue
+            group = found.get(users)
+            if group is None:
+                group = found[users] = Group(set(users))
+            group.bytes += item.bytes
+            group.again += item.bytes * (2 if name.startswith("unpacked/") else 1)
+            group.inodes += item.inodes
+        return list(found.values())
 
 
 class Reader:
-    """Reads a store's census again and again. Documents and unpacked layers never change, so that each is read once;
-    safe to use from many threads.
+    """Reads a store's census again and again. Content never changes once it has its name, so that each item, document
+    and tree is looked at once; safe to use from many threads.
     """
 
     def __init__(self, store: Store) -> None:
         """Nothing is read yet."""
         self._store = store
-        self._manifests: dict[str, Manifest | None] = {}
-        self._layers: dict[tuple[str, int], disk.Footprint] = {}
-        self._trees: dict[_TreeKey, frozenset[str]] = {}
+        self._lock = threading.Lock()
+        self._items: dict[str, Item] = {}
+        self._unpacked: dict[str, Item] = {}
+        self._marks: dict[str, int | None] = {}
+        self._sizes: dict[int, int] = {}
+        self._named: dict[str, tuple[str, ...]] = {}
+        self._layers: dict[tuple[str, int], Item] = {}
+        self._trees: dict[_TreeKey, tuple[str, ...]] = {}
 
     def read(self, held: Iterable[str] = ()) -> Census:
         """Look now. Others work meanwhile: what comes and goes is in the answer or isn't. Downloads are read before
@@ -138,54 +202,39 @@ class Reader:
         census = Census()
         for partial in _partials(self._store):
             census.partials[partial.name] = partial
-        for item in self._items():
-            census.items[item.name] = item
+        census.items = self._read_items()
+        for item in census.items.values():
+            if item.name.startswith("unpacked/"):
+                census.unpacked.setdefault(_blob(item.hex), []).append(item.name)
         known, self._trees = self._trees, {}
         for identity, made_at in _complete_trees(self._store):
-            census.trees[identity] = self._tree_items(identity, known)
+            census.trees[identity] = self._tree_items(identity, known, census)
             census.trees_made_at[identity] = made_at
         self._read_models(census, held)
+        unnamed = set(census.items)
+        for names in (*census.trees.values(), *(model.items for model in census.models.values())):
+            unnamed.difference_update(names)
+        census.unnamed = {name: self._came_at(name) for name in unnamed}
         census.other_bytes = self._other_bytes()
         return census
 
     def used_bytes(self) -> int:
         """`Census.bytes` alone, for less."""
         found = sum(partial.bytes for partial in _partials(self._store))
-        found += sum(item.bytes for item in self._items())
-        return found + self._other_bytes()
+        return found + _total(self._read_items()) + self._other_bytes()
 
     def _other_bytes(self) -> int:
         # Trees in there may still share files with the blobs.
         rooms = (self._store.root / "trash", self._store.root / "quarantine")
         return disk.exclusive_bytes(path for room in rooms for path in room.iterdir())
 
-    def manifest_of(self, hex_digits: str) -> Manifest | None:
-        """The manifest with this digest, when it is here and is one."""
-        if hex_digits not in self._manifests:
-            digest = _digest(hex_digits)
-            if not self._store.blob_path(digest).exists():
-                return None
-            try:
-                document = manifests.parse(self._store.read_document(digest))
-            except ModelMountError:
-                return None  # a blob with the name of a model that isn't one, or a damaged one: it names nothing
-            self._manifests[hex_digits] = document if isinstance(document, Manifest) else None
-        return self._manifests[hex_digits]
-
-    def digests_of(self, hex_digits: str) -> set[str]:
-        """Hex digits of everything that this manifest names, itself among it."""
-        manifest = self.manifest_of(hex_digits)
-        if manifest is None:
-            return {hex_digits}
-        named = (*manifest.layers, *([manifest.config] if manifest.config else []))
-        return {hex_digits, *(descriptor.digest.hex for descriptor in named)}
+    def named_by(self, census: Census, hex_digits: str) -> tuple[str, ...]:
+        """The items of the census that the manifest with this digest names, itself among them."""
+        return census.present(self._names(hex_digits, census))
 
     # -- models
 
     def _read_models(self, census: Census, held: Iterable[str]) -> None:
-        here: defaultdict[str, set[str]] = defaultdict(set)
-        for item in census.items.values():
-            here[item.hex].add(item.name)
         found = {hex_digits: Model(hex_digits) for hex_digits in held if len(hex_digits) in {64, 128}}
         for hex_digits, used_at in verdicts.pulled_models(self._store):
             model = _get(found, hex_digits)
@@ -203,61 +252,123 @@ class Reader:
                 model = _get(found, owner)
                 model.references.add(known.reference)
                 model.refs.add(path)
-                model.items |= here[_hex(known.digest) or ""]  # an index, when it isn't the manifest itself
+                index = _hex(known.digest)
+                if index is not None and index != owner:
+                    model.items += census.present(census.own((_blob(index),)))
                 if not model.has_facts:
                     model.used_at = max(model.used_at, known.at)
         for hex_digits, model in found.items():
-            for named in self.digests_of(hex_digits):
-                model.items |= here[named]
+            model.items += census.present(self._names(hex_digits, census))
         census.models = found
+
+    def _names(self, hex_digits: str, census: Census) -> tuple[str, ...]:
+        """What the manifest with this digest names, itself among it, as blobs are called. Where it isn't here, or isn't
+        one, that is itself alone.
+        """
+        known = self._named.get(hex_digits)
+        if known is not None:
+            return known
+        own = _blob(hex_digits)
+        if own not in census.items:
+            return (own,)
+        try:
+            digests = manifests.named_digests(self._store.read_document(_digest(hex_digits)))
+        except ModelMountError:
+            return (own,)  # no manifest though a model is called so, or a damaged one: it names nothing
+        self._named[hex_digits] = found = census.own({own, *map(_blob, digests)})
+        return found
 
     # -- items
 
-    def _items(self) -> Iterator[Item]:
-        for algorithm in ("sha256", "sha512"):
-            with os.scandir(self._store.root / "blobs" / algorithm) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    try:
-                        status = entry.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    came_at = self._came_at(entry.name, status)
-                    yield Item(f"blobs/{algorithm}/{entry.name}", status.st_blocks * 512, 1, came_at)
+    def _read_items(self) -> dict[str, Item]:
+        """All blobs and unpacked layers. What stood there at the last look isn't asked again, and where neither came
+        nor went anything since, it isn't listed again either.
+        """
+        with self._lock:
+            marks = {room: self._mark(room) for room in _BLOBS}
+            unpacked = {item.name: item for item in self._read_unpacked()}
+            if self._marks == marks and None not in marks.values() and self._unpacked == unpacked:
+                return self._items
+            known, found = self._items, dict[str, Item]()
+            for room in _BLOBS:
+                with _opened(self._store.root / room) as fd, os.scandir(fd) as entries:
+                    for entry in entries:
+                        name = f"{room}/{entry.name}"
+                        item = known.get(name) or self._blob(name, entry)
+                        if item is not None:
+                            found[item.name] = item
+            found.update(unpacked)
+            self._items, self._unpacked, self._marks = found, unpacked, marks
+            return found
+
+    def _mark(self, room: str) -> int | None:
+        """Changes whenever a name comes or goes; None when that was so lately that another could come unseen: a time
+        on a disk is as exact as the kernel's tick.
+        """
+        changed = os.stat(self._store.root / room).st_mtime_ns
+        return changed if time.time_ns() - changed > SETTLED_NS else None
+
+    def _read_unpacked(self) -> Iterator[Item]:
         for layer in _visible(self._store.root / "unpacked"):
             for version in _visible(layer):
                 try:
-                    status = (version / "index.json").stat()
+                    if (version / "index.json").exists():
+                        yield self._layer(f"unpacked/{layer.name}/{version.name}", version)
                 except FileNotFoundError:
                     continue
-                yield Item(f"unpacked/{layer.name}/{version.name}", *self._footprint(version), status.st_mtime)
 
-    def _came_at(self, hex_digits: str, status: os.stat_result) -> float:
-        """When a blob last came from somewhere: its own time says nothing, for every file of a model has the same."""
+    def _blob(self, name: str, entry: os.DirEntry[str]) -> Item | None:
+        if entry.name.startswith("."):
+            return None
         try:
-            return os.stat(self._store.root / "scopes" / hex_digits).st_mtime
+            size = entry.stat(follow_symlinks=False).st_blocks * 512
         except FileNotFoundError:
-            return status.st_ctime
+            return None
+        return Item(name, self._sizes.setdefault(size, size), 1)  # small files have few sizes on the disk
 
-    def _footprint(self, version: Path) -> disk.Footprint:
-        key = (str(version), version.stat().st_ino)
+    def _layer(self, name: str, version: Path) -> Item:
+        key = (name, version.stat().st_ino)
         if key not in self._layers:
-            self._layers[key] = layers.footprint(version)
+            self._layers[key] = Item(name, *layers.footprint(version))
         return self._layers[key]
 
-    def _tree_items(self, identity: str, known: Mapping[_TreeKey, frozenset[str]]) -> frozenset[str]:
+    def _came_at(self, name: str) -> float:
+        """When an item last came from somewhere. A blob's own time says nothing, for every file of a model has the
+        same.
+        """
+        path = self._store.root / name
+        try:
+            if name.startswith("unpacked/"):
+                return (path / "index.json").stat().st_mtime
+            try:
+                return (self._store.root / "scopes" / path.name).stat().st_mtime
+            except FileNotFoundError:
+                return path.stat().st_ctime
+        except FileNotFoundError:
+            return math.inf  # it is gone again, and nobody need take it
+
+    def _tree_items(self, identity: str, known: Mapping[_TreeKey, tuple[str, ...]], census: Census) -> tuple[str, ...]:
         try:
             key = (identity, (self._store.root / "trees" / identity).stat().st_ino)
-            found = known[key] if key in known else trees.items(self._store, identity)
+            found = known.get(key)
+            if found is None:
+                found = census.own(trees.items(self._store, identity))
         except FileNotFoundError:
-            return frozenset()
+            return ()
         except ModelMountError as e:
             # Nothing of it goes all the same: its files have more than one name.
             log.error("%s", e)
-            return frozenset()
+            return ()
         self._trees[key] = found
         return found
+
+
+def _total(items: Mapping[str, Item]) -> int:
+    return sum(item.bytes for item in items.values())
+
+
+def _blob(hex_digits: str) -> str:
+    return f"blobs/{'sha512' if len(hex_digits) == 128 else 'sha256'}/{hex_digits}"
 
 
 def _partials(store: Store) -> Iterator[Partial]:
@@ -288,6 +399,16 @@ def _visible(directory: Path) -> list[Path]:
         return [directory / name for name in os.listdir(directory) if not name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """A descriptor: what is asked below it by name alone costs half."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _get(found: dict[str, Model], hex_digits: str) -> Model:

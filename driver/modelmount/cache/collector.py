@@ -21,6 +21,7 @@ from modelmount.cache.shares import Quotas, Shares
 from modelmount.cache.sweep import Sweep, Swept
 from modelmount.config import Cache
 from modelmount.content.store import Store
+from modelmount.system import disk
 from modelmount.system.lock import Held
 from modelmount.volumes import finished
 from modelmount.volumes.leases import KnownLeases
@@ -89,10 +90,10 @@ class Collector:
         grace = self._grace(grace_seconds)
         finished.end(self._store)
         census, holds = self._look()
-        plan = self._plan(census, holds, bytes_wanted, inodes_wanted, grace, within)
-        models = [victim.model for victim in plan.victims if victim.model is not None]
+        victims = list(self._choose(census, holds, bytes_wanted, inodes_wanted, grace, within))
+        models = [victim.model for victim in victims if victim.model is not None]
         models += order.empty(census, holds, self._now(), grace_seconds=grace)
-        partials = [victim.partial for victim in plan.victims if victim.partial is not None]
+        partials = [victim.partial for victim in victims if victim.partial is not None]
         swept = Sweep(self._store, self.reader, self._holds, self._now, grace_seconds=grace).run(
             census, models, partials
         )
@@ -135,37 +136,75 @@ class Collector:
         grace: float,
         within: str | None = None,
     ) -> Plan:
-        now, settings = self._now(), self._settings()
-        shares = Shares(census, holds, Quotas.of(settings))
-        # Who counts against a quota gets nothing from what nobody has.
-        unnamed = set() if within is not None else order.garbage(census, now, grace_seconds=grace)
-        kept = order.keeping(census, holds, of=None if within is None else lambda name: within in shares.of_item(name))
-        garbage = [census.items[name] for name in unnamed - kept.items]
-        freed, files = sum(item.bytes for item in garbage), sum(item.inodes for item in garbage)
-        used = census.bytes if within is None else shares.charged.get(within, 0)
-        window = settings.working_set_seconds
-        ordered = order.victims(
-            census, holds, now, grace_seconds=grace, shares=shares, working_set_seconds=window, within=within
-        )
-        everything = list(ordered)
+        victims = tuple(self._choose(census, holds, bytes_wanted, inodes_wanted, grace, within))
+        garbage = self._garbage(census, holds, grace, within)
+        if within is None:
+            used, kept = census.bytes, order.keeping(census, holds)
+            evictable = garbage.bytes + order.evictable(census, holds, self._now(), grace_seconds=grace)
+        else:
+            shares = Shares(census, holds, Quotas.of(self._settings()))
+            used = shares.charged.get(within, 0)
+            kept = order.keeping(census, holds, of=shares.items_of(within).__contains__)
+            evictable = sum(victim.frees for victim in self._victims(census, holds, grace, within))
         return Plan(
-            victims=tuple(self._choose(everything, bytes_wanted - freed, inodes_wanted - files)),
-            garbage=freed,
-            garbage_inodes=files,
-            evictable=freed + sum(victim.frees for victim in everything),
+            victims=victims,
+            garbage=garbage.bytes,
+            garbage_inodes=garbage.inodes,
+            evictable=evictable,
             held=dict(kept.bytes),
             used=used,
         )
 
-    def _choose(self, victims: list[Victim], bytes_wanted: float, inodes_wanted: int) -> Iterator[Victim]:
-        """Old partial downloads in any case, then in order as long as more is wanted: what gives nothing back, because
-        held models share it, goes only when everything does.
+    def _garbage(self, census: Census, holds: Holds, grace: float, within: str | None) -> disk.Footprint:
+        """What goes in any case: what nothing names. Of what is held only live pulls' content can be among it. Who
+        counts against a quota gets nothing from what nobody has.
         """
-        limit = self._settings().partial_seconds
-        for victim in victims:
-            old = victim.partial is not None and victim.idle_seconds >= limit
-            useful = victim.score > 0 or bytes_wanted == math.inf
-            if old or (useful and (bytes_wanted > 0 or inodes_wanted > 0)):
-                bytes_wanted -= victim.frees
-                inodes_wanted -= victim.frees_inodes
+        if within is not None:
+            return disk.Footprint(0, 0)
+        names = order.garbage(census, self._now(), grace_seconds=grace)
+        items = [item for name in names if (item := census.items[name]).hex not in holds.digests]
+        return disk.Footprint(sum(item.bytes for item in items), sum(item.inodes for item in items))
+
+    def _victims(self, census: Census, holds: Holds, grace: float, within: str | None) -> Iterator[Victim]:
+        settings = self._settings()
+        return order.victims(
+            census,
+            holds,
+            self._now(),
+            grace_seconds=grace,
+            shares=Shares(census, holds, Quotas.of(settings)),
+            working_set_seconds=settings.working_set_seconds,
+            within=within,
+        )
+
+    def _choose(
+        self,
+        census: Census,
+        holds: Holds,
+        bytes_wanted: float,
+        inodes_wanted: int,
+        grace: float,
+        within: str | None,
+    ) -> Iterator[Victim]:
+        """Old partial downloads in any case, then in order as long as more is wanted: what gives nothing back, because
+        held models share it, goes only when everything does. Nothing is put in order when nothing more is wanted.
+        """
+        garbage = self._garbage(census, holds, grace, within)
+        bytes_wanted, inodes_wanted = bytes_wanted - garbage.bytes, inodes_wanted - garbage.inodes
+        limit, old = self._settings().partial_seconds, set[str]()
+        if within is None:
+            for victim in order.partials(census, holds, self._now(), grace_seconds=grace):
+                if victim.partial is not None and victim.idle_seconds >= limit:
+                    old.add(victim.partial.name)
+                    bytes_wanted, inodes_wanted = bytes_wanted - victim.frees, inodes_wanted - victim.frees_inodes
+                    yield victim
+        if bytes_wanted <= 0 and inodes_wanted <= 0:
+            return
+        for victim in self._victims(census, holds, grace, within):
+            if victim.partial is not None and victim.partial.name in old:
+                continue
+            if victim.score > 0 or bytes_wanted == math.inf:
+                bytes_wanted, inodes_wanted = bytes_wanted - victim.frees, inodes_wanted - victim.frees_inodes
                 yield victim
+            if bytes_wanted <= 0 and inodes_wanted <= 0:
+                return

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from modelmount.cache.census import Census, Model, Partial
+from modelmount.cache.census import Census, Group, Model, Partial
 from modelmount.cache.holds import Hold, Holds
 from modelmount.cache.shares import Quotas, Shares
 
@@ -64,28 +64,36 @@ class Keeping:
     """What is held: models with the first reason, and by reason the bytes that stay for it."""
 
     models: Mapping[str, Hold]
-    items: frozenset[str]
+    items: Set[str]
     bytes: Mapping[Hold, int] = field(default_factory=dict)
 
 
-def keeping(census: Census, holds: Holds, *, of: Callable[[str], bool] | None = None) -> Keeping:
-    """Which models and items stay, whatever happens. A held tree holds the models that are shown by it. With `of`, only
-    the bytes of items for which it is true are counted, and no partial downloads.
-    """
-    models: dict[str, Hold] = {}
-    items: dict[str, Hold] = {}
+def held_models(census: Census, holds: Holds) -> dict[str, Hold]:
+    """Which models stay, whatever happens, with the first reason. A held tree holds the models that are shown by it."""
+    found: dict[str, Hold] = {}
     for model in census.models.values():
         reasons = {holds.models.get(model.hex), *(holds.trees.get(tree) for tree in model.trees)} - {None}
         if reasons:
-            reason = models[model.hex] = min((r for r in reasons if r is not None), key=_REASONS.index)
-            for name in _names(census, model):
-                items.setdefault(name, reason)
+            found[model.hex] = min((r for r in reasons if r is not None), key=_REASONS.index)
+    return found
+
+
+def keeping(census: Census, holds: Holds, *, of: Callable[[str], bool] | None = None) -> Keeping:
+    """Which models and items stay, whatever happens. With `of`, only the bytes of items for which it is true are
+    counted, and no partial downloads.
+    """
+    models = held_models(census, holds)
+    items: dict[str, Hold] = {}
+    for hex_digits, reason in models.items():
+        for name in census.names_of(census.models[hex_digits]):
+            items.setdefault(name, reason)
     for tree, reason in holds.trees.items():
         for name in census.trees.get(tree, ()):
             items.setdefault(name, reason)
-    for item in census.items.values():
-        if item.hex in holds.digests:
-            items.setdefault(item.name, "pulled")
+    if holds.digests:
+        for item in census.items.values():
+            if item.hex in holds.digests:
+                items.setdefault(item.name, "pulled")
     found: dict[Hold, int] = {}
     for name, reason in items.items():
         if name in census.items and (of is None or of(name)):
@@ -93,7 +101,7 @@ def keeping(census: Census, holds: Holds, *, of: Callable[[str], bool] | None = 
     for partial in census.partials.values():
         if of is None and partial.name in holds.ingests:
             found["pulled"] = found.get("pulled", 0) + partial.bytes
-    return Keeping(models, frozenset(items), found)
+    return Keeping(models, items.keys(), found)
 
 
 def victims(
@@ -113,25 +121,41 @@ def victims(
     return _Order(census, holds, now, grace_seconds, shares, working_set_seconds, within).run()
 
 
+def partials(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> Iterator[Victim]:
+    """The partial downloads among them, in no order."""
+    for partial in census.partials.values():
+        idle = _idle(partial.written_at, now, grace_seconds)
+        if partial.name not in holds.ingests and partial.hex not in holds.digests and idle >= grace_seconds:
+            score = idle * partial.bytes / (partial.bytes + OVERHEAD_BYTES)
+            yield Victim(None, partial, idle, partial.bytes, partial.inodes, score)
+
+
+def evictable(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> int:
+    """The bytes that go when all victims do."""
+    held = keeping(census, holds)
+    going = {
+        model.hex
+        for model in census.models.values()
+        if model.hex not in held.models and _idle(model.used_at, now, grace_seconds) >= grace_seconds
+    }
+    downloads = sum(victim.frees for victim in partials(census, holds, now, grace_seconds=grace_seconds))
+    return downloads + sum(group.bytes for group in census.groups(held.items) if group.users <= going)
+
+
 def garbage(census: Census, now: float, *, grace_seconds: float) -> set[str]:
     """The items that no model and no tree names, but for those that were just written: their record may be on its
     way.
     """
-    named: set[str] = set().union(*census.trees.values(), *(model.items for model in census.models.values()))
-    return {
-        item.name
-        for item in census.items.values()
-        if item.name not in named and _idle(item.written_at, now, grace_seconds) >= grace_seconds
-    }
+    return {name for name, came_at in census.unnamed.items() if _idle(came_at, now, grace_seconds) >= grace_seconds}
 
 
 def empty(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> list[Model]:
     """Models of which nothing is left but names."""
-    kept = keeping(census, holds)
+    held = held_models(census, holds)
     return [
         model
         for model in census.models.values()
-        if model.hex not in kept.models
+        if model.hex not in held
         and not model.items
         and not census.trees_of(model)
         and (model.references or model.views or model.has_facts)
@@ -158,37 +182,25 @@ class _Order:
             for model in census.models.values()
             if model.hex not in kept.models
         }
-        self._users = {
-            name: set(users)
-            for name, users in census.users().items()
-            if name in census.items and name not in kept.items
-        }
-        self._named: dict[str, set[str]] = {}
-        for name, users in self._users.items():
-            for hex_digits in users:
-                self._named.setdefault(hex_digits, set()).add(name)
+        self._groups: dict[str, list[Group]] = {}
+        for group in census.groups(kept.items):
+            for hex_digits in group.users:
+                self._groups.setdefault(hex_digits, []).append(group)
 
     def run(self) -> Iterator[Victim]:
         heap = [(*self._rank(hex_digits), hex_digits) for hex_digits in self._candidates if self._may_go(hex_digits)]
-        partials = {
-            partial.name: partial
-            for partial in self._census.partials.values()
-            if self._within is None
-            and partial.name not in self._holds.ingests
-            and partial.hex not in self._holds.digests
-        }
-        for partial in partials.values():
-            idle = _idle(partial.written_at, self._now, self._grace)
-            if idle >= self._grace:
-                heap.append((False, -idle * partial.bytes / (partial.bytes + OVERHEAD_BYTES), partial.name))
+        downloads: dict[str, Victim] = {}
+        if self._within is None:
+            for victim in partials(self._census, self._holds, self._now, grace_seconds=self._grace):
+                assert victim.partial is not None
+                downloads[victim.partial.name] = victim
+        heap += [(False, -victim.score, name) for name, victim in downloads.items()]
         heapq.heapify(heap)
         gone: set[str] = set()
         while heap:
             later, negative, key = heapq.heappop(heap)
-            if key in partials:
-                partial = partials[key]
-                idle = _idle(partial.written_at, self._now, self._grace)
-                yield Victim(None, partial, idle, partial.bytes, partial.inodes, -negative)
+            if key in downloads:
+                yield downloads[key]
                 continue
             if key in gone:
                 continue
@@ -227,30 +239,22 @@ class _Order:
         return self._candidates[hex_digits] >= self._grace
 
     def _score(self, hex_digits: str) -> float:
-        share = again = 0.0
-        for name in self._named.get(hex_digits, ()):
-            part = self._census.items[name].bytes / len(self._users[name])
-            share += part
-            again += part * (2 if name.startswith("unpacked/") else 1)
-        return self._candidates[hex_digits] * share / (again + OVERHEAD_BYTES)
+        parts = self._groups.get(hex_digits, ())
+        goes = sum(group.bytes / len(group.users) for group in parts)
+        again = sum(group.again / len(group.users) for group in parts)
+        return self._candidates[hex_digits] * goes / (again + OVERHEAD_BYTES)
 
     def _remove(self, hex_digits: str) -> tuple[int, int, set[str]]:
         """The bytes and inodes that go with it, and the models that shared with it."""
         frees = inodes = 0
         others: set[str] = set()
-        for name in self._named.pop(hex_digits, ()):
-            users = self._users[name]
-            users.discard(hex_digits)
-            others |= users
-            if not users:
-                frees += self._census.items[name].bytes
-                inodes += self._census.items[name].inodes
+        for group in self._groups.pop(hex_digits, ()):
+            group.users.discard(hex_digits)
+            others |= group.users
+            if not group.users:
+                frees += group.bytes
+                inodes += group.inodes
         return frees, inodes, others
-
-
-def _names(census: Census, model: Model) -> set[str]:
-    """All items behind a model, by its manifest and by its trees."""
-    return model.items.union(*(census.trees[tree] for tree in census.trees_of(model)))
 
 
 def _idle(used_at: float, now: float, grace_seconds: float) -> float:

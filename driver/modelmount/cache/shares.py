@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modelmount.cache.census import Census
+from modelmount.cache.census import Census, Group
 from modelmount.cache.holds import Holds
 from modelmount.config import Cache
 
@@ -42,16 +42,15 @@ class Shares:
         """Counts now."""
         self._census, self._quotas = census, quotas
         self._owners = {model.hex: _owners(model.hex, model.namespace, holds) for model in census.models.values()}
-        self._users = {name: models for name, models in census.users().items() if name in census.items}
-        self._named: dict[str, set[str]] = {}
+        self._groups: dict[str, list[Group]] = {}
         self.charged: dict[str, int] = {}
         """Bytes by namespace, as they count against its quota."""
         self.parts: dict[str, float] = {}
         """Bytes by namespace; of what several have its part."""
-        for name, models in self._users.items():
-            for hex_digits in models:
-                self._named.setdefault(hex_digits, set()).add(name)
-            self._count(name, 1)
+        for group in census.groups():
+            for hex_digits in group.users:
+                self._groups.setdefault(hex_digits, []).append(group)
+            self._count(group, 1)
         self._equal = sum(self.parts.values()) / max(1, len(self.parts))
 
     @property
@@ -63,9 +62,11 @@ class Shares:
         """Whose a model is; never empty."""
         return self._owners[hex_digits]
 
-    def of_item(self, name: str) -> frozenset[str]:
-        """Whose an item is; empty where no model names it."""
-        return frozenset[str]().union(*(self._owners[hex_digits] for hex_digits in self._users.get(name, ())))
+    def items_of(self, namespace: str) -> set[str]:
+        """The items that its models name."""
+        census = self._census
+        models = (census.models[hex_digits] for hex_digits, owners in self._owners.items() if namespace in owners)
+        return set[str]().union(*(census.names_of(model) for model in models))
 
     def is_above(self, namespace: str) -> bool:
         """Whether it has more than its share: its quota; without one an equal part of all."""
@@ -80,17 +81,16 @@ class Shares:
 
     def forget(self, hex_digits: str) -> None:
         """The model goes."""
-        for name in self._named.pop(hex_digits, ()):
-            self._count(name, -1)
-            self._users[name].discard(hex_digits)
-            self._count(name, 1)
+        for group in self._groups.pop(hex_digits, ()):
+            self._count(group, -1)
+            group.users.discard(hex_digits)
+            self._count(group, 1)
 
-    def _count(self, name: str, sign: int) -> None:
-        owners = self.of_item(name)
+    def _count(self, group: Group, sign: int) -> None:
+        owners = frozenset[str]().union(*(self._owners[hex_digits] for hex_digits in group.users))
         for owner in owners:
-            size = self._census.items[name].bytes
-            self.charged[owner] = self.charged.get(owner, 0) + sign * size
-            self.parts[owner] = self.parts.get(owner, 0.0) + sign * size / len(owners)
+            self.charged[owner] = self.charged.get(owner, 0) + sign * group.bytes
+            self.parts[owner] = self.parts.get(owner, 0.0) + sign * group.bytes / len(owners)
 
 
 def _owners(hex_digits: str, used_by: str, holds: Holds) -> frozenset[str]:

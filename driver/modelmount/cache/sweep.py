@@ -31,8 +31,8 @@ from modelmount.volumes import ours
 
 log = logging.getLogger(__name__)
 
-BATCH = 16
-"""Models or items that go in one section: everybody who publishes waits for it."""
+MODELS, ITEMS = 16, 256
+"""How many go in one section: everybody who publishes waits for it. An item takes two renames, a model dozens."""
 _T = TypeVar("_T")
 
 
@@ -99,7 +99,7 @@ class Sweep:
     # -- models
 
     def _first_round(self, census: Census, models: list[Model], partials: list[Partial], swept: Swept) -> None:
-        for some in _batches(models, BATCH):
+        for some in _batches(models, MODELS):
             self._take_models(census, some, swept)
         released: list[Held] = []
         try:
@@ -116,7 +116,7 @@ class Sweep:
     def _take_models(self, census: Census, models: Sequence[Model], swept: Swept) -> None:
         with self._store.locks.exclusive():
             holds = self._holds()
-            held = order.keeping(census, holds).models
+            held = order.held_models(census, holds)
             going = [model for model in models if model.hex not in held and self._unused_since(model)]
             for model in going:
                 self._forget_names(model)
@@ -175,10 +175,9 @@ class Sweep:
     def _second_round(self, swept: Swept) -> None:
         census = self._reader.read(self._holds().models)
         candidates = order.garbage(census, self._now(), grace_seconds=self._grace)
-        there = {item.hex for item in census.items.values()} | {part.hex for part in census.partials.values()}
-        records = set(os.listdir(self._store.root / "scopes")) - there
+        records = self._lost_records(census)
         free = [name for name in sorted(candidates) if not self._is_linked(name)]
-        for some in _batches(free, BATCH):
+        for some in _batches(free, ITEMS):
             self._take_items(census, some, swept)
         if records:
             with self._store.locks.exclusive():
@@ -188,15 +187,30 @@ class Sweep:
     def _take_items(self, census: Census, names: Sequence[str], swept: Swept) -> None:
         with self._store.locks.exclusive():
             holds = self._holds()
-            held = order.keeping(census, holds).items | self._named_since(census, holds)
+            # Nothing in the census names them, so that of what is held only these can.
+            held = self._named_since(census, holds)
             for name in names:
-                if name in held:
+                if name in held or census.items[name].hex in holds.digests:
                     continue
                 if self._discard(self._store.root / name, name.replace("/", "-")):
                     swept.items += 1
                     swept.bytes += census.items[name].bytes
                 atomic.failpoint("cache.sweep.after_item")
                 self._forget_scopes(census.items[name].hex)
+
+    def _lost_records(self, census: Census) -> set[str]:
+        """Scope records of digests of which nothing is here."""
+        items = census.items
+        there = {item.hex for names in census.unpacked.values() for item in map(items.__getitem__, names)}
+        there |= {part.hex for part in census.partials.values()}
+        with os.scandir(self._store.root / "scopes") as entries:
+            return {
+                entry.name
+                for entry in entries
+                if entry.name not in there
+                and f"blobs/sha256/{entry.name}" not in items
+                and f"blobs/sha512/{entry.name}" not in items
+            }
 
     def _is_linked(self, name: str) -> bool:
         """Whether a file of the item has a second name. Asked before the lock: whoever links later makes a tree that is
@@ -210,15 +224,14 @@ class Sweep:
     def _named_since(self, census: Census, holds: Holds) -> set[str]:
         """What trees and models name that weren't there at the census."""
         found: set[str] = set()
-        for path in (self._store.root / "trees").glob("[0-9a-f]*"):
-            if path.name not in census.trees:
-                found |= trees.items(self._store, path.name)
+        for name in os.listdir(self._store.root / "trees"):
+            if not name.startswith(".") and name not in census.trees:
+                found.update(trees.items(self._store, name))
         pulled = {hex_digits for hex_digits, _ in verdicts.pulled_models(self._store)}
         for hex_digits in pulled | holds.models.keys():
             known = census.models.get(hex_digits)
             if known is None or not known.has_facts:
-                fresh = self._reader.digests_of(hex_digits)
-                found |= {item.name for item in census.items.values() if item.hex in fresh}
+                found.update(self._reader.named_by(census, hex_digits))
         return found
 
     def _forget_scopes(self, hex_digits: str) -> None:

@@ -50,10 +50,13 @@ def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
     named: defaultdict[str, set[str]] = defaultdict(set)
     for _, known in resolver.references(store):
         named[known.manifest].add(known.reference)
+    scopes: defaultdict[str, list[str]] = defaultdict(list)
+    for view in trees.views(store):
+        scopes[view.path.name].append(view.path.parent.name)
     found = [
         entry
         for directory in (store.root / "models").iterdir()
-        if (entry := _entry(store, directory, named, held, pinned)) is not None
+        if (entry := _entry(store, directory, named, held, pinned, scopes)) is not None
     ]
     return sorted(found, key=lambda entry: entry.used_at, reverse=True)
 
@@ -64,12 +67,13 @@ def _entry(
     named: Mapping[str, set[str]],
     held: Mapping[str, list[Lease]],
     pinned: Mapping[str, list[Pin]],
+    scopes: Mapping[str, list[str]],
 ) -> Entry | None:
     digest = Digest("sha512" if len(directory.name) == 128 else "sha256", directory.name)
     facts = verdicts.read_facts(store, digest)
     if facts is None:
         return None
-    tree = _tree(store, digest)
+    tree = _tree(store, digest, scopes)
     return Entry(
         digest=facts.digest,
         references=tuple(sorted(named.get(facts.digest, ()))),
@@ -83,10 +87,12 @@ def _entry(
     )
 
 
-def _tree(store: Store, manifest: Digest) -> trees.Tree | None:
-    """The tree that any scope has of this manifest: the same one for all of them."""
-    for scope in (store.root / "views").iterdir():
-        tree = trees.find(store, scope.name, manifest, "")
+def _tree(store: Store, manifest: Digest, scopes: Mapping[str, list[str]]) -> trees.Tree | None:
+    """The tree that any scope has of this manifest: the same one for all of them. `scopes` are those with a view, by
+    its name.
+    """
+    for scope in scopes.get(trees.view_key(manifest, ""), ()):
+        tree = trees.find(store, scope, manifest, "")
         if tree is not None:
             return tree
     return None

@@ -77,8 +77,8 @@ def _namespaces(settings: config.Settings, shelf: wiring.Shelf) -> list[tuple[st
     return sorted(((name, count, quotas.quota(name)) for name, count in charged.items()), key=lambda e: (-e[1], e[0]))
 
 
-def _sizes(census: Census, users: dict[str, set[str]], model: Model) -> tuple[int, int]:
-    names = model.items.union(*(census.trees[tree] for tree in census.trees_of(model))) & census.items.keys()
+def _sizes(census: Census, users: dict[str, frozenset[str]], model: Model) -> tuple[int, int]:
+    names = census.names_of(model) & census.items.keys()
     alone = sum(census.items[name].bytes for name in names if len(users[name]) == 1)
     return alone, sum(census.items[name].bytes for name in names) - alone
 

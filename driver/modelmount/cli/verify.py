@@ -128,7 +128,7 @@ def _chosen(census: Census, references: tuple[str, ...]) -> list[Item]:
         if not found:
             raise NotFound(f"{reference} is not on this node; `modelmount ls` shows what is")
         for model in found:
-            names |= model.items.union(*(census.trees[tree] for tree in census.trees_of(model)))
+            names |= census.names_of(model)
     return [census.items[name] for name in sorted(names & census.items.keys())]
 
 

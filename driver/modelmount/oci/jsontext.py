@@ -21,10 +21,14 @@ class TooDeep(ValueError):
 
 def loads(text: str | bytes, **options: Any) -> Any:
     """`json.loads`, which takes `options`; raises TooDeep, a ValueError, before it begins."""
-    data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    check_depth(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+    return json.loads(text, **options)
+
+
+def check_depth(data: bytes) -> None:
+    """Raise TooDeep, before another reader begins."""
     if _is_deep(data):
         raise TooDeep(f"it is nested deeper than {MAX_DEPTH} levels")
-    return json.loads(text, **options)
 
 
 def _is_deep(data: bytes) -> bool:

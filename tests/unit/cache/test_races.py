@@ -92,7 +92,8 @@ def test_what_was_published_is_whole_though_everything_is_collected_all_the_time
 def test_who_waits_for_the_store_gets_it_in_the_middle_of_a_long_sweep(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "BATCH", 2)
+    monkeypatch.setattr(sweep, "MODELS", 2)
+    monkeypatch.setattr(sweep, "ITEMS", 2)
     for n in range(20):
         shelf.put(f"m{n}", {"w": content(f"m{n}", 99)}, idle=3600)
     collector = Collector(shelf.store, lambda: Cache(grace_seconds=60))
