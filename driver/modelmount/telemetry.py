@@ -38,6 +38,9 @@ fetched_bytes_total = Counter(
     "modelmount_fetched_bytes_total", "Bytes of blobs received from registries", registry=REGISTRY
 )
 blobs_total = Counter("modelmount_blobs_total", "Blobs by how they became available", ["result"], registry=REGISTRY)
+mirror_bytes_total = Counter(
+    "modelmount_mirror_bytes_total", "Bytes of blobs received from mirrors", ["mirror"], registry=REGISTRY
+)
 mirror_requests_total = Counter(
     "modelmount_mirror_requests_total",
     "Requests to mirrors for blobs, by what came of them",
@@ -45,7 +48,11 @@ mirror_requests_total = Counter(
     registry=REGISTRY,
 )
 publishes_total = Counter("modelmount_publishes_total", "Publishes by outcome", ["result"], registry=REGISTRY)
+pulls_total = Counter("modelmount_pulls_total", "Pulls by outcome", ["result"], registry=REGISTRY)
 jobs_running = Gauge("modelmount_jobs_running", "Pull jobs under way", registry=REGISTRY)
+pulls_by_phase = Gauge(
+    "modelmount_pulls_by_phase", "Pull jobs under way, by what they do", ["phase"], registry=REGISTRY
+)
 evictions_total = Counter("modelmount_evictions_total", "Models that went to make room", registry=REGISTRY)
 evicted_bytes_total = Counter("modelmount_evicted_bytes_total", "Bytes that went to make room", registry=REGISTRY)
 pull_bytes_left = Gauge(
@@ -78,6 +85,16 @@ events_total = Counter(
     "modelmount_events_total", "Events on pods by what became of them", ["result"], registry=REGISTRY
 )
 publishes_waiting = Gauge("modelmount_publishes_waiting", "Calls that wait for a pull", registry=REGISTRY)
+
+PULLED = "done"
+"""The result in `pulls_total` of one that went well; others have their error's reason."""
+# What an alert waits for is there from the start: an increase from nothing to 1 is none.
+for _result in ("found", "fetched", "shared", "proved", "refused"):
+    blobs_total.labels(_result)
+for _result in ("good", "mismatch", "unreadable", "gone"):
+    scrub_results_total.labels(_result)
+for _result in (PULLED, "NoSpace", "IntegrityError", "Unavailable"):
+    pulls_total.labels(_result)
 
 
 @contextlib.contextmanager

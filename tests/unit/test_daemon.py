@@ -232,7 +232,7 @@ def test_a_controller_needs_no_rights_no_store_and_no_kubelet(directory: Path) -
 
 
 class TestEndpoint:
-    """/metrics and /healthz."""
+    """/metrics, /healthz and /readyz."""
 
     @pytest.fixture
     def driver(self, directory: Path) -> Iterator[Driver]:
@@ -254,15 +254,17 @@ class TestEndpoint:
     def test_health_is_said(self, port: int) -> None:
         assert get(port, "/healthz") == (200, "ok\n")
         assert get(port, "/healthz", "HEAD") == (200, "")
+        assert get(port, "/readyz") == (200, "ok\n")
 
     def test_other_paths_are_not_there(self, port: int) -> None:
         assert get(port, "/../etc/passwd")[0] == 404
 
     def test_health_and_probe_notice_a_store_that_went_away(self, driver: Driver, port: int) -> None:
         driver.store.rename(driver.directory / "gone")
-        status, text = get(port, "/healthz")
-        assert status == 503
-        assert str(driver.store) in text
+        for path in ("/healthz", "/readyz"):
+            status, text = get(port, path)
+            assert status == 503
+            assert str(driver.store) in text
         with connect(str(driver.socket)) as channel, pytest.raises(grpc.RpcError) as broken:
             csi_pb2_grpc.IdentityStub(channel).Probe(csi_pb2.ProbeRequest(), timeout=30)
         assert broken.value.code() is grpc.StatusCode.FAILED_PRECONDITION

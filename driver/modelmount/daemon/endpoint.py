@@ -1,5 +1,5 @@
-"""`/metrics` and `/healthz` over plain HTTP, for Prometheus and the kubelet's probes. Nothing in them is a secret or
-names a tenant.
+"""`/metrics`, `/healthz` and `/readyz` over plain HTTP, for Prometheus and the kubelet's probes. Nothing in them is a
+secret or names a tenant.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class Endpoint:
     """Serves from `with` to its end, in threads of its own. Raises Precondition when the address can't be had.
 
     `health` is asked by each `/healthz`: 200 for a process that works or still starts, 503 with the sentence it raises.
+    `/readyz` says 503 to who still starts, too.
     """
 
     def __init__(self, host: str, port: int, *, health: ports.Readiness) -> None:
@@ -105,9 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer(200, generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
         elif path == "/healthz":
-            self._answer(*self._health())
+            self._answer(*self._health(starting=200))
+        elif path == "/readyz":
+            self._answer(*self._health(starting=503))
         else:
-            self._answer(404, b"there are /metrics and /healthz\n")
+            self._answer(404, b"there are /metrics, /healthz and /readyz\n")
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -115,9 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
         """Requests are no news."""
 
-    def _health(self) -> tuple[int, bytes]:
+    def _health(self, starting: int) -> tuple[int, bytes]:
         try:
-            return 200, b"ok\n" if self.server.health() else b"starting\n"
+            return (200, b"ok\n") if self.server.health() else (starting, b"starting\n")
         except ModelMountError as e:
             return 503, f"{e}\n".encode()
 

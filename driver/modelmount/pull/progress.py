@@ -18,6 +18,7 @@ Phase = Literal["resolving", "pulling", "verifying", "unpacking", "linking", "pu
 """What a job does: finds out what is needed; fetches; has all bytes and hashes or syncs the last ones; unpacks the
 rest of the last archive; links the tree. `pushing` and `exporting` are jobs of another kind, with one phase.
 """
+PULL_PHASES: tuple[Phase, ...] = ("resolving", "pulling", "verifying", "unpacking", "linking")
 MOVING: frozenset[Phase] = frozenset({"pulling", "pushing", "exporting"})
 """Phases in which bytes are on their way, at a rate."""
 State = Literal["waiting", "fetching", "unpacking", "ready", "found"]

@@ -7,6 +7,7 @@ busy, and waits for a busy one only when it holds none.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -27,7 +28,7 @@ from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
 from modelmount.pull.peek import peek
 from modelmount.pull.plan import Plan, make_plan
-from modelmount.pull.progress import Snapshot
+from modelmount.pull.progress import PULL_PHASES, Phase, Snapshot
 from modelmount.pull.resolver import Model, Resolver, not_here
 from modelmount.pull.transfer import Transfer
 from modelmount.registry.credentials import Credential
@@ -72,6 +73,8 @@ class Puller:
         self._stopping = threading.Event()
         telemetry.pull_bytes_left.set_function(lambda: sum(s.bytes_total - s.bytes_done for s in self._running()))
         telemetry.pull_files_left.set_function(lambda: sum(len(s.files) - s.files_ready for s in self._running()))
+        for phase in PULL_PHASES:
+            telemetry.pulls_by_phase.labels(phase).set_function(functools.partial(self._in_phase, phase))
         telemetry.pull_bytes_per_second.set_function(lambda: sum(s.rate for s in self._running()))
 
     def ensure(
@@ -133,6 +136,9 @@ class Puller:
     def _running(self) -> list[Snapshot]:
         return [job.snapshot() for job in self.jobs() if job.state is State.RUNNING]
 
+    def _in_phase(self, phase: Phase) -> int:
+        return sum(snapshot.phase == phase for snapshot in self._running())
+
     def stop(self, timeout: float = 10.0) -> None:
         """Cancel every job; their bytes stay. Waits up to `timeout` seconds for their threads to let go."""
         self._stopping.set()
@@ -185,6 +191,7 @@ class Puller:
 
     def _end(self, key: _Key, job: Job, record: PullRecord, outcome: Tree | ModelMountError) -> None:
         """Tell whoever waits; a failed job is forgotten."""
+        telemetry.pulls_total.labels(outcome.reason if isinstance(outcome, ModelMountError) else telemetry.PULLED).inc()
         if isinstance(outcome, ModelMountError):
             with self._lock:
                 if self._jobs.get(key, (None,))[0] is job:

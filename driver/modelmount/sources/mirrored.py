@@ -154,6 +154,7 @@ class _FromMirror:
             raise Unavailable(f"mirror {self._name} sends more of {self._digest} than there is")
         self._position += count
         if count:
+            telemetry.mirror_bytes_total.labels(self._name).inc(count)
             self._turn.heard()
         elif self._position < self._end:
             self._fail(f"it ended {self._digest} after {self._position} of {self._size} bytes")

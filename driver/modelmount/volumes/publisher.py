@@ -67,6 +67,8 @@ REFUSALS = (Forbidden, Unauthenticated, NotFound)
 _PULL_ROUNDS = 3
 UNCOUNTED_INODES = 1 << 32
 """Free inodes of a file system that has no fixed number of them: 0 would mean "full" to whoever watches volumes."""
+SHOWN_PART = 4
+"""At least this part of what is used is shown as available."""
 
 
 class Request(Protocol):
@@ -259,9 +261,9 @@ class Publisher:
         trouble = self._trouble(lease, *found)
         return Stats(
             used_bytes=lease.bytes,
-            available_bytes=figures.f_bavail * figures.f_frsize,
+            available_bytes=shown_available(figures.f_bavail * figures.f_frsize, lease.bytes),
             used_inodes=lease.files,
-            available_inodes=UNCOUNTED_INODES if inodes is None else inodes,
+            available_inodes=UNCOUNTED_INODES if inodes is None else shown_available(inodes, lease.files),
             abnormal=bool(trouble),
             message=trouble or f"{lease.reference or 'the model'} is mounted",
         )
@@ -400,3 +402,12 @@ class Publisher:
                 "recreate the pod to get good ones"
             )
         return ""
+
+
+def shown_available(free: int, used: int) -> int:
+    """What a volume of so many bytes or files says that it has left, on a file system with so many free ones.
+
+    A model never grows, and a cache is meant to be full: so never less than a quarter of what is used. The usual alerts
+    begin where less than 15 % of a volume is left and getting less.
+    """
+    return max(free, used // SHOWN_PART + 1)

@@ -75,7 +75,10 @@ EVERYTHING: Object = {
     "pullSecrets": {"enabled": True, "namespaces": ["team-a", "team-b"]},
     "openshift": {"privilegedSCC": True},
     "csiDriver": {"tokenRequests": [{"audience": "models.example.com"}], "tokensInSecrets": True},
-    "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
+    "metrics": {
+        "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+        "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
+    },
     "networkPolicy": {"enabled": True, "scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "namespace": {"create": True},
 }
@@ -117,7 +120,10 @@ def test_what_it_renders_is_valid_and_has_no_unknown_field(values: Object, tmp_p
     named = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects]
     assert len(named) == len(set(named))
     for o in objects:
-        if o["kind"] != "ServiceMonitor":  # the Prometheus operator's, not in Kubernetes' schemas
+        if o["kind"] not in {
+            "ServiceMonitor",
+            "PrometheusRule",
+        }:  # the Prometheus operator's, not in Kubernetes' schemas
             kubernetes_validate.validate(o, all_versions()[-1], strict=True)
 
 
@@ -281,3 +287,21 @@ def test_secrets_are_read_in_the_namespaces_that_are_named(tmp_path: Path) -> No
         "models-pull-secrets team-a": "RoleBinding",
         "models-pull-secrets team-b": "RoleBinding",
     }
+
+
+def test_alerts_and_dashboard_come_whole_when_they_are_wanted(tmp_path: Path) -> None:
+    shown = {"dashboard": {"enabled": True, "labels": {"grafana_dashboard": "yes"}}}
+    found = rendered({**EVERYTHING, "metrics": {**EVERYTHING["metrics"], **shown}}, tmp_path)
+    objects = {o["kind"]: o for o in found if o["kind"] != "ConfigMap" or dashboard_of(o)}
+    monitoring = manifests.CHART / "monitoring"
+    assert objects["PrometheusRule"]["spec"] == yaml.safe_load((monitoring / "alerts.yaml").read_text())
+    assert objects["PrometheusRule"]["metadata"]["labels"]["release"] == "prometheus"
+    dashboard = objects["ConfigMap"]
+    assert json.loads(dashboard_of(dashboard)) == json.loads((monitoring / "dashboard.json").read_text())
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "yes"
+    assert not any(o["kind"] == "PrometheusRule" or dashboard_of(o) for o in rendered({}, tmp_path))
+
+
+def dashboard_of(o: Object) -> str:
+    """The text of the dashboard that a ConfigMap has, empty where it has none."""
+    return str((o.get("data") or {}).get("modelmount.json", ""))
