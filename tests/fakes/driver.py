@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol, Self
 import grpc
 
 from csi.v1 import csi_pb2, csi_pb2_grpc
-from tests.fakes import kubelet_disk, mounts
+from tests.fakes import hunt, kubelet_disk, mounts
 from tests.fakes.plugins import connect
 from tests.fakes.registry import Tls
 
@@ -56,8 +56,11 @@ class Driver:
     """One node's driver. Use as a context manager, or `start` and `stop`; between a stop and the next start everything
     stays on disk and mounted, as on a node. One thread at a time.
 
+    In its end all that it left is searched for planted secrets (`hunt`).
+
     `registries` are named in the configuration as an admin would: plain http, or their own CA. `settings` are merged
-    over it, one level deep, at each start. `environment` is put over this process's own.
+    over it, one level deep, at each start. `environment` is put over this process's own. `prefix` is a command that
+    starts it, such as one that makes namespaces.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Driver:
         *,
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.store = directory / "store"
@@ -77,6 +81,7 @@ class Driver:
         self._registries = tuple(registries)
         self.settings = dict(settings or {})
         self._environment = dict(environment or {})
+        self._prefix = tuple(prefix)
         self._process: Process | None = None
         self._output: IO[bytes] | None = None
 
@@ -120,9 +125,11 @@ class Driver:
     def run(self, *arguments: str, timeout: float = 120.0, **env: str) -> subprocess.CompletedProcess[str]:
         """The CLI beside the driver, on the same store."""
         self.write_config()
-        return subprocess.run(
+        done = subprocess.run(
             self.command(*arguments), capture_output=True, text=True, timeout=timeout, env=self.environment() | env
         )
+        hunt.demand_clean(done.stdout + done.stderr, f"what `modelmount {arguments[0]}` said")
+        return done
 
     def environment(self) -> dict[str, str]:
         """This environment without settings of ours in it."""
@@ -182,8 +189,13 @@ class Driver:
             volume_context=attributes,
             secrets=secrets or {},
         )
+        hunt.plant_volume(secrets or {}, attributes)
         with connect(str(self.socket)) as channel:
-            csi_pb2_grpc.NodeStub(channel).NodePublishVolume(request, timeout=timeout)
+            try:
+                csi_pb2_grpc.NodeStub(channel).NodePublishVolume(request, timeout=timeout)
+            except grpc.RpcError as e:
+                hunt.demand_clean(str(e), "an error's message")
+                raise
 
     def unpublish(self, volume_id: str, target: Path, *, timeout: float = 60.0) -> None:
         """One bare NodeUnpublishVolume. Raises grpc.RpcError."""
@@ -242,7 +254,7 @@ class Driver:
 
     def _spawn(self, output: IO[bytes], failpoints: str) -> Process:
         return subprocess.Popen(
-            self.command("serve"),
+            [*self._prefix, *self.command("serve")],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -265,6 +277,8 @@ class Driver:
     def _end(self, number: signal.Signals) -> int:
         if self._process is None:
             raise RuntimeError("the driver does not run")
+        if self._process.poll() is None:
+            hunt.search_process(self.pid)
         self._process.send_signal(number)
         status = self._process.wait(STOP_SECONDS)
         self._forget()
@@ -275,6 +289,16 @@ class Driver:
         if self._output is not None:
             self._output.close()
             self._output = None
+        self._hunt()
+
+    def _hunt(self) -> None:
+        """Nothing that a test handed out as a secret is in what this driver wrote."""
+        if self.log.exists():
+            hunt.demand_clean(self.log.read_bytes(), str(self.log))
+        audit = self.settings.get("audit_file")
+        if audit:
+            hunt.search_files(Path(audit).parent.glob(f"{Path(audit).name}*"))
+        hunt.search_store(self.store)
 
 
 def _toml(settings: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> str:

@@ -23,7 +23,7 @@ from typing import Protocol, Self
 import grpc
 
 from csi.v1 import csi_pb2, csi_pb2_grpc
-from tests.fakes import pods
+from tests.fakes import hunt, pods
 from tests.fakes.kubelet_disk import Directories, StillMountedError
 from tests.fakes.plugins import Plugin, PluginWatcher, connect, outcome, spoken
 from tests.fakes.pods import Claim, Pod, Volume
@@ -185,6 +185,8 @@ class Kubelet:
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher = None
+        for event in self.events:
+            hunt.demand_clean(event.message, f"an event {event.reason}")
 
     def restart(self) -> None:
         """Stop and start."""

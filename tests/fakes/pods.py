@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from csi.v1 import csi_pb2
+from tests.fakes import hunt
 
 POD_INFO = "csi.storage.k8s.io/"
 
@@ -78,6 +79,7 @@ def publish_request(
         context[POD_INFO + "pod.uid"] = pod.uid
         context[POD_INFO + "serviceAccount.name"] = pod.service_account
         context[POD_INFO + "ephemeral"] = "false" if volume.claim else "true"
+    hunt.plant_volume(secrets, context)
     mode = _ACCESS_MODES[volume.claim.access_mode] if volume.claim else _MODE.SINGLE_NODE_WRITER
     flags = volume.claim.mount_options if volume.claim else ()
     capability = csi_pb2.VolumeCapability(

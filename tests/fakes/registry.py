@@ -26,6 +26,8 @@ from typing import IO, Any, Self
 
 import trustme
 
+from tests.fakes import hunt
+
 START_SECONDS = 100.0
 _TAKEN = "address already in use"
 _SENTINEL = "/v2/?sentinel="
@@ -287,6 +289,8 @@ class Registry:
                 }
             }
         elif self.users:
+            for name, password in self.users.items():
+                hunt.plant_login(name, password)
             passwords = self.directory / "htpasswd"
             passwords.write_text("".join(_bcrypt_line(name, password) for name, password in self.users.items()))
             config["auth"] = {"htpasswd": {"realm": "test-realm", "path": str(passwords)}}

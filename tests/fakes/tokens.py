@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import NameOID
 
+from tests.fakes import hunt
 from tests.fakes.registry import TokenAuth
 
 
@@ -127,6 +128,7 @@ class TokenServer:
         user = self.users.get(name)
         if user is None or not secrets.compare_digest(user.password.encode(), password.encode()):
             return name, {}, True
+        hunt.plant_login(name, password)
         return name, user.access, False
 
     def _sign(self, subject: str, access: list[dict[str, Any]]) -> str:
@@ -146,7 +148,9 @@ class TokenServer:
         }
         text = f"{_base64url(json.dumps(head).encode())}.{_base64url(json.dumps(claims).encode())}"
         r, s = decode_dss_signature(self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{text}.{_base64url(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+        signature = _base64url(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
+        hunt.plant("bearer token", signature)
+        return f"{text}.{signature}"
 
 
 def _granted(scope: str, allowed: Mapping[str, tuple[str, ...]]) -> dict[str, Any] | None:

@@ -49,13 +49,15 @@ def pull(
     node: wiring.Node, spec: VolumeSpec, credential: Credential, cancelled: threading.Event, *, warm: bool = False
 ) -> tuple[Model, Tree]:
     """Have here what a volume of these attributes would show; the node's job holds it until the node is closed. What is
-    fetched stays in the page cache only when `warm`. Raises what resolving and pulling do.
+    fetched stays in the page cache only when `warm`. It counts as preloaded (`auth.preloaded`). Raises OSError, and
+    what resolving and pulling do.
     """
     model = node.resolver.resolve(spec.reference, spec.pull_policy, credential, spec.choice)
     job = node.puller.ensure(model, spec.selection, credential, prefetch=not warm)
     while (tree := job.wait(Waiter(), watching.LOOK_SECONDS)) is None:
         if cancelled.is_set():
             raise Cancelled("interrupted")
+    node.resolver.preload(spec.reference, model, spec.choice)
     return model, tree
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from modelmount import config
+from modelmount.system import init
 
 
 @click.command(
@@ -38,6 +39,7 @@ def serve(file: str | None, root: str | None, **flags: str | None) -> None:
 
     A node's driver needs root and CAP_SYS_ADMIN; `--mode controller` needs neither. One driver at a time uses a store.
     """
+    init.stand_in()
     overrides = {**flags, "root": None if root is None else str(Path(root).absolute())}
     settings = config.load(file, overrides=overrides)
     # gRPC's C core logs to standard error in a form of its own, and every line there is to be JSON.

@@ -22,7 +22,7 @@ _SHARED = re.compile(
 )
 """Directories that belong to everybody: one of these as the store would lose its mode and its neighbours their way."""
 
-_FILES_OF_HOSTS = ("ca_file", "client_certificate", "client_key")
+_FILES_OF_HOSTS = ("ca_file", "client_certificate", "client_key", "proxy_login_file")
 _DRIVER_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?", re.ASCII)
 _TAINT = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII
@@ -31,6 +31,7 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
 _GLOB = re.compile(r"[a-z0-9.:*?!\[\]-]+", re.ASCII)
+_PREFIX = re.compile(r"\*|[a-z0-9][a-z0-9.:\[\]-]*(?:/[a-z0-9][a-z0-9._-]*)*(?:/\*)?", re.ASCII)
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
@@ -50,6 +51,7 @@ def _paths(settings: Settings) -> Iterator[str]:
         "auth.provider_config": settings.auth.provider_config,
         "auth.program_dir": settings.auth.program_dir,
         "hosts_dir": settings.hosts_dir,
+        "proxy_login_file": settings.proxy_login_file,
         "policy_file": settings.policy_file,
         "audit_file": settings.audit_file,
         "kubernetes.account_dir": settings.kubernetes.account_dir,
@@ -65,6 +67,7 @@ def _paths(settings: Settings) -> Iterator[str]:
     required = {
         "root",
         "kubelet_root",
+        "proxy_login_file",
         *(k for k in named if k.startswith("auth.")),
         *(k for k in named if k.endswith(("]", *_FILES_OF_HOSTS))),
     }
@@ -110,6 +113,12 @@ def _sockets(settings: Settings) -> Iterator[str]:
 def _programs(settings: Settings) -> Iterator[str]:
     if settings.auth.provider_config is not None and settings.auth.program_dir is None:
         yield "auth.provider_config needs auth.program_dir, the directory with the programs it names"
+    for pattern in settings.auth.preloaded:
+        if not _PREFIX.fullmatch(pattern):
+            yield (
+                f"auth.preloaded: {words.shown(pattern)} must be a repository such as harbor.example.com/llm/llama3, a "
+                "prefix such as harbor.example.com/llm/*, or *"
+            )
 
 
 def _names(settings: Settings) -> Iterator[str]:
@@ -149,6 +158,8 @@ def _hosts(settings: Settings) -> Iterator[str]:
             yield f'registries."{host}".client_key needs a client_certificate'
         if registry.proxy != "direct" and not _is_proxy(registry.proxy):
             yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be {_PROXY_WORDS}, or direct'
+        if registry.proxy_login_file is not None and registry.proxy in {"", "direct"}:
+            yield f'registries."{host}".proxy_login_file needs a proxy of this host'
         if registry.plain_http and registry.ca_file is not None:
             yield f'registries."{host}" has both plain_http and ca_file; without TLS there is no CA to trust'
         if registry.server and hosts.api_root(registry.server, override=True) != registry.server:
@@ -163,6 +174,8 @@ def _hosts(settings: Settings) -> Iterator[str]:
                 yield f'registries."{host}".trusted_realms: {words.shown(realm)} must be {_HOST_WORDS}'
     if not _is_proxy(settings.proxy):
         yield f"proxy: {words.shown(settings.proxy)} must be {_PROXY_WORDS}"
+    if settings.proxy_login_file is not None and not settings.proxy:
+        yield "proxy_login_file needs a proxy"
     for pattern in settings.allowed_registries:
         if not _GLOB.fullmatch(pattern):
             yield (
@@ -178,7 +191,7 @@ def _mirrors(settings: Settings) -> list[str]:
 _HOST_WORDS = "host or host:port as it stands in references, in lower case, without scheme or path"
 
 
-_PROXY_WORDS = "a URL such as http://proxy.example.com:3128, without user name and path"
+_PROXY_WORDS = "a URL such as http://proxy.example.com:3128, without login (proxy_login_file) and path"
 
 
 def _is_proxy(text: str) -> bool:

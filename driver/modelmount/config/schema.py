@@ -32,6 +32,8 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """URL of the proxy to reach this host through, and whatever it sends us to; `direct` for none. Empty: `proxy` of
     the top level counts.
     """
+    proxy_login_file: str | None = None
+    """File with `name:password` in one line, for this host's own `proxy`."""
     trusted_realms: list[str] = []
     """Hosts (`host` or `host:port`) besides the registry's own that may act as its token server."""
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
@@ -63,6 +65,14 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """How long a proof counts with `record`; 0 means for as long as the model is here."""
     grace_seconds: LongSeconds = 86400.0
     """How long a proof counts while the registry is down, also with `always`; 0: new pods don't start then."""
+    preloaded: list[str] = []
+    """Repositories (`harbor.example.com/llm/llama3`) and prefixes (`harbor.example.com/llm/*`, or `*` for all) of which
+    pods may read, without a proof, what an admin put here with `modelmount pull` or `import`.
+    """
+    node_credential: Literal["deny_if_pod_has_secret", "share", "off"] = "deny_if_pod_has_secret"
+    """Whom the node's own credentials (`docker_config`, `provider_config`) open doors for: pods that bring no Secret,
+    also those whose Secret has nothing for the registry (`share`), or no pod, and the command line alone (`off`).
+    """
     docker_config: str | None = None
     """Path of a docker `config.json` whose credentials are used when the pod brings none."""
     provider_config: str | None = None
@@ -232,6 +242,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """URL of the http proxy through which registries are reached (CONNECT), such as `http://proxy.example.com:3128`.
     Empty means none; those of the environment never count.
     """
+    proxy_login_file: str | None = None
+    """File with `name:password` in one line, for the proxy of the top level; read for each connection."""
     hosts_dir: str = ""
     """Directory with containerd's `<host>/hosts.toml` files, often `/etc/containerd/certs.d`: the mirrors of
     registries. Empty means none.

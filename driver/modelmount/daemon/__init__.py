@@ -26,7 +26,7 @@ from modelmount.daemon.ending import Ending
 from modelmount.daemon.endpoint import Endpoint
 from modelmount.errors import Cancelled, Internal, ModelMountError, Precondition
 from modelmount.service import ports, server
-from modelmount.system import host, mount, process
+from modelmount.system import host, mount, privilege, process
 from modelmount.system.lock import LockCancelled, LockTimeout
 from modelmount.volumes import recovery
 
@@ -54,8 +54,9 @@ def run(settings: config.Settings, reread: Callable[[], config.Settings] | None 
     process.harden()
     ending = Ending()
     ending.catch_signals()
-    _announce(settings)
     try:
+        privilege.keep(() if settings.mode == "controller" else privilege.of_the_driver())
+        _announce(settings)
         with contextlib.ExitStack() as stack:
             return _serve(settings, config.Live(settings, reread or (lambda: settings)), ending, stack)
     except Cancelled as e:

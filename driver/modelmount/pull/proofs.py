@@ -31,10 +31,12 @@ from modelmount.system import atomic
 
 log = logging.getLogger(__name__)
 
-Proof = Literal["registry", "record", "grace", "off"]
+Proof = Literal["registry", "record", "grace", "preloaded", "off"]
 """By what access was granted: the registry's answer now, an earlier one that still counts, an earlier one because the
-registry is down, or nothing, because the admin wants none.
+registry is down, the admin who put it here, or nothing, because the admin wants none.
 """
+PRELOADED: Final = "preloaded-"
+"""Begins the names of marks that say so; such a mark is no record, and for everybody."""
 
 KEY_FILE: Final = "node.key"
 KEY_BYTES: Final = 32
@@ -80,6 +82,8 @@ class Proofs:
         """
         if not self.wanted:
             return "off"
+        if self._opens(repository) and os.path.exists(self._mark(repository, digest, manifest)):
+            return "preloaded"
         if self._auth.verification == "record" and self._stands(
             repository, digest, manifest, credential, self._auth.record_seconds or None
         ):
@@ -100,6 +104,15 @@ class Proofs:
             raise
         self.record(repository, digest, manifest, credential)
         return "registry"
+
+    def preload(self, repository: Repository, digest: Digest, manifest: Digest) -> None:
+        """An admin put it here: pods may read it without a proof where `auth.preloaded` says so, now or later. Raises
+        OSError.
+        """
+        path = self._mark(repository, digest, manifest)
+        with self._store.locks.shared():
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
     def record(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> None:
         """The registry agreed just now. What can't be written is logged: the next publish asks again."""
@@ -123,6 +136,18 @@ class Proofs:
             log.warning("cannot keep a proof of access to %s: %s", repository, e.strerror)
 
     # -- inside
+
+    def _opens(self, repository: Repository) -> bool:
+        """Whether what is preloaded of it is for everybody."""
+        name = str(repository)
+        return any(
+            name.startswith(pattern.removesuffix("*")) if pattern.endswith("*") else name == pattern
+            for pattern in self._auth.preloaded
+        )
+
+    def _mark(self, repository: Repository, digest: Digest, manifest: Digest) -> str:
+        where, _, name = self._path(repository, digest, manifest, None).rpartition("/")
+        return f"{where}/{PRELOADED}{name}"
 
     def _is_down(self, repository: Repository) -> bool:
         """Whether it could not be asked a moment ago. By repository: one that answers nobody must not vouch for
@@ -169,17 +194,19 @@ class Proofs:
 
     def _make_room(self, directory: str, lifetime: float) -> bool:
         """Take away what counts no longer; whether there is room for one more."""
-        names = os.listdir(directory)
+        names = [name for name in os.listdir(directory) if not name.startswith(PRELOADED)]
         if len(names) < MOST_RECORDS:
             return True
+        left = len(names)
         for name in names:
             age = self._age(f"{directory}/{name}")
             if age is not None and not -FUTURE_SECONDS <= age < lifetime:
                 os.unlink(f"{directory}/{name}")
-        return len(os.listdir(directory)) < MOST_RECORDS
+                left -= 1
+        return left < MOST_RECORDS
 
-    def _path(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> str:
-        parts = (repository.scope, str(digest), *credential.secrets)
+    def _path(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential | None) -> str:
+        parts = (repository.scope, str(digest), *(credential.secrets if credential is not None else ()))
         text = b"".join(len(part).to_bytes(4, "big") + part for part in (each.encode() for each in parts))
         name = hmac.new(self._node_key(), text, hashlib.sha256).hexdigest()
         return f"{self._store.root}/models/{manifest.hex}/proofs/{name}"

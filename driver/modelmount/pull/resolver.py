@@ -124,6 +124,12 @@ class Resolver:
         self._proofs.record(repository, top, manifest, credential)
         return Model(repository, manifest, "registry" if self._proofs.wanted else "off")
 
+    def preload(self, reference: Reference, model: Model, choice: Choice = ANY) -> None:
+        """Mark `model`, which this reference was resolved to, as put here by an admin. Raises OSError."""
+        known = self._known(reference, choice)
+        digest = Digest.parse(known.digest) if known is not None else model.manifest
+        self._proofs.preload(model.repository, digest, model.manifest)
+
     def manifest(self, model: Model, credential: Credential) -> Manifest:
         """The parsed manifest of `model`, downloaded by digest when this scope doesn't have it."""
         document = self._document(model.repository, model.manifest, credential)

@@ -54,9 +54,9 @@ class Server:
     """Serves CSI by `settings` from `start` to `stop`; each is called once, by one thread.
 
     The caller holds the lock of the store's root: only one driver may make these sockets. The parent directory of the
-    CSI socket is made (0700), the kubelet's directory isn't. `on_fatal` is called at most once, with a sentence, when
-    this instance can no longer be reached or isn't wanted: the process should stop and exit non-zero. It is called from
-    any thread and must not block.
+    CSI socket is made, the kubelet's isn't; it is 0700 where it was made here or is named like the driver. `on_fatal`
+    is called at most once, with a sentence, when this instance can no longer be reached or isn't wanted: the process
+    should stop and exit non-zero. It is called from any thread and must not block.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Server:
         observe: interceptors.Observe = interceptors.record,
         check_seconds: float = CHECK_SECONDS,
     ) -> None:
-        self._on_fatal = on_fatal
+        self._on_fatal, self._driver_name = on_fatal, settings.driver_name
         self._check_seconds = check_seconds
         self._stopping = threading.Event()
         self._fatal = threading.Lock()
@@ -112,7 +112,10 @@ class Server:
         """Serve the CSI socket, and once it answers appear to the kubelet. Raises Precondition or Unavailable, with
         nothing left behind.
         """
-        self._csi.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = self._csi.path.parent
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.name == self._driver_name:  # the driver's own, which Kubernetes makes for everybody to read
+            directory.chmod(0o700)
         try:
             self._csi.start()
             if self._registration is not None:

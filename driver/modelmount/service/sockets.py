@@ -50,7 +50,7 @@ class SocketName:
 
     @classmethod
     def bind(cls, server: grpc.Server, path: Path) -> SocketName:
-        """Give `server` a socket at `path`, accessible to this user only. A dead socket there is replaced.
+        """Give `server` a socket at `path`, 0600. A dead socket there is replaced.
 
         Raises Precondition when something else is in the way, a living server too, or the directory is missing.
         """
@@ -62,6 +62,7 @@ class SocketName:
         try:
             address = f"unix:/proc/self/fd/{directory}/{quote(path.name)}"
             _with_private_umask(lambda: server.add_insecure_port(address))
+            os.chmod(path.name, 0o600, dir_fd=directory)  # the umask left it 0700, for nobody else at any time
             return cls(path, directory, os.open(path.name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory))
         except (OSError, RuntimeError) as e:
             os.close(directory)

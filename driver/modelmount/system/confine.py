@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modelmount.system import landlock, seccomp, syscalls
+from modelmount.system import landlock, privilege, seccomp, syscalls
 from modelmount.system.seccomp import CLONE_THREAD, CLONE_VM, PROT_EXEC, Rule
 
 FIRST_USER: Final = 0x7000_0000
@@ -26,9 +26,6 @@ NOBODY: Final = 65534
 THREADS: Final = 16
 
 _PR_SET_PDEATHSIG: Final = 1
-_PR_CAPBSET_DROP: Final = 24
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_CAPABILITY_VERSION_3: Final = 0x20080522
 _SIGNALS_OF_LIMITS: Final = 2
 """CPU seconds between the signal at the soft limit and the kill at the hard one."""
 
@@ -116,12 +113,11 @@ def enter(directory: int | None, limits: Limits, parent: int) -> None:
     the process should end too.
     """
     _limit(limits)
-    is_root = os.geteuid() == 0
-    if is_root:
-        _drop_bounding_set()
-        _become(directory, user_of(os.getpid()))
-    syscalls.call("capset", _capability_header(), _no_capabilities())
-    syscalls.prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    if os.geteuid() == 0:
+        privilege.bound(())
+        if _become(directory, user_of(os.getpid())) != NOBODY:
+            _set(resource.RLIMIT_NPROC, THREADS, THREADS)  # of this user; another one has processes that aren't ours
+    privilege.keep(())
     syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user forgets it
     if os.getppid() != parent:
         raise ProcessLookupError(errno.ESRCH, "the parent has ended")
@@ -138,8 +134,6 @@ def _limit(limits: Limits) -> None:
     _set(resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes)
     _set(resource.RLIMIT_NOFILE, limits.descriptors, limits.descriptors)
     _set(resource.RLIMIT_CORE, 0, 0)
-    if os.geteuid() == 0:  # of a user of its own; another one has processes that aren't ours
-        _set(resource.RLIMIT_NPROC, THREADS, THREADS)
 
 
 def _set(what: int, soft: int, hard: int) -> None:
@@ -150,20 +144,8 @@ def _set(what: int, soft: int, hard: int) -> None:
     resource.setrlimit(what, (soft, hard))
 
 
-def _drop_bounding_set() -> None:
-    capability = 0
-    while True:
-        try:
-            syscalls.prctl(_PR_CAPBSET_DROP, capability)
-        except OSError as e:
-            if e.errno == errno.EINVAL:  # the kernel has no more
-                return
-            raise
-        capability += 1
-
-
-def _become(directory: int | None, user: int) -> None:
-    """Give up root for this user and the group of the same number."""
+def _become(directory: int | None, user: int) -> int:
+    """Give up root for this user and the group of the same number; which user that is now."""
     os.setgroups([])
     try:
         os.setresgid(user, user, user)
@@ -175,11 +157,4 @@ def _become(directory: int | None, user: int) -> None:
     if directory is not None:
         os.fchown(directory, user, user)
     os.setresuid(user, user, user)
-
-
-def _capability_header() -> syscalls.Buffer:
-    return syscalls.buffer(_CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4))
-
-
-def _no_capabilities() -> syscalls.Buffer:
-    return syscalls.buffer(bytes(24))
+    return user

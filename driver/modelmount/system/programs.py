@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 _CHUNK_BYTES: Final = 64 << 10
+_LOOK_SECONDS: Final = 0.01
 _OURS: Final = ("MODELMOUNT_", "CSI_")
 _OTHERS_MAY_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -57,7 +58,8 @@ def run(
     """Start `path`, give it `question`, and return once it has ended. Its environment is this process's without our own
     settings, and `environment`. What it writes to standard error is dropped: there may be secrets in it.
 
-    Raises ProgramError; after `seconds`, or with more than `most_bytes` of output, it and its children are killed.
+    In the end it has ended and its children were killed, however well it went. Raises ProgramError; after `seconds`, or
+    with more than `most_bytes` of output, it is killed too.
     """
     check(path)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
@@ -76,49 +78,53 @@ def run(
         raise ProgramError(f"can't be started ({e.strerror})") from e
     try:
         with process:
-            text = _talk(process, question, deadline, most_bytes)
             try:
-                status = process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _kill(process)
-                raise TimeoutError from None
+                text = _talk(process, question, deadline, most_bytes)
+                _await_end(process, deadline)
+            finally:
+                _kill(process)  # nobody has waited for it, so its group can't be another's
+            status = process.wait()
     except TimeoutError:
         raise ProgramError(f"didn't end within {seconds:g} s") from None
     return Output(status, text)
 
 
 def _talk(process: subprocess.Popen[bytes], question: bytes, deadline: float, most_bytes: int) -> bytes:
-    """Everything it writes until it closes its output. A program that is to end otherwise is killed first."""
+    """Everything it writes until it closes its output."""
     text = bytearray()
-    try:
-        with selectors.DefaultSelector() as selector:
-            if process.stdin is None or process.stdout is None:
-                raise ProgramError("has no pipes")
-            os.set_blocking(process.stdin.fileno(), False)
-            selector.register(process.stdin, selectors.EVENT_WRITE)
-            selector.register(process.stdout, selectors.EVENT_READ)
-            left = memoryview(question)
-            while selector.get_map():
-                ready = selector.select(max(0.0, deadline - time.monotonic()))
-                if not ready and time.monotonic() >= deadline:
-                    raise TimeoutError
-                for key, _ in ready:
-                    if key.fileobj is process.stdin:
-                        left = left[_write(process.stdin.fileno(), left) :]
-                        if not left:
-                            selector.unregister(process.stdin)
-                            process.stdin.close()
-                        continue
-                    received = os.read(process.stdout.fileno(), _CHUNK_BYTES)
-                    text += received
-                    if not received:
-                        selector.unregister(process.stdout)
-                    if len(text) > most_bytes:
-                        raise ProgramError(f"wrote more than {most_bytes} bytes")
-    except BaseException:
-        _kill(process)
-        raise
+    with selectors.DefaultSelector() as selector:
+        if process.stdin is None or process.stdout is None:
+            raise ProgramError("has no pipes")
+        os.set_blocking(process.stdin.fileno(), False)
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        selector.register(process.stdout, selectors.EVENT_READ)
+        left = memoryview(question)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready and time.monotonic() >= deadline:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fileobj is process.stdin:
+                    left = left[_write(process.stdin.fileno(), left) :]
+                    if not left:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                received = os.read(process.stdout.fileno(), _CHUNK_BYTES)
+                text += received
+                if not received:
+                    selector.unregister(process.stdout)
+                if len(text) > most_bytes:
+                    raise ProgramError(f"wrote more than {most_bytes} bytes")
     return bytes(text)
+
+
+def _await_end(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Return once it has ended, without taking note of it as wait(2) does. Raises TimeoutError."""
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        time.sleep(_LOOK_SECONDS)
 
 
 def _write(fd: int, data: memoryview) -> int:

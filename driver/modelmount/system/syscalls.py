@@ -26,6 +26,7 @@ NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
         "landlock_create_ruleset": 444,
         "landlock_add_rule": 445,
         "landlock_restrict_self": 446,
+        "capget": 125,
         "capset": 126,
     },
     "aarch64": {
@@ -38,6 +39,7 @@ NUMBERS: Final[Mapping[str, Mapping[str, int]]] = {
         "landlock_create_ruleset": 444,
         "landlock_add_rule": 445,
         "landlock_restrict_self": 446,
+        "capget": 90,
         "capset": 91,
     },
 }
@@ -65,6 +67,7 @@ _ARGUMENTS: Final = {
     "landlock_create_ruleset": (_buffer, _number, _number),
     "landlock_add_rule": (_number, _number, _buffer, _number),
     "landlock_restrict_self": (_number, _number),
+    "capget": (_buffer, _buffer),
     "capset": (_buffer, _buffer),
 }
 # Each call is declared, since syscall(2) is variadic: an int passed to it bare would be cut to 32 bits.

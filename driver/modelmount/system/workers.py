@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from modelmount.system import process
+from modelmount.system import privilege, process
 
 MESSAGE_BYTES: Final = 128 << 10
 """Most that a message may have, either way."""
@@ -241,7 +241,9 @@ def _signal_name(number: int) -> str:
 
 def serve(module: str, descriptor: int) -> NoReturn:
     """Be a helper, whose orders come over the socket with this descriptor, until that ends."""
+    process.go_first()
     process.harden()
+    privilege.keep(privilege.WORKERS)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whoever orders says when it is over
         signal.signal(name, signal.SIG_IGN)
     imported = importlib.import_module(module)

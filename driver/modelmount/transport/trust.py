@@ -16,7 +16,7 @@ from modelmount.transport.url import Url
 @dataclass(frozen=True, slots=True)
 class Trust:
     """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them. `client` are the files of a
-    certificate to show and of its key, `proxy` what to go through.
+    certificate to show and of its key, `proxy` what to go through, `proxy_login` the file with what that wants to know.
     """
 
     reach: Reach
@@ -24,6 +24,7 @@ class Trust:
     system_cas: bool = False
     client: tuple[str, str | None] | None = None
     proxy: str = ""
+    proxy_login: str | None = None
 
 
 def judge(settings: Settings, registry: str, url: Url) -> Trust:
@@ -51,22 +52,22 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     client = None
     if there is not None and there.client_certificate is not None:
         client = there.client_certificate, there.client_key
-    proxy = _proxy(settings, listed, own, url)
+    proxy, login = _proxy(settings, listed, own, url)
     if listed is not None and settings.registries[listed].ca_file is not None:
-        return Trust(reach, settings.registries[listed].ca_file, client=client, proxy=proxy)
+        return Trust(reach, settings.registries[listed].ca_file, client=client, proxy=proxy, proxy_login=login)
     if own.ca_file is None:
-        return Trust(reach, system_cas=True, client=client, proxy=proxy)
-    return Trust(reach, own.ca_file, system_cas=not at_home, client=client, proxy=proxy)
+        return Trust(reach, system_cas=True, client=client, proxy=proxy, proxy_login=login)
+    return Trust(reach, own.ca_file, system_cas=not at_home, client=client, proxy=proxy, proxy_login=login)
 
 
-def _proxy(settings: Settings, listed: str | None, own: Registry, url: Url) -> str:
-    """What to go through: the word on the host itself, on the registry that led there, on all; empty for nothing. This
-    node itself, such as a mirror on it, is behind no proxy that isn't named for it.
+def _proxy(settings: Settings, listed: str | None, own: Registry, url: Url) -> tuple[str, str | None]:
+    """What to go through, and with which login: the word on the host itself, on the registry that led there, on all;
+    empty for nothing. This node itself, such as a mirror on it, is behind no proxy that isn't named for it.
     """
-    for said in (settings.registries[listed].proxy if listed is not None else "", own.proxy):
-        if said:
-            return "" if said == "direct" else said
-    return "" if _is_loopback(url.host) else settings.proxy
+    for said in (settings.registry(listed) if listed is not None else own, own):
+        if said.proxy:
+            return ("", None) if said.proxy == "direct" else (said.proxy, said.proxy_login_file)
+    return ("", None) if _is_loopback(url.host) else (settings.proxy, settings.proxy_login_file)
 
 
 def _reach(settings: Settings, registry: str, *, named: bool, at_home: bool) -> Reach:

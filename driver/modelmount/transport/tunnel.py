@@ -5,9 +5,11 @@ The proxy resolves names, so what it may reach is its own rules' business; an ad
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 import time
+from pathlib import Path
 from typing import Final
 
 from modelmount.errors import Forbidden, Unavailable
@@ -18,15 +20,19 @@ from modelmount.transport.trust import Trust
 from modelmount.transport.url import Url
 
 MAX_ANSWER_BYTES: Final = 16 << 10
+_MAX_LOGIN_BYTES: Final = 4096
+_WANTS_LOGIN: Final = 407
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 
 
 def tunnel(dialer: Dialer, trust: Trust, host: str, port: int, timeout: float) -> Timed:
     """A socket that is connected to `host` through `trust.proxy`, within `timeout` seconds, which are then its timeout.
 
-    Raises Forbidden for an address that `trust.reach` doesn't cover, Unavailable for everything else.
+    Raises Forbidden for an address that `trust.reach` doesn't cover, Unavailable for everything else, also where the
+    file with the proxy's login can't be used; nothing of that is in any message.
     """
     _judge(host, trust.reach)
+    login = _login(trust.proxy_login) if trust.proxy_login is not None else ""
     deadline = time.monotonic() + timeout
     proxy = Url.parse(trust.proxy)
     try:
@@ -36,8 +42,13 @@ def tunnel(dialer: Dialer, trust: Trust, host: str, port: int, timeout: float) -
     try:
         sock.deadline = deadline
         there = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        sock.sendall(f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n\r\n".encode("ascii"))
+        sock.sendall(f"CONNECT {there} HTTP/1.1\r\nHost: {there}\r\n{login}\r\n".encode("ascii"))
         status = _status(sock)
+        if status == _WANTS_LOGIN:
+            raise Unavailable(
+                f"the proxy {proxy.authority} doesn't take "
+                + ("what proxy_login_file says" if login else "strangers; the admin has to set proxy_login_file")
+            )
         if not 200 <= status < 300:
             raise Unavailable(f"the proxy {proxy.authority} lets nobody through to {there} (it answered {status})")
         sock.deadline = None
@@ -49,6 +60,19 @@ def tunnel(dialer: Dialer, trust: Trust, host: str, port: int, timeout: float) -
         sock.close()
         raise
     return sock
+
+
+def _login(file: str) -> str:
+    """The header that shows the name and password of this file (RFC 7617), read anew: they may be rotated."""
+    try:
+        with Path(file).open("rb") as opened:
+            line = opened.read(_MAX_LOGIN_BYTES).rstrip(b"\r\n")
+    except OSError as e:
+        reason = f"can't be read ({e.strerror})"
+        raise Unavailable(f"the proxy's login {file} {reason}; the admin has to put it right") from e
+    if not re.fullmatch(rb"[^\x00-\x1f:]+:[^\x00-\x1f]+", line):
+        raise Unavailable(f"the proxy's login {file} isn't name:password in one line; the admin has to put it right")
+    return f"Proxy-Authorization: Basic {base64.b64encode(line).decode()}\r\n"
 
 
 def _status(sock: Timed) -> int:

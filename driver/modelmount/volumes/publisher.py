@@ -126,9 +126,11 @@ class FindsCredentials(Protocol):
         secrets: Mapping[str, str],
         tokens: str = "",
         account: ServiceAccount | None = None,
+        *,
+        of_pod: bool = False,
     ) -> Credential:
         """The credential for this repository: the volume's own, that of the pod's service account, the node's, else
-        anonymous.
+        anonymous. `of_pod`: the node's only where the admin lets pods have it.
         """
 
 
@@ -313,7 +315,7 @@ class Publisher:
             reference, choice = replace(reference, tag=None, digest=lease.model.manifest), ANY
         tokens = account_tokens(request.attributes, request.secrets)
         credential = self._credentials.find(
-            reference.repository, request.secrets, tokens, service_account(request.attributes)
+            reference.repository, request.secrets, tokens, service_account(request.attributes), of_pod=True
         )
         model = self._resolver.resolve(reference, policy, credential, choice)
         check.model(model, self._store, wanted.spec.selection)

@@ -9,6 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -260,13 +261,15 @@ def test_only_an_empty_directory_becomes_a_layout(machine: Machine) -> None:
 
 
 @pytest.mark.mount
-def test_pods_get_an_imported_model_with_no_registry_where_the_admin_wants_no_proofs(machine: Machine) -> None:
+@pytest.mark.parametrize("auth", [{"verification": "never"}, {"preloaded": ["*"]}])
+def test_pods_get_an_imported_model_with_no_registry_where_the_admin_wants_no_proofs(
+    machine: Machine, auth: dict[str, Any]
+) -> None:
     pushed = machine.push()
     layout = machine.directory / "models"
     machine.run("export", pushed.reference, str(layout))
     machine.registry.stop()
-    settings = {"auth": {"verification": "never"}}
-    with Driver(machine.directory / "gap", [machine.registry], settings=settings) as driver:
+    with Driver(machine.directory / "gap", [machine.registry], settings={"auth": auth}) as driver:
         done = driver.run("import", str(layout), pushed.reference)
         assert done.returncode == 0, done.stderr
         for policy in ("Never", "IfNotPresent"):
@@ -288,7 +291,8 @@ def test_an_import_is_nobodys_proof_of_access(private: Machine) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert private.run("import", str(layout), pushed.reference).code == 0
-    assert list(private.driver.store.glob("models/*/proofs/*")) == []
+    marks = list(private.driver.store.glob("models/*/proofs/*"))
+    assert [path.name.partition("-")[0] for path in marks] == ["preloaded"]  # which counts where the admin says so
     target = private.directory / "mnt"
     refused = private.run("mount", pushed.reference, str(target))
     assert refused.code == 4, refused.err

@@ -325,6 +325,88 @@ def test_records_do_not_become_more_and_more(bench: Bench) -> None:
     assert len(bench.records()) == 1
 
 
+def test_a_record_that_a_crash_kept_from_being_written_is_absent(bench: Bench) -> None:
+    bench.read(ALICE)
+    for record in bench.records():
+        record.unlink()  # as if the driver had ended between the pull and the record
+    bench.node(verification="record")
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+    bench.registry.start()
+    assert bench.read(ALICE) == "registry"
+    assert bench.read(ALICE) == "record"
+
+
+@pytest.mark.parametrize("mode", [0, 0o600])
+def test_a_record_that_can_not_be_read_as_one_is_none(bench: Bench, mode: int) -> None:
+    bench.read(ALICE)
+    (record,) = bench.records()
+    record.unlink()
+    record.symlink_to("/nowhere" if mode else record.name)  # to nothing, or to itself
+    os.utime(record, (0, 0), follow_symlinks=False)
+    bench.registry.stop()
+    with pytest.raises(Unavailable):
+        bench.read(ALICE)
+
+
+# -- what an admin put here
+
+
+def preload(bench: Bench) -> None:
+    """As `modelmount pull` does."""
+    reference = Reference.parse(bench.pushed.reference)
+    bench.resolver.preload(reference, bench.resolver.resolve(reference, "Always", ALICE))
+
+
+def test_what_an_admin_put_here_is_proved_like_everything_else(bench: Bench) -> None:
+    preload(bench)
+    with pytest.raises(REFUSED):
+        bench.read(NOBODY)
+
+
+@pytest.mark.parametrize("pattern", ["{host}/team/tiny", "{host}/team/*", "{host}/*", "*"])
+def test_unless_the_admin_says_that_it_is_for_everybody(bench: Bench, pattern: str) -> None:
+    bench.read(BOB)
+    preload(bench)
+    bench.node(preloaded=[pattern.format(host=bench.registry.host)])
+    bench.requests()
+    assert bench.read(NOBODY) == bench.read(WRONG) == "preloaded"
+    bench.registry.stop()
+    assert bench.read(NOBODY) == "preloaded"
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{host}/team/tin", "{host}/team/tiny/*", "{host}/tea/*", "elsewhere.example.com/*"]
+)
+def test_which_is_for_the_repositories_that_are_named(bench: Bench, pattern: str) -> None:
+    preload(bench)
+    bench.node(preloaded=[pattern.format(host=bench.registry.host)])
+    with pytest.raises(REFUSED):
+        bench.read(NOBODY)
+
+
+def test_what_pods_pulled_is_not_preloaded(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.node(preloaded=["*"])
+    with pytest.raises(REFUSED):
+        bench.read(NOBODY)
+
+
+def test_what_is_preloaded_stays_so_among_many_records(bench: Bench) -> None:
+    preload(bench)
+    bench.node(preloaded=["*"], grace_seconds=HOUR)
+    directory = bench.records()[0].parent
+    for number in range(MOST_RECORDS):
+        (directory / f"{number:064x}").touch()
+    bench.grow_old(2 * HOUR)
+    bench.node(grace_seconds=HOUR)
+    assert bench.read(BOB) == "registry"
+    assert len(bench.records()) == 2
+    bench.node(preloaded=["*"])
+    assert bench.read(NOBODY) == "preloaded"
+
+
 # -- what who is refused learns
 
 

@@ -39,7 +39,7 @@ def test_a_socket_is_accessible_to_its_owner_only_and_the_umask_of_the_process_s
     try:
         served.start()
         assert os.umask(0o022) == 0o022
-        assert stat.S_IMODE(served.path.stat().st_mode) == 0o700
+        assert stat.S_IMODE(served.path.stat().st_mode) == 0o600
     finally:
         os.umask(before)
         served.stop(0)

@@ -103,3 +103,13 @@ def test_nothing_of_an_answer_shows_in_a_repr(tmp_path: Path) -> None:
     program.write_text(f"#!{sys.executable}\nprint('hunter2')\n")
     program.chmod(0o755)
     assert "hunter2" not in repr(run(program))
+
+
+def test_children_of_one_that_ended_well_end_too(tmp_path: Path) -> None:
+    program = script(tmp_path / "p", f"echo $$ > {tmp_path}/pid; sleep 600 >/dev/null & echo done")
+    assert run(program) == Output(0, b"done\n")
+    group = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + SECONDS
+    while _runs(group):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

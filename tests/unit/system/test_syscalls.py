@@ -24,6 +24,7 @@ UPSTREAM = {
         444 landlock_create_ruleset
         445 landlock_add_rule
         446 landlock_restrict_self
+        125 capget
         126 capset
     """,
     "aarch64": """
@@ -36,6 +37,7 @@ UPSTREAM = {
         444 landlock_create_ruleset
         445 landlock_add_rule
         446 landlock_restrict_self
+        90 capget
         91 capset
     """,
 }

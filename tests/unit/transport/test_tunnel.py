@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -29,6 +31,9 @@ class ConnectProxy:
 
     def __init__(self, names: dict[str, int], answer: bytes | None = None) -> None:
         self.asked: list[str] = []
+        self.shown: list[str] = []
+        self.login = ""
+        """What clients must show, as Basic authentication has it; empty for nothing."""
         self._names, self._answer = names, answer
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -61,6 +66,11 @@ class ConnectProxy:
                 head += received
             target = head.split()[1].decode()
             self.asked.append(f"{head.split()[0].decode()} {target}")
+            shown = re.search(rb"\r\nProxy-Authorization: Basic (\S+)\r\n", head)
+            self.shown.append(shown[1].decode() if shown is not None else "")
+            if self.login and self.shown[-1] != self.login:
+                self._refuse(peer)
+                return
             if self._answer is not None:
                 peer.sendall(self._answer)
                 peer.close()
@@ -71,6 +81,10 @@ class ConnectProxy:
             peer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             threading.Thread(target=_pump, args=(there, peer), daemon=True).start()
             _pump(peer, there)
+
+    def _refuse(self, peer: socket.socket) -> None:
+        peer.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n")
+        peer.close()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
@@ -151,7 +165,6 @@ def test_this_node_itself_is_behind_no_proxy_but_its_own(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "it answered 407"),
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", "it answered 403"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "it answered 0"),
         (b"", "it answered 0"),
@@ -166,6 +179,61 @@ def test_a_proxy_that_lets_nobody_through_says_so(
     with pytest.raises(Unavailable, match=r"the proxy 127.0.0.1:\d+ (lets nobody through|didn't answer)") as told:
         ask(pool, "https://registry.example.com/a", "registry.example.com")
     assert words in told.value.message or "didn't answer" in told.value.message
+
+
+def test_a_proxy_gets_its_login_and_nobody_else_does(
+    tmp_path: Path, server: WireServer, make_pool: MakePool, proxy: Callable[..., ConnectProxy]
+) -> None:
+    through = proxy({"registry.example.com": server.port})
+    through.login = base64.b64encode(b"node:pr0xy-password:1").decode()
+    login = tmp_path / "login"
+    login.write_text("node:outdated-password\n")
+    server.on("/a", Answer(body=b"here"))
+    listed = Registry(plain_http=True)
+    settings = Settings(proxy=through.url, proxy_login_file=str(login), registries={"registry.example.com": listed})
+    pool = make_pool(settings)
+    with pytest.raises(Unavailable, match=r"doesn't take what proxy_login_file says") as told:
+        ask(pool, "http://registry.example.com/a", "registry.example.com")
+    assert "outdated-password" not in f"{told.value} {told.value.__cause__}"
+    login.write_text("node:pr0xy-password:1\n")  # rotated: counts at once
+    assert ask(pool, "http://registry.example.com/a", "registry.example.com") == b"here"
+    assert through.shown[-1] == through.login
+    assert not any("proxy-authorization" in each.headers for each in server.asked())
+
+
+def test_a_proxy_that_wants_a_login_says_so(make_pool: MakePool, proxy: Callable[..., ConnectProxy]) -> None:
+    through = proxy({})
+    through.login = "something"
+    with pytest.raises(Unavailable, match="has to set proxy_login_file"):
+        ask(make_pool(Settings(proxy=through.url)), "https://registry.example.com/a", "registry.example.com")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no-colon-in-it", b":no-name", b"two:lines\nX-Evil: 1", b"nul:\0"])
+def test_a_login_that_can_not_be_used_is_the_admins_to_put_right(
+    tmp_path: Path, make_pool: MakePool, proxy: Callable[..., ConnectProxy], content: bytes | None
+) -> None:
+    through, login = proxy({}), tmp_path / "login"
+    if content is not None:
+        login.write_bytes(content)
+    pool = make_pool(Settings(proxy=through.url, proxy_login_file=str(login)))
+    with pytest.raises(Unavailable, match="the admin has to put it right") as told:
+        ask(pool, "https://registry.example.com/a", "registry.example.com")
+    assert "Evil" not in str(told.value)
+    assert through.asked == []
+
+
+def test_a_login_is_for_the_proxy_that_it_is_named_with(
+    tmp_path: Path, server: WireServer, make_pool: MakePool, proxy: Callable[..., ConnectProxy]
+) -> None:
+    names = {"registry.example.com": server.port}
+    general, own = proxy(names), proxy(names)
+    login = tmp_path / "login"
+    login.write_text("node:pr0xy-password")
+    server.on("/a", Answer(body=b"here"))
+    listed = Registry(plain_http=True, proxy=own.url)
+    settings = Settings(proxy=general.url, proxy_login_file=str(login), registries={"registry.example.com": listed})
+    assert ask(make_pool(settings), "http://registry.example.com/a", "registry.example.com") == b"here"
+    assert own.shown == [""]
 
 
 def test_a_proxy_that_is_down_says_so(make_pool: MakePool) -> None:

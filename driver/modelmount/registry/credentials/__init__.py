@@ -7,6 +7,9 @@
 5. the `imagePullSecrets` of the pod's service account, where the admin wants it;
 6. none.
 
+Steps 3 and 4 are the node's own credentials. Which pods they open doors for is the admin's word
+(`auth.node_credential`); unless told otherwise, those that bring no Secret.
+
 Rule of this room: a way to find one is a file of its own that knows nothing of the others, and one step in
 `Credentials`. What is malformed is named by its key; nothing of a Secret ever gets into a message, a log, a repr or the
 cause of an error. Programs are the node's own, in one directory that the admin names; nothing of a volume names one.
@@ -50,8 +53,11 @@ class Credentials:
         secrets: Mapping[str, str],
         tokens: str = "",
         account: ServiceAccount | None = None,
+        *,
+        of_pod: bool = False,
     ) -> Credential:
-        """The credential for `repository`; anonymous where there is none.
+        """The credential for `repository`; anonymous where there is none. `of_pod`: by what the admin lets pods have of
+        the node's own, otherwise with all of it.
 
         `secrets` are a volume's: the keys of a pull Secret come first, then `username` and `password`, then `token`;
         keys that are none of these don't matter. A Secret without an entry for this registry is as good as none.
@@ -65,14 +71,22 @@ class Credentials:
                 if found is not None:
                     return found
         audience = self._settings.registry(repository.registry).service_account_audience
-        return (
-            secret.find(secrets)
-            or accounts.find(tokens, audience)
-            or self._of_the_node(repository)
-            or (self._plugins.find(repository, tokens) if self._plugins is not None else None)
-            or self._of_the_account(repository, account)
-            or Credential.anonymous()
-        )
+        own = secret.find(secrets) or accounts.find(tokens, audience)
+        if own is None and not (of_pod and self._is_withheld(secrets)):
+            own = self._of_the_node(repository)
+            if own is None and self._plugins is not None:
+                own = self._plugins.find(repository, tokens)
+        return own or self._of_the_account(repository, account) or Credential.anonymous()
+
+    def _is_withheld(self, secrets: Mapping[str, str]) -> bool:
+        """Whether the node's credentials aren't for the pod that brings these."""
+        match self._auth.node_credential:
+            case "share":
+                return False
+            case "off":
+                return True
+            case "deny_if_pod_has_secret":
+                return any(secrets.get(key) for key in (*KEYS, *secret.KEYS))
 
     def _of_the_account(self, repository: Repository, account: ServiceAccount | None) -> Credential | None:
         if self._pull_secrets is None or account is None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from modelmount.errors import InvalidRequest
 from modelmount.registry.credentials.base import Credential
 
+KEYS = ("username", "password", "token")
+
 
 def find(secrets: Mapping[str, str]) -> Credential | None:
     """The credential in the keys `username` and `password`, or else `token`, whatever the repository; None without
@@ -15,7 +17,7 @@ def find(secrets: Mapping[str, str]) -> Credential | None:
     A line end behind a value is dropped: it comes from `echo`, and no credential ends in one. Raises InvalidRequest
     naming the key, never what is in it.
     """
-    username, password, token = (secrets.get(key, "").rstrip("\r\n") for key in ("username", "password", "token"))
+    username, password, token = (secrets.get(key, "").rstrip("\r\n") for key in KEYS)
     if username and password:
         if ":" in username:
             raise InvalidRequest("the Secret's key username has a colon in it, which registries can't take")

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelmount.config import Auth, Settings
@@ -53,6 +54,26 @@ def test_a_secret_for_another_registry_is_as_good_as_none(node: Path) -> None:
     assert credentials(node).find(REPOSITORY, other) == of("node")
     assert credentials(None).find(REPOSITORY, other).is_anonymous
     assert credentials(node).find(REPOSITORY, {**other, "username": "plain", "password": "pw"}) == of("plain")
+
+
+@pytest.mark.parametrize(
+    ("said", "secrets", "is_shared"),
+    [
+        ("deny_if_pod_has_secret", {}, True),
+        ("deny_if_pod_has_secret", {"csi.storage.k8s.io/unknown": "x"}, True),
+        ("deny_if_pod_has_secret", {".dockerconfigjson": '{"auths": {}}'}, False),
+        ("deny_if_pod_has_secret", {".dockercfg": "{}"}, False),
+        ("share", {".dockerconfigjson": '{"auths": {}}'}, True),
+        ("off", {}, False),
+    ],
+)
+def test_the_nodes_credentials_are_for_the_pods_that_the_admin_says(
+    node: Path, said: str, secrets: dict[str, str], is_shared: bool
+) -> None:
+    settings = msgspec.convert({"auth": {"docker_config": str(node), "node_credential": said}}, Settings)
+    found = Credentials(settings).find(REPOSITORY, secrets, of_pod=True)
+    assert found.is_anonymous is not is_shared
+    assert not Credentials(settings).find(REPOSITORY, secrets).is_anonymous  # the command line's, and for mirrors
 
 
 def test_a_node_configuration_that_was_rotated_counts_at_once(node: Path) -> None:
