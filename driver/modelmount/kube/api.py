@@ -28,6 +28,8 @@ from modelmount.kube.notes import Note
 
 ANSWER_SECONDS: Final = 5.0
 """How long the API server may take for one answer."""
+_ENDING: Final = "because it is being terminated"
+"""What the API server says, with 403, of a namespace that is on its way out."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
@@ -151,10 +153,10 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except ApiError as e:
         said = f"{what}: {(e.status.message or 'no reason given')[:512]}"
+        if e.status.code == 404 or _ENDING in said:
+            raise NotFound(said) from e
         if e.status.code in {401, 403}:
             raise Forbidden(said) from e
-        if e.status.code == 404:
-            raise NotFound(said) from e
         raise Unavailable(said) from e
     except (httpx2.HTTPError, httpx2.InvalidURL, ConfigError, OSError) as e:
         raise Unavailable(f"{what}: the API server can't be asked: {str(e) or type(e).__name__}") from e

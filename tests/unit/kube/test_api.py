@@ -10,6 +10,7 @@ import pytest
 from modelmount.errors import Forbidden, InvalidRequest, NotFound, Precondition, Unavailable
 from modelmount.kube import account
 from modelmount.kube.api import Api
+from modelmount.kube.notes import Note, Pod
 from tests.fakes.kube import ApiServer
 
 NODE = "/api/v1/nodes/node1"
@@ -101,6 +102,16 @@ def test_what_the_account_may_not_do_is_named(server: ApiServer, api: Api) -> No
     server.denied.add("GET")
     with pytest.raises(Forbidden, match="reading claim a/c: forbidden: User"):
         api.claim_annotations("a", "c")
+
+
+def test_a_namespace_that_is_going_is_no_matter_of_rights(
+    server: ApiServer, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = 'events "x" is forbidden: unable to create new content in namespace a because it is being terminated'
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": said, "code": 403}
+    monkeypatch.setattr(server, "answer", lambda *_: (403, status))
+    with pytest.raises(NotFound):
+        api.create_event(Note(Pod("a", "b", "c"), "Normal", "ModelPulled", "text"), "x", "d", "e")
 
 
 def test_an_answer_that_makes_no_sense_may_pass(server: ApiServer, api: Api) -> None:

@@ -136,7 +136,7 @@ def test_without_the_right_it_is_said_once_and_later_events_are_written(
         for number in range(3):
             recorder.tell(warning(f"no {number}"))
         until(lambda: counted("refused") - before == 3)
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "modelmount.kube.recorder"]
     assert "cannot POST" in said
     assert "create and patch events" in said
     server.denied.clear()

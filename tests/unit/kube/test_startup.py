@@ -58,7 +58,7 @@ def test_without_the_right_it_is_said_once_and_done_once_it_is_there(
         until(lambda: server.requests.count(("PATCH", NODE)) >= 3)
         server.denied.clear()
         until(lambda: keys(server) == ["gpu"])
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = [each.getMessage() for each in caplog.records if each.name == "modelmount.kube.startup"]
     assert "cannot PATCH" in said
     assert "startupTaint.enabled" in said
 

@@ -82,7 +82,9 @@ def test_without_the_right_there_are_none_which_is_said_once(
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert credentials.find(REPOSITORY, {}, account=ACCOUNT).is_anonymous
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = [
+        each.getMessage() for each in caplog.records if each.name == "modelmount.registry.credentials.pullsecrets"
+    ]
     assert "pullSecrets" in said
 
 
