@@ -68,12 +68,13 @@ def make_node(short: Path, tmp_path: Path) -> Iterator[Callable[..., Node]]:
             registry: Registry | None = None,
             through: Host | None = None,
             settings: Mapping[str, Any] | None = None,
+            environment: Mapping[str, str] | None = None,
             scale: float = 1.0,
         ) -> Node:
             if registry is None:
                 registry = stack.enter_context(Registry(tmp_path / "registry"))
             hosts: list[Host] = [registry] if through is None else [registry, through]
-            driver = stack.enter_context(Driver(short, hosts, settings=settings))
+            driver = stack.enter_context(Driver(short, hosts, settings=settings, environment=environment))
             kubelet = stack.enter_context(Kubelet(driver.kubelet_root, scale=scale))
             kubelet.wait_registered()
             return Node(short, registry, driver, kubelet)

@@ -38,7 +38,7 @@ class ApiServer:
         self._passing = threading.Event()
         self._passing.set()
         self._lock = threading.Lock()
-        self.token("first")
+        self.token("first-token")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
