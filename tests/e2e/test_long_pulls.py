@@ -40,8 +40,8 @@ OTHER_BYTES = 64 << 10
 """Headers, the manifest, the other file."""
 IN_FLIGHT_BYTES = WEIGHTS_BYTES // 2
 """What the registry had handed to connections that were divided: sent, counted by it, and never received."""
-SCALE = 1 / 20
-"""The kubelet's two minutes become six seconds."""
+SCALE = 1 / 60
+"""The kubelet's two minutes become two seconds."""
 
 PROGRESS = re.compile(
     r"pulling \S+/llm/big:v1: \d+ percent \([\d.]+ of [\d.]+ MB\) at [\d.]+ [kM]B/s, about (\d+ min )?\d+ s left, "
@@ -132,7 +132,7 @@ def test_calls_that_cannot_finish_answer_aborted_with_progress_and_the_pull_goes
     slow.let_go()
     slow.node.kubelet.wait_running(pod)
     calls = slow.node.kubelet.calls_to("NodePublishVolume", pod)
-    # A machine that is too busy to answer within the last half second of a call is no fault of the driver's.
+    # A machine that is too busy to answer within the last sixth of a second of a call is no fault of the driver's.
     codes = {call.code for call in calls[:-1]}
     assert grpc.StatusCode.ABORTED in codes
     assert codes <= {grpc.StatusCode.ABORTED, grpc.StatusCode.DEADLINE_EXCEEDED}

@@ -39,7 +39,8 @@ def _happened(error: Exception) -> str:
     for each in chain:
         if isinstance(each, ssl.SSLError):
             reason = (each.reason or "handshake failed").lower().replace("_", " ")
-            return f"doesn't speak TLS as it is expected ({reason}); if it is plain http, the admin can allow that"
+            remedy = "if it is plain http, the admin can say so with plain_http"
+            return f"doesn't speak TLS as it is expected ({reason}); {remedy}"
     if any(isinstance(each, TimeoutError | libs.TimeoutError) for each in chain):
         return "didn't answer in time"
     if was_gone(error):
