@@ -7,6 +7,7 @@ is an assertion here: what is accepted must be what the parser's contract says.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import tempfile
 import unicodedata
@@ -14,22 +15,28 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding as SpkiEncoding
+from cryptography.hazmat.primitives.serialization import PublicFormat
+
 from modelmount import formats
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import Choice, paths
 from modelmount.formats.base import Encoding
 from modelmount.formats.patterns import Patterns
-from modelmount.oci import challenge, errcode, manifest
+from modelmount.oci import challenge, errcode, manifest, referrers
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Index
 from modelmount.oci.reference import Reference
 from modelmount.registry import ranges
 from modelmount.registry.credentials import dockerconfig
+from modelmount.signatures import checks
+from modelmount.signatures.messages import Key, Kind, Piece, Task
 from modelmount.snapshots import scatter, unpack
 from modelmount.transport.retry import read_retry_after
 from modelmount.transport.url import Url
 from modelmount.volumes import choices
-from tests.fakes import push
+from tests.fakes import push, signing
 from tests.fakes.archives import COMPRESS, END, directory, extended, file, header, long_name, record
 from tests.fakes.evil_archives import ROWS
 from tests.unit.snapshots.archives import Directory
@@ -233,6 +240,47 @@ JSON_WORDS = (
     b'"\\ud800"', b'".tar"',
 )  # fmt: skip
 
+SIGNED = "sha256:" + hashlib.sha256(b"a manifest").hexdigest()
+SIGNER = signing.Key(ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)))
+"""Signs the same in every run."""
+
+
+def read_evidence(data: bytes) -> None:
+    """Signatures, attestations and lists of them: none is good but what SIGNER signed, which is about SIGNED."""
+    with contextlib.suppress(BadArtifact):
+        referrers.parse(data)
+    payload, _, signature = data.partition(b"\0")
+    kinds: tuple[Kind, ...] = ("simple", "envelope", "bundle", "report")
+    pieces = [
+        Piece(kind, kind, payload, signature.decode("latin-1"), _text(signature), _text(signature)) for kind in kinds
+    ]
+    der = SIGNER.private.public_key().public_bytes(SpkiEncoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    files = [("a", SIGNED)]
+    for found in checks.judge(Task(SIGNED, b"a manifest", files, [Key("ours", der, "ours")], [], [], pieces)):
+        assert found.problem.isprintable()
+        assert not (found.problem and found.signers)
+        assert not found.signers or SIGNED in found.subjects
+        assert found.form != "report" or not found.signers
+
+
+def _evidence() -> tuple[bytes, ...]:
+    payload, signature = SIGNER.simple(SIGNED, "h.io/a:v1")
+    statement = signing.statement(
+        SIGNED, signing.VULNERABILITIES, {"metadata": {"scanFinishedOn": "2026-11-25T10:00:00Z"}}
+    )
+    files = signing.model_statement({"a": b"a manifest"})
+    index = {"manifests": [{"mediaType": push.MANIFEST, "digest": SIGNED, "size": 5, "artifactType": signing.BUNDLE}]}
+    return (
+        payload + b"\0" + signature.encode(),
+        json.dumps(SIGNER.envelope(statement)).encode(),
+        SIGNER.bundle(signing.statement(SIGNED)),
+        SIGNER.bundle(files),
+        SIGNER.message_bundle(b"a manifest"),
+        b'{"CreatedAt": "2026-11-25T10:00:00.123456789+01:00"}',
+        json.dumps(index).encode(),
+    )
+
+
 TARGETS: Mapping[str, Target] = {
     "manifest": Target(read_manifest, tuple(_manifests()), JSON_WORDS),
     "reference": Target(
@@ -265,6 +313,20 @@ TARGETS: Mapping[str, Target] = {
             b"https://u@[::1]:5000/v2/?a=b#c",
         ),
         (b"realm=", b'"', b"\\", b",", b"bytes ", b"*/", b"99999999999"),
+    ),
+    "evidence": Target(
+        read_evidence,
+        _evidence(),
+        (
+            *JSON_WORDS,
+            b"dsseEnvelope",
+            b"messageSignature",
+            b"signatures",
+            b"publicKey",
+            b"certificate",
+            b"AAAA",
+            b"subject",
+        ),
     ),
     "attributes": Target(
         read_attributes,

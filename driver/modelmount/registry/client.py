@@ -29,6 +29,8 @@ ACCEPT: Final = ", ".join((*MANIFESTS, *INDEXES))
 
 _NOT_ABOUT_HEAD: Final = frozenset({408, 429, 500, 502, 503, 504})
 """Statuses of a HEAD that a GET would get as well."""
+_NO_REFERRERS: Final = frozenset({400, 404, 405, 406})
+"""404 by the specification; the others of registries from before it, as go-containerregistry takes them."""
 DOCUMENT_TRIES: Final = 3
 PATIENCE_SECONDS: Final = 5.0
 """A document that is not to be had is asked for so often, as long as no more than this is spent on it: what takes
@@ -106,7 +108,7 @@ class Client:
 
     def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> bytes | None:
         """The list of what refers to the manifest `digest`, its first page, as the registry wrote it; None where it
-        keeps no such lists (a 404: distribution-spec 1.1, "Unavailable Referrers API").
+        keeps no such lists (distribution-spec 1.1, "Unavailable Referrers API").
         """
         return self._patiently(lambda deadline: self._referrers(repository, digest, credential, deadline))
 
@@ -201,7 +203,7 @@ class Client:
             {"Accept": OCI_INDEX},
         )
         with self._authenticator.send(request, repository, credential, deadline) as answer:
-            if answer.status == 404:
+            if answer.status in _NO_REFERRERS:
                 return None
             if answer.status != 200:
                 raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))

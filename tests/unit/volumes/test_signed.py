@@ -27,7 +27,7 @@ from modelmount.signatures import process, records
 from modelmount.signatures.finder import Finder
 from modelmount.volumes.policing import Policing
 from tests.fakes import push, signing
-from tests.fakes.gateway import Fault, Gateway
+from tests.fakes.gateway import Fault, Gateway, instead
 from tests.fakes.registry import Registry
 from tests.fakes.signing import Key
 from tests.fakes.sigstore import ISSUER, Sigstore
@@ -441,3 +441,13 @@ def test_of_many_pods_at_once_one_looks(it: Signed) -> None:
             assert contents(target) == FILES
     looks = [r.path for r in it.node.registry.requests() if r.path.endswith(".sig")]
     assert len(looks) == 1
+
+
+@pytest.mark.parametrize("status", [400, 405])
+def test_a_registry_that_knows_nothing_of_referrers(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway, status: int
+) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, instead(Answer(status)), times=None))
+    it.sign("bundle")
+    assert contents(it.publish(it.through)) == FILES
