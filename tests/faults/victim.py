@@ -146,7 +146,8 @@ class ForkedDriver(Driver):
     """The whole driver, door and all, for those who start it very often: its process is forked too."""
 
     def _spawn(self, output: IO[bytes], failpoints: str) -> Process:
-        process = _context.Process(target=_serve, args=(str(self.config), str(self.log), failpoints), daemon=True)
+        line = ("serve", "--config", str(self.config))
+        process = _context.Process(target=_run, args=(str(self.log), failpoints, line), daemon=True)
         process.start()
         return _Forked(process)
 
@@ -174,13 +175,22 @@ class _Forked:
             os.kill(self.pid, number)
 
 
-def _serve(config: str, log: str, points: str) -> None:
-    """`modelmount serve`, logging to a file."""
-    fd = os.open(log, os.O_WRONLY | os.O_APPEND)
+def command(driver: Driver, *arguments: str) -> ForkServerProcess:
+    """The command line beside a driver, begun in a process of its own; what it says goes into the driver's log."""
+    driver.write_config()
+    line = (arguments[0], "--config", str(driver.config), *arguments[1:])
+    process = _context.Process(target=_run, args=(str(driver.log), "", line), daemon=True)
+    process.start()
+    return process
+
+
+def _run(log: str, points: str, line: tuple[str, ...]) -> None:
+    """The program with this command line, its output in a file."""
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     failpoints._active = failpoints.Failpoints(points)
-    sys.argv = ["modelmount", "serve", "--config", config]
+    sys.argv = ["modelmount", *line]
     cli.main()
 
 

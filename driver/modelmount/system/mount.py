@@ -167,6 +167,10 @@ def is_mount_root(
             attributes, _ = _statx_attributes(syscalls.AT_FDCWD if dir_fd is None else dir_fd, os.fsencode(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as e:
+        if e.errno != errno.EIO:
+            raise
+        return _is_mount_point_by_mountinfo(path, dir_fd)  # XFS tells nothing of a disk that is gone
     return bool(attributes & _STATX_ATTR_MOUNT_ROOT)
 
 

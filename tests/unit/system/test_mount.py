@@ -15,6 +15,7 @@ import pytest
 
 from modelmount.system import atomic, mount, syscalls
 from modelmount.system.mount import Capabilities
+from tests.unit.content import powercut
 
 from .processes import bound, detach, environment, mounted
 
@@ -401,3 +402,17 @@ def test_a_dead_fuse_mount_is_seen_and_removed(tmp_path: Path) -> None:
         assert not mount.is_mount_root(path)
     finally:
         detach(path)
+
+
+def test_a_mount_of_an_xfs_whose_disk_is_gone_is_seen_and_removed(tmp_path: Path) -> None:
+    with powercut.powered(tmp_path, 320 << 20, "xfs") as disk:
+        (disk.path / "tree").mkdir()
+        (tmp_path / "target").mkdir()
+        with bound(disk.path / "tree", tmp_path / "target") as target:
+            disk.cut(powercut.NOTHING)
+            with pytest.raises(OSError) as caught:
+                os.stat(target)
+            assert caught.value.errno == errno.EIO
+            assert mount.is_mount_root(target)
+            assert mount.unmount(target) == 1
+            assert not mount.is_mount_root(target)
