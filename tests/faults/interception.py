@@ -116,6 +116,16 @@ def numbers() -> dict[str, int]:
     return {name: int(defined[name]) for name in CALLS if name in defined}
 
 
+def missing() -> str:
+    """Why system calls can't be decided here; empty where they can."""
+    if not numbers():
+        return "the numbers of system calls are not known here (linux-libc-dev)"
+    actions = Path("/proc/sys/kernel/seccomp/actions_avail")
+    if not actions.exists() or "user_notif" not in actions.read_text().split():
+        return "this kernel asks nobody about system calls (seccomp's user notification)"
+    return ""
+
+
 def submit(talk: Connection) -> None:
     """In the process to be watched, before it has threads: from now on whoever has the other end of `talk` decides
     about its calls. Raises OSError where the kernel can't.

@@ -22,7 +22,7 @@ from tests.fakes import mounts, push
 from tests.fakes.driver import ROOT, Driver
 from tests.fakes.registry import Registry
 from tests.faults import crash, oracle
-from tests.faults.interception import Call, numbers
+from tests.faults.interception import Call, missing
 from tests.faults.trials import Shop, Trial
 from tests.faults.victim import DiedError, ForkedDriver, Victim
 
@@ -244,8 +244,8 @@ def under_load(trial: Trial, kill: Counted) -> tuple[set[str], list[str]]:
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_killed_at_random_moments_under_load(batch: int, trial: Trial) -> None:
-    if not numbers():
-        pytest.skip("the numbers of system calls are not known here (linux-libc-dev)")
+    if why := missing():
+        pytest.skip(why)
     chance = random.Random(f"{crash.SEED} {batch}")
     whole = Counted()
     under_load(trial, whole)

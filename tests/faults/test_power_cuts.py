@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import crash, oracle
-from tests.faults.interception import Call, numbers
+from tests.faults.interception import Call, missing
 from tests.faults.trials import Shop, Trial, life
 from tests.faults.victim import DiedError
 from tests.unit.content import powercut
@@ -64,8 +64,8 @@ class Cut:
 
 @pytest.fixture
 def cuttable(request: pytest.FixtureRequest, shop: Shop, tmp_path: Path) -> Iterator[tuple[Trial, Disk]]:
-    if not numbers():
-        pytest.skip("the numbers of system calls are not known here (linux-libc-dev)")
+    if why := missing():
+        pytest.skip(why)
     with powercut.powered(tmp_path, 320 * MIB, request.param) as disk:
         trial = Trial(tmp_path, shop, disk.path)
         yield trial, disk
