@@ -35,6 +35,9 @@ an older store passes (tests/faults/test_migration.py finds them all and kills t
 """
 CHECKPOINT = {"content.ingest.checkpoint"}
 """Passed only by a layer of 32 MiB and more."""
+GROUPS = {"atomic.group_sync.before_sync", "content.group.before_sync", "content.group.after_rename"}
+"""Passed for certain only by more small files than there are threads: few are divided among those."""
+SMALL_FILES = 64
 
 
 def names(*prefixes: str) -> list[str]:
@@ -49,8 +52,8 @@ def names(*prefixes: str) -> list[str]:
 
 @dataclass
 class Published:
-    """A model with raw layers and an archive in a real registry, and one with an uncompressed archive that is worth a
-    checkpoint.
+    """A model with raw layers and an archive in a real registry, one with an uncompressed archive that is worth a
+    checkpoint, and one of many small files.
     """
 
     registry: Registry
@@ -58,11 +61,15 @@ class Published:
     files: dict[str, bytes]
     big: push.Pushed
     big_files: dict[str, bytes]
+    many: push.Pushed
+    many_files: dict[str, bytes]
 
     def visiting(self, name: str) -> tuple[str, dict[str, bytes]]:
         """Reference and files of a model whose pull passes the failpoint `name`."""
         if name in CHECKPOINT:
             return self.big.reference, self.big_files
+        if name in GROUPS:
+            return self.many.reference, self.many_files
         return self.pushed.reference, self.files
 
 
@@ -77,7 +84,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         weights.mkdir()
         (weights / "model.safetensors").write_bytes(random_bytes(checkpoints.CHECKPOINT_BYTES + 1, 9))
         big = pusher.artifact("llm/big", "v1", push.modelpack(weights, packing="tar"))
-        yield Published(registry, pushed, contents(files), big, contents(weights))
+        small = directory / "many"
+        small.mkdir()
+        for number in range(SMALL_FILES):
+            (small / f"{number}.json").write_text(f"{number}\n")
+        many = pusher.artifact("llm/many", "v1", push.oras(small))
+        yield Published(registry, pushed, contents(files), big, contents(weights), many, contents(small))
 
 
 @pytest.fixture
@@ -242,6 +254,7 @@ def under_load(trial: Trial, kill: Counted) -> tuple[set[str], list[str]]:
     return acknowledged, errors
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_killed_at_random_moments_under_load(batch: int, trial: Trial) -> None:
     if why := missing():
