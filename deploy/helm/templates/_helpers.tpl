@@ -23,7 +23,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* Whether the node pods have anything to do at the API server. */}}
 {{- define "modelmount.nodeToken" -}}
-{{ or .Values.events.enabled .Values.startupTaint.enabled .Values.pullSecrets.enabled }}
+{{ or .Values.events.enabled .Values.startupTaint.enabled .Values.pullSecrets.enabled .Values.capacity.enabled }}
 {{- end }}
 
 {{/* The kubelet's directory for the driver's socket. */}}
@@ -46,6 +46,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- if not .Values.events.enabled }}{{ $_ := set $kubernetes "events" false }}{{ end }}
 {{- if .Values.startupTaint.enabled }}{{ $_ := set $kubernetes "startup_taint" .Values.startupTaint.key }}{{ end }}
 {{- if .Values.pullSecrets.enabled }}{{ $_ := set $kubernetes "pull_secrets" true }}{{ end }}
+{{- if .Values.capacity.enabled }}{{ $_ := set $kubernetes "capacity" true }}{{ end }}
 {{- if $kubernetes }}{{ $_ := set $config "kubernetes" $kubernetes }}{{ end }}
 {{- include "modelmount.toml" (dict "table" $config "path" list) | trim }}
 {{- end }}

@@ -132,6 +132,11 @@ def _names(settings: Settings) -> Iterator[str]:
             "kubernetes.startup_taint must be the key of a taint, such as modelmount.io/driver-not-ready, not "
             f"{words.shown(settings.kubernetes.startup_taint)}"
         )
+    if settings.kubernetes.capacity and settings.mode != "all":
+        yield (
+            f"kubernetes.capacity needs mode all, not {settings.mode}: csi-provisioner asks the node's driver for its "
+            "capacity, and to create volumes"
+        )
     if len(settings.node_id.encode()) > NODE_ID_BYTES or not settings.node_id.isprintable():
         yield f"node_id must have at most {NODE_ID_BYTES} printable bytes, not {words.shown(settings.node_id)}"
 

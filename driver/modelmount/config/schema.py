@@ -193,6 +193,10 @@ class Kubernetes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Key of the taint with which new nodes keep pods away; the driver removes it once it serves and is registered.
     Empty means none.
     """
+    capacity: bool = False
+    """Tell the scheduler how large a model this node can still take: GetCapacity, and this node as a topology of its
+    own, for a csi-provisioner with --node-deployment beside the driver. Needs mode `all`.
+    """
     pull_secrets: bool = False
     """Use the `imagePullSecrets` of the pod's service account where nothing else has a credential. The driver must be
     let read them.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import modelmount
 from modelmount import config, telemetry, wiring
+from modelmount.cache.capacity import Capacity
 from modelmount.cache.scrub import Scrubber
 from modelmount.cache.upkeep import Upkeep
 from modelmount.content.store import Store
@@ -111,7 +112,14 @@ def _node(
     kubelet = threading.Event()
     stack.enter_context(Upkeep(store, node.collector, live, kubelet_heard=kubelet.is_set))
     stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache))
-    return server.Rooms(node.publisher, wiring.promises(settings), readiness, node.interrupt, kubelet.set)
+    return server.Rooms(
+        node.publisher,
+        wiring.promises(settings),
+        readiness,
+        node.interrupt,
+        capacity=Capacity(store, node.collector, live),
+        heard=kubelet.set,
+    )
 
 
 def _demand_rights() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from csi.v1 import csi_pb2
 from modelmount import config, errors
@@ -17,9 +17,20 @@ class Controller:
     (`pvc-<uid>`).
     """
 
-    def __init__(self, promises: ports.Promises, settings: config.Settings) -> None:
+    def __init__(
+        self,
+        promises: ports.Promises,
+        settings: config.Settings,
+        *,
+        capacity: Callable[[], int] | None = None,
+        topology: Mapping[str, str] | None = None,
+    ) -> None:
+        """`capacity` says how many bytes a new model may have on the node that `topology` names; without it nobody is
+        told.
+        """
         self._promises = promises
         self._settings = settings
+        self._capacity, self._topology = capacity, dict(topology or {})
 
     def table(self) -> Iterable[methods.Method]:
         """Its methods; all others answer UNIMPLEMENTED."""
@@ -28,6 +39,7 @@ class Controller:
             methods.method(csi_pb2.DeleteVolumeRequest, self._delete, level=logging.INFO),
             methods.method(csi_pb2.ValidateVolumeCapabilitiesRequest, self._validate),
             methods.method(csi_pb2.ControllerGetCapabilitiesRequest, self._capabilities, instant=True),
+            *(() if self._capacity is None else (methods.method(csi_pb2.GetCapacityRequest, self._get_capacity),)),
         )
 
     def _create(self, request: csi_pb2.CreateVolumeRequest, call: ports.Call) -> csi_pb2.CreateVolumeResponse:
@@ -79,9 +91,25 @@ class Controller:
     def _capabilities(
         self, request: csi_pb2.ControllerGetCapabilitiesRequest, call: ports.Call
     ) -> csi_pb2.ControllerGetCapabilitiesResponse:
-        offered = csi_pb2.ControllerServiceCapability.RPC(
-            type=csi_pb2.ControllerServiceCapability.RPC.CREATE_DELETE_VOLUME
-        )
+        kinds = [csi_pb2.ControllerServiceCapability.RPC.CREATE_DELETE_VOLUME]
+        if self._capacity is not None:
+            kinds.append(csi_pb2.ControllerServiceCapability.RPC.GET_CAPACITY)
+        offered = (csi_pb2.ControllerServiceCapability.RPC(type=kind) for kind in kinds)
         return csi_pb2.ControllerGetCapabilitiesResponse(
-            capabilities=[csi_pb2.ControllerServiceCapability(rpc=offered)]
+            capabilities=[csi_pb2.ControllerServiceCapability(rpc=rpc) for rpc in offered]
         )
+
+    def _get_capacity(self, request: csi_pb2.GetCapacityRequest, call: ports.Call) -> csi_pb2.GetCapacityResponse:
+        """What this node has for a new model; nothing for other nodes, and for volumes that no model can be."""
+        try:
+            for capability in request.volume_capabilities:
+                checks.supported(capability)
+        except errors.InvalidRequest:
+            return csi_pb2.GetCapacityResponse(available_capacity=0)
+        wanted = request.accessible_topology.segments
+        if any(self._topology.get(key) != value for key, value in wanted.items()):
+            return csi_pb2.GetCapacityResponse(available_capacity=0)
+        count = self._capacity() if self._capacity is not None else 0
+        answer = csi_pb2.GetCapacityResponse(available_capacity=count)
+        answer.maximum_volume_size.value = count
+        return answer

@@ -21,14 +21,14 @@ class Identity:
     socket paths too.
     """
 
-    def __init__(self, driver_name: str, readiness: ports.Readiness) -> None:
+    def __init__(self, driver_name: str, readiness: ports.Readiness, *, topology: bool = False) -> None:
         if not _NAME.fullmatch(driver_name):
             raise errors.InvalidRequest(
                 f"driver_name {driver_name!r} is no CSI driver name: up to 63 letters, digits, '.', '_' and '-', "
                 "a letter first and last"
             )
         self._name = driver_name
-        self._readiness = readiness
+        self._readiness, self._topology = readiness, topology
 
     def table(self) -> Iterable[methods.Method]:
         """Its methods."""
@@ -46,7 +46,11 @@ class Identity:
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
         # "The grand sum of all capabilities of all instances": a node-only instance answers the same.
         controller = csi_pb2.PluginCapability.Service(type=csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE)
-        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[csi_pb2.PluginCapability(service=controller)])
+        offered = [csi_pb2.PluginCapability(service=controller)]
+        if self._topology:
+            kind = csi_pb2.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS
+            offered.append(csi_pb2.PluginCapability(service=csi_pb2.PluginCapability.Service(type=kind)))
+        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=offered)
 
     def _probe(self, request: csi_pb2.ProbeRequest, call: ports.Call) -> csi_pb2.ProbeResponse:
         return csi_pb2.ProbeResponse(ready=BoolValue(value=self._readiness()))

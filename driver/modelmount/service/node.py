@@ -5,7 +5,7 @@ publisher's business.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from csi.v1 import csi_pb2
 from modelmount import errors
@@ -29,9 +29,11 @@ class Node:
         waiters: int,
         interrupt: Callable[[], None] = lambda: None,
         heard: Callable[[], None] = lambda: None,
+        topology: Mapping[str, str] | None = None,
     ) -> None:
         """`interrupt` wakes publishes from whatever they wait for, once they have been told to end. `heard` is called
-        whenever a kubelet asks who this is: it does so when it takes the driver into use.
+        whenever a kubelet asks who this is: it does so when it takes the driver into use. `topology` is where this node
+        lies, where that matters.
         """
         if not 0 < len(node_id.encode()) <= NODE_ID_BYTES:
             raise errors.InvalidRequest(f"node_id must have 1 to {NODE_ID_BYTES} bytes")
@@ -39,6 +41,7 @@ class Node:
         self._node_id = node_id
         self._gate = gate.Gate(waiters)
         self._interrupt, self._heard = interrupt, heard
+        self._topology = dict(topology or {})
 
     def table(self) -> Iterable[methods.Method]:
         """Its methods; all others answer UNIMPLEMENTED."""
@@ -112,4 +115,7 @@ class Node:
 
     def _info(self, request: csi_pb2.NodeGetInfoRequest, call: ports.Call) -> csi_pb2.NodeGetInfoResponse:
         self._heard()
-        return csi_pb2.NodeGetInfoResponse(node_id=self._node_id)  # no topology: every node can pull
+        answer = csi_pb2.NodeGetInfoResponse(node_id=self._node_id)
+        if self._topology:  # else none: every node can pull
+            answer.accessible_topology.segments.update(self._topology)
+        return answer

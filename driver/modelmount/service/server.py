@@ -46,6 +46,8 @@ class Rooms:
     readiness: ports.Readiness
     interrupt: Callable[[], None] = lambda: None
     """Wakes publishes from whatever they wait for; called once, when they have been told to end."""
+    capacity: Callable[[], int] | None = None
+    """How many bytes a new model may have on this node; asked only where the settings want that told."""
     heard: Callable[[], None] = lambda: None
     """Called whenever a kubelet takes this driver into use."""
 
@@ -75,8 +77,10 @@ class Server:
         self._watch = threading.Thread(target=self._look_after, name="sockets", daemon=True)
         self._instant = futures.ThreadPoolExecutor(INSTANT_WORKERS, thread_name_prefix="instant")
         self._node: node.Node | None = None
+        capacity = rooms.capacity if settings.kubernetes.capacity else None
+        topology = {} if capacity is None else {f"{settings.driver_name}/node": settings.node_name}
         tables = {
-            "Identity": identity.Identity(settings.driver_name, rooms.readiness).table(),
+            "Identity": identity.Identity(settings.driver_name, rooms.readiness, topology=bool(topology)).table(),
             "Controller": (),
             "Node": (),
         }
@@ -87,10 +91,13 @@ class Server:
                 waiters=settings.publish.waiters,
                 interrupt=rooms.interrupt,
                 heard=rooms.heard,
+                topology=topology,
             )
             tables["Node"] = self._node.table()
         if settings.mode != "node":
-            tables["Controller"] = controller.Controller(rooms.promises, settings).table()
+            tables["Controller"] = controller.Controller(
+                rooms.promises, settings, capacity=capacity, topology=topology
+            ).table()
         services: list[grpc.GenericRpcHandler] = [
             methods.service(csi_pb2.DESCRIPTOR.services_by_name[name], table, self._instant, observe)
             for name, table in tables.items()

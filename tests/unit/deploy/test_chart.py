@@ -305,3 +305,21 @@ def test_alerts_and_dashboard_come_whole_when_they_are_wanted(tmp_path: Path) ->
 def dashboard_of(o: Object) -> str:
     """The text of the dashboard that a ConfigMap has, empty where it has none."""
     return str((o.get("data") or {}).get("modelmount.json", ""))
+
+
+def test_with_capacity_the_provisioner_runs_on_the_nodes_in_place_of_the_controller(tmp_path: Path) -> None:
+    objects = rendered({"capacity": {"enabled": True}}, tmp_path)
+    for o in objects:
+        kubernetes_validate.validate(o, all_versions()[-1], strict=True)
+    assert not [o for o in objects if o["kind"] == "Deployment"]
+    assert one(objects, "CSIDriver")["spec"]["storageCapacity"] is True
+    workload = one(objects, "DaemonSet")
+    assert {"name": "MODELMOUNT_MODE", "value": "all"} in driver(workload)["env"]
+    (provisioner,) = [c for c in pod(workload)["containers"] if c["name"] == "csi-provisioner"]
+    assert {"--node-deployment", "--enable-capacity"} <= set(provisioner["args"])
+    assert pod(workload)["automountServiceAccountToken"] is True
+    (bound,) = [
+        o for o in objects if o["kind"] == "ClusterRoleBinding" and o["metadata"]["name"].endswith("provisioner")
+    ]
+    assert [subject["name"] for subject in bound["subjects"]] == ["modelmount-node"]
+    assert "capacity = true" in one(objects, "ConfigMap")["data"]["config.toml"]

@@ -19,6 +19,8 @@ from modelmount import config
 from modelmount.service import server, sockets
 from tests.fakes.publisher import EVENT_SECONDS, FakePromises, FakePublisher
 
+CAPACITY = 123_456_789_000
+"""What this node has for a model, as the doors of tests say."""
 MOUNT = csi_pb2.VolumeCapability(
     mount=csi_pb2.VolumeCapability.MountVolume(),
     access_mode=csi_pb2.VolumeCapability.AccessMode(mode=csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_WRITER),
@@ -117,7 +119,7 @@ def open_door(directory: Path) -> Iterator[Callable[..., Door]]:
 
         made = server.Server(
             settings,
-            server.Rooms(publisher, FakePromises(), readiness),
+            server.Rooms(publisher, FakePromises(), readiness, capacity=lambda: CAPACITY),
             on_fatal=fatal.append,
             observe=lambda method, code, seconds: observed.append((method, code)),
             check_seconds=0.02,
