@@ -16,16 +16,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
+from modelmount.policy.signing import Statement
 from modelmount.registry.credentials import Credential
 from modelmount.signatures import process, records
 from modelmount.signatures.finder import Finder
+from modelmount.signatures.messages import Task
 from modelmount.volumes.policing import Policing
+from modelmount.volumes.publisher import Publisher
 from tests.fakes import push, signing
 from tests.fakes.gateway import Fault, Gateway, instead
 from tests.fakes.registry import Registry
@@ -36,6 +40,7 @@ from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, 
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
+ROOT = Path(__file__).resolve().parents[3]
 PATIENT_SECONDS = 3 * EVENT_SECONDS
 """What imports take of a busy machine is none of these tests."""
 FILES = {"config.json": b"{}\n", "sub/weights.safetensors": bytes(2000)}
@@ -451,3 +456,26 @@ def test_a_registry_that_knows_nothing_of_referrers(
     gateway.play(Fault(lambda asked: "/referrers/" in asked.path, instead(Answer(status)), times=None))
     it.sign("bundle")
     assert contents(it.publish(it.through)) == FILES
+
+
+@pytest.mark.parametrize(
+    ("trick", "why"),
+    [
+        ("killed", "gave no answer: it was ended by SIGKILL"),
+        ("silent", "didn't answer within 3 s, and was killed|can't be started"),
+        ("garbage", "said what it never should"),
+    ],
+)
+def test_a_process_that_fails_refuses(it: Signed, trick: str, why: str) -> None:
+    def judge(task: Task) -> list[Statement]:
+        task = msgspec.structs.replace(task, manifest=trick.encode())
+        seconds = 3 if trick == "silent" else process.SECONDS
+        return process.judge(task, seconds=seconds, module="tests.unit.signatures.rogue", directory=ROOT)
+
+    it.sign("simple")
+    node = it.node
+    rooms = (node.store, node.resolver, node.puller, node.credentials, node.settings)
+    node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client, judge))
+    it.refused(f"the process that checks signatures ({why})")
+    node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client))
+    it.mounts()  # nothing was kept of it
