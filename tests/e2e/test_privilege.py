@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
 CAPABILITIES = ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")
 # As a container has it: a pid namespace of its own, and no file system that can be written to but the volumes of the
-# chart, which lie below $1. That is shared with the node, as Bidirectional makes it.
+# chart, which lie below $1. That is shared with the node, as Bidirectional makes it. What other tests have mounted
+# beside it is left alone.
 CONTAINER = """
 set -e
 volumes=$1; shift
@@ -28,9 +29,9 @@ mount --make-private /
 mount --make-private /proc
 mount -t proc proc /proc
 while read -r _ _ _ _ point _; do
-  case $point/ in /proc/*|/sys/*|/dev/*|$volumes/*) ;; *) mount -o remount,bind,ro "$point" ;; esac
+  case $point/ in /proc/*|/sys/*|/dev/*|"${volumes%/*}"/?*) ;; *) mount -o remount,bind,ro "$point" ;; esac
 done < /proc/self/mountinfo
-! touch /tmp/modelmount-writable 2>/dev/null
+if touch /modelmount-writable "${volumes%/*}/modelmount-writable" 2>/dev/null; then exit 9; fi
 exec "$@"
 """
 

@@ -6,6 +6,7 @@ the JSON log, the mount table, the store's files.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -279,6 +280,7 @@ class Driver:
             raise RuntimeError("the driver does not run")
         if self._process.poll() is None:
             hunt.search_process(self.pid)
+            self._hunt_metrics()
         self._process.send_signal(number)
         status = self._process.wait(STOP_SECONDS)
         self._forget()
@@ -290,6 +292,20 @@ class Driver:
             self._output.close()
             self._output = None
         self._hunt()
+
+    def _hunt_metrics(self) -> None:
+        """Of a driver that serves them at a known port and still answers."""
+        address = str(self.settings.get("metrics_address", "")).rpartition(":")
+        if address[2] in {"", "0"}:
+            return
+        try:
+            connection = http.client.HTTPConnection(address[0] or "127.0.0.1", int(address[2]), timeout=5)
+            connection.request("GET", "/metrics")
+            hunt.demand_clean(connection.getresponse().read(), "metrics")
+        except OSError:
+            return  # killed, stopped or busy
+        finally:
+            connection.close()
 
     def _hunt(self) -> None:
         """Nothing that a test handed out as a secret is in what this driver wrote."""

@@ -17,6 +17,7 @@ SHORTEST = 8
 LARGEST_FILE = 256 << 10
 CONTENT = frozenset({"blobs", "unpacked", "trees", "ingest"})
 """Rooms of a store whose files are a registry's bytes; their names are looked at all the same."""
+_SIGNATURES = frozenset({"x-amz-signature", "x-amz-security-token", "x-goog-signature", "signature", "sig"})
 _FIELDS = ("password", "auth", "identitytoken", "registrytoken", "token")
 
 _planted: dict[bytes, str] = {}
@@ -78,6 +79,13 @@ def plant_key(path: Path) -> None:
     for line in path.read_text().splitlines():
         if not line.startswith("-"):
             plant("key", line.strip())
+
+
+def plant_address(url: str) -> None:
+    """The signature of an address that whoever has it may use."""
+    for name, value in urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query):
+        if name.lower() in _SIGNATURES:
+            plant("signature", value)
 
 
 def kinds() -> set[str]:

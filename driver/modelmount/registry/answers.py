@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
+import re
 import time
 
 from modelmount.errors import Forbidden, ModelMountError, NotFound, Unauthenticated, Unavailable
@@ -14,6 +16,10 @@ from modelmount.transport.url import Url
 
 MAX_REASONS = 3
 """Of what an answer says about itself, so much goes into a message: events have little room."""
+SHORTEST_SECRET = 6
+"""Shorter ones are in ordinary words too."""
+_AUTHORIZATION = re.compile(r"\b(?:basic|bearer)\s+(?=\S*[0-9])[\w+/=.~-]{16,}", re.ASCII | re.IGNORECASE)
+"""A header as it was sent, with an access token that was made meanwhile."""
 _READ_SECONDS = 5.0
 
 
@@ -23,7 +29,7 @@ def meaning(answer: Answer, what: str, credential: Credential, home: Url) -> Mod
     `home` is the URL that was asked: an answer of another origin is about the registry's storage, and judges nobody's
     credential. Waits that the other side asks for come along, bounded.
     """
-    said, retry_after = _diagnostics(answer), _retry_after(answer)
+    said, retry_after = _diagnostics(answer, credential), _retry_after(answer)
     status = answer.status
     if not answer.url.same_origin(home):
         return Unavailable(
@@ -60,7 +66,7 @@ def refusal(answer: Answer, what: str, credential: Credential, home: Url) -> Mod
     status, there = answer.status, home.authority
     if not answer.url.same_origin(home) or status in {412, 429} or status >= 500:
         return meaning(answer, what, credential, home)
-    said = _diagnostics(answer)
+    said = _diagnostics(answer, credential)
     if status == 400:
         return Forbidden(f"{what}: {there} refuses it{said}")
     if status == 401 and credential.is_anonymous:
@@ -80,13 +86,23 @@ def refusal(answer: Answer, what: str, credential: Credential, home: Url) -> Mod
     return Unavailable(f"{what}: {there} answered {status}{said}", retry_after=_retry_after(answer))
 
 
-def _diagnostics(answer: Answer) -> str:
+def _diagnostics(answer: Answer, credential: Credential) -> str:
+    """Its own words, unless they repeat what it was shown: error pages may, and words go into events and logs."""
     try:
         body = answer.body.read_all(errcode.MAX_BODY_BYTES, time.monotonic() + _READ_SECONDS)
     except Unavailable:
         return ""
     said = "; ".join(str(each) for each in errcode.parse(body or b"")[:MAX_REASONS])
+    if said and _repeats(f"{said}\n{(body or b'').decode(errors='replace')}", credential):  # as read, and as sent
+        return " (its words are left out, for they repeat a credential)"
     return f" ({said})" if said else ""
+
+
+def _repeats(words: str, credential: Credential) -> bool:
+    login = base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
+    _, *secrets = credential.secrets
+    shown = [secret for secret in (*secrets, login) if len(secret) >= SHORTEST_SECRET]
+    return any(secret in words for secret in shown) or _AUTHORIZATION.search(words) is not None
 
 
 def _retry_after(answer: Answer) -> float | None:

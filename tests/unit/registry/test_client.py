@@ -414,3 +414,26 @@ def test_a_mirror_is_told_what_the_admin_wants_it_told_and_storage_is_not(
     assert asked.headers["x-dragonfly-registry"] == "https://harbor.example.com"
     assert "x-dragonfly-registry" not in stored.headers
     assert (stored.query, stored.headers["range"]) == ("", "bytes=3-")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "nobody called alice with wonder:land é here",
+        "got Authorization: Basic YWxpY2U6d29uZGVyOmxhbmQgw6k=",
+        "bad header 'Bearer eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.abc1'",
+    ],
+)
+def test_words_that_repeat_a_credential_are_left_out(server: WireServer, make_client: MakeClient, said: str) -> None:
+    server.on(PINNED, document({"errors": [{"code": "DENIED", "message": said}]}, 412))
+    with pytest.raises(Forbidden) as told:
+        make_client(settings_for(server)).exists(tiny(server), MANIFEST_DIGEST, ALICE)
+    assert "its words are left out" in told.value.message
+    assert said[-12:] not in told.value.message
+
+
+def test_words_about_authentication_are_no_credential(server: WireServer, make_client: MakeClient) -> None:
+    said = "bearer authentication_is_required by policy 7"
+    server.on(PINNED, document({"errors": [{"code": "DENIED", "message": said}]}, 412))
+    with pytest.raises(Forbidden, match=said):
+        make_client(settings_for(server)).exists(tiny(server), MANIFEST_DIGEST, ALICE)

@@ -38,7 +38,7 @@ def test_the_endpoint_may_have_another_path_for_the_kubelet(open_door: Callable[
 
 def test_the_socket_is_named_after_the_driver_and_private(door: Door) -> None:
     assert [p.name for p in (door.directory / "reg").iterdir()] == ["csi.modelmount.io-reg.sock"]
-    assert stat.S_IMODE(door.registration_socket.stat().st_mode) == 0o700
+    assert stat.S_IMODE(door.registration_socket.stat().st_mode) == 0o600
 
 
 def test_registration_can_be_switched_off(open_door: Callable[..., Door]) -> None:

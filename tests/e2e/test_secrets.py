@@ -1,0 +1,163 @@
+"""Every kind of secret passes through one driver, and none of them stays anywhere. Each test of a driver takes part in
+the hunt; here it is seen that there is something to find, and that it would be found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+
+from tests.fakes import hunt
+from tests.fakes.driver import Driver
+from tests.fakes.wire import Answer, Asked, WireServer
+
+pytestmark = pytest.mark.mount
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONTENT = b'{"a": 1}'
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+EMPTY = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
+MANIFEST = json.dumps({
+    "schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": "application/x.model",
+    "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": EMPTY, "size": 2},
+    "layers": [{"mediaType": "application/octet-stream", "digest": DIGEST, "size": len(CONTENT),
+                "annotations": {"org.opencontainers.image.title": "config.json"}}],
+}).encode()  # fmt: skip
+
+
+def made(kind: str) -> str:
+    return hunt.plant(kind, f"{kind}-{secrets.token_hex(12)}".replace(" ", "-"))
+
+
+class Everything:
+    """A registry behind TLS with client certificates, whose token server exchanges everything and whose storage has
+    signed addresses; and a proxy that takes nobody.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        ca = trustme.CA()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert("localhost").configure_cert(context)
+        ca.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        client = ca.issue_cert("node-1")
+        ca.cert_pem.write_to_path(directory / "ca.pem")
+        client.private_key_pem.write_to_path(directory / "client.key")
+        (directory / "client.pem").write_bytes(b"".join(each.bytes() for each in client.cert_chain_pems))
+        hunt.plant_key(directory / "client.key")
+        self.bearer, self.signature = made("bearer token"), made("signature")
+        self.registry, self.proxy = WireServer(context=context), WireServer()
+        self.proxy_login = f"node:{made('proxy password')}"
+        (directory / "login").write_text(self.proxy_login)
+        registry = self.registry
+        registry.on("/token", Answer(body=json.dumps({"access_token": self.bearer, "token": self.bearer}).encode()))
+        registry.on("/v2/llm/tiny/manifests/v1", self._guarded(Answer(body=MANIFEST, headers=self._typed())))
+        registry.on(f"/v2/llm/tiny/manifests/sha256:{hashlib.sha256(MANIFEST).hexdigest()}",
+                    self._guarded(Answer(body=MANIFEST, headers=self._typed())))  # fmt: skip
+        away = f"{registry.url}/storage?X-Amz-Signature={self.signature}"
+        registry.on(f"/v2/llm/tiny/blobs/{DIGEST}", self._guarded(Answer(307, headers=[("Location", away)])))
+        registry.on("/storage", Answer(403, b"no"), Answer(body=CONTENT))
+        self.settings: dict[str, Any] = {
+            "metrics_address": f"127.0.0.1:{_free_port()}",
+            "audit_file": str(directory / "audit.jsonl"),
+            "registries": {
+                registry.host: {
+                    "ca_file": str(directory / "ca.pem"),
+                    "client_certificate": str(directory / "client.pem"),
+                    "client_key": str(directory / "client.key"),
+                    "service_account_audience": "models",
+                },
+                "behind.example.com": {
+                    "proxy": self.proxy.url,
+                    "proxy_login_file": str(directory / "login"),
+                },
+            },
+        }
+
+    def _typed(self) -> list[tuple[str, str]]:
+        return [
+            ("Content-Type", MANIFEST_TYPE),
+            ("Docker-Content-Digest", f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"),
+        ]
+
+    def _guarded(self, answer: Answer) -> Callable[[Asked], Answer]:
+        def say(asked: Asked) -> Answer:
+            if asked.headers.get("authorization") == f"Bearer {self.bearer}":
+                return answer
+            realm = f'Bearer realm="{self.registry.url}/token",service="models"'
+            return Answer(401, b"{}", headers=[("WWW-Authenticate", realm)])
+
+        return say
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_no_kind_of_secret_stays_anywhere(short: Path, tmp_path: Path) -> None:
+    there = Everything(tmp_path)
+    model = {"model": f"{there.registry.host}/llm/tiny:v1"}
+    identity, account, password = made("identity token"), made("service account token"), made("password")
+    hunt.plant_login("robot", password)
+    auths = {"auths": {there.registry.host: {"username": "robot", "identitytoken": identity}}}
+    tokens = json.dumps({"models": {"token": account, "expirationTimestamp": "2040-01-01T00:00:00Z"}})
+    ways: list[tuple[str, dict[str, str], dict[str, str]]] = [
+        ("identity", model, {".dockerconfigjson": json.dumps(auths)}),
+        ("account", {**model, "csi.storage.k8s.io/serviceAccount.tokens": tokens}, {}),
+        ("password", model, {"username": "robot", "password": password}),
+    ]
+    with there.registry, there.proxy, Driver(short, settings=there.settings) as driver:
+        with pytest.raises(grpc.RpcError):
+            driver.publish("first", driver.target("first"), model, ways[0][2])
+        for name, attributes, given in ways:
+            driver.publish(name, driver.target(name), attributes, given)
+            assert (driver.target(name) / "config.json").read_bytes() == CONTENT
+        with pytest.raises(grpc.RpcError):
+            driver.publish("behind", driver.target("behind"), {"model": "behind.example.com/llm/tiny:v1"})
+        for name, _, _ in ways:
+            driver.unpublish(name, driver.target(name))
+        driver.stop()  # searches all that it leaves
+        asked = b"\n".join(each.body for each in there.registry.asked("/token")).decode()
+        assert identity in asked
+        assert account in asked
+        basic = [each.headers.get("authorization", "") for each in there.registry.asked("/token")]
+        assert any(each.startswith("Basic ") for each in basic)
+        assert any(there.signature in each.query for each in there.registry.asked("/storage"))
+        assert any("proxy-authorization" in each.headers for each in there.proxy.asked())
+    assert hunt.kinds() >= {
+        "password", "bearer token", "identity token", "service account token", "signature", "proxy password", "key"
+    }  # fmt: skip
+
+
+def test_the_hunt_finds_what_is_there(tmp_path: Path) -> None:
+    word = made("password")
+    hunt.plant_login("somebody", word)
+    for name in ("log", "refs/record", f"names/{word}"):
+        store = tmp_path / name.partition("/")[0]
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"before {word} after")
+        with pytest.raises(hunt.SecretFound) as found:
+            hunt.search_files([store]) if store.is_file() else hunt.search_store(store)
+        assert word not in str(found.value)
+    for command, environment in (([word], {}), ([], {"X": word})):
+        child = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", *command]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(child, stdin=pipe, stdout=pipe, env={**os.environ, **environment}) as started:
+            assert started.stdout is not None
+            started.stdout.readline()
+            with pytest.raises(hunt.SecretFound):
+                hunt.search_process(started.pid)
