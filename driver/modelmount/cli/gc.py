@@ -47,14 +47,14 @@ def gc(
     say = output_of(context)
     shelf = wiring.existing(effective.settings)
     if shelf is None:
-        _say_swept(say, Swept())
+        _say_swept(say, Swept(), asked=False)
         return
     size, inodes = _target(effective.settings, shelf.collector, wanted, everything=everything)
     if dry_run:
         _say_plan(say, shelf.collector.plan(size, inodes))
         return
     with shelf.collector.exclusively():
-        _say_swept(say, shelf.collector.collect(size, inodes))
+        _say_swept(say, shelf.collector.collect(size, inodes), asked=size > 0)
 
 
 def _target(
@@ -115,10 +115,13 @@ def _plain(victim: Victim) -> dict[str, Any]:
     }
 
 
-def _say_swept(say: output.Output, swept: Swept) -> None:
+def _say_swept(say: output.Output, swept: Swept, *, asked: bool) -> None:
+    """`asked`: somebody wants room."""
     if say.json:
         counts = {"items": swept.items, "trees": swept.trees, "partials": swept.partials}
         say.object({"result": {"freed": swept.bytes, "models": swept.models, **counts}})
         return
     say.text(*swept.models)
     say.text(f"{output.size(swept.bytes)} freed: {output.counted(len(swept.models), 'model')} removed")
+    if asked and not swept.models:
+        say.text("`modelmount gc --all --dry-run` says what holds the rest")

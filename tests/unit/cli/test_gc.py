@@ -32,6 +32,7 @@ def test_models_go_and_are_fetched_again(machine: Machine) -> None:
     pushed = machine.push()
     machine.run("pull", pushed.reference)
     assert machine.run("gc", "--all", "--json").object["result"]["models"] == []  # it was just used
+    assert "says what holds the rest" in machine.run("gc", "--all").out
     age(machine)
     plan = machine.run("gc", "--all", "--dry-run", "--json").object
     assert [victim["name"] for victim in plan["victims"]] == [pushed.reference]
