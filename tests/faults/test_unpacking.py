@@ -35,6 +35,7 @@ class Published:
         self.files = contents(files)
         pusher = push.Pusher(real.host, real.connection)
         self.packed = pusher.artifact("llm/packed", "v1", push.oras(files, packed=["weights"]))
+        self.plain = pusher.artifact("llm/plain", "v1", push.modelpack_archive(files, packing="tar"))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,9 @@ def unpackers(process: subprocess.Popen[str]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("which", [pytest.param(1, id="the worker is killed"), pytest.param(0, id="its helper is")])
-def test_who_unpacks_is_killed_in_the_middle(which: int, model: Published, tmp_path: Path) -> None:
-    pushed = model.packed
+@pytest.mark.parametrize("name", ["packed", "plain"])
+def test_who_unpacks_is_killed_in_the_middle(name: str, which: int, model: Published, tmp_path: Path) -> None:
+    pushed: push.Pushed = getattr(model, name)
     with node(tmp_path, model.registry, hold_at=pushed.size // 2) as here:
         process = here.start(pushed)
         here.wait_held(process)
@@ -82,11 +84,12 @@ def test_who_unpacks_is_killed_in_the_middle(which: int, model: Published, tmp_p
         ended = here.end(process)
         assert ended.code == 5, ended.errors
         assert f"archive {pushed.layers[0]}: the process that unpacks it" in ended.error
-        assert_goes_on(here, model)
+        assert_goes_on(here, model, pushed)
 
 
-def test_a_killed_pull_takes_who_unpacks_with_it(model: Published, tmp_path: Path) -> None:
-    pushed = model.packed
+@pytest.mark.parametrize("name", ["packed", "plain"])
+def test_a_killed_pull_takes_who_unpacks_with_it(name: str, model: Published, tmp_path: Path) -> None:
+    pushed: push.Pushed = getattr(model, name)
     with node(tmp_path, model.registry, hold_at=pushed.size // 2) as here:
         process = here.start(pushed)
         here.wait_held(process)
@@ -94,16 +97,16 @@ def test_a_killed_pull_takes_who_unpacks_with_it(model: Published, tmp_path: Pat
         here.end(process, signal.SIGKILL)
         wait_for(lambda: not any(is_alive(pid) for pid in pids), "all of it to end")
         assert oracle.faults(here.store) == []
-        assert_goes_on(here, model)
+        assert_goes_on(here, model, pushed)
 
 
-def assert_goes_on(here: Node, model: Published) -> None:
+def assert_goes_on(here: Node, model: Published, pushed: push.Pushed) -> None:
     """The next pull fetches nothing twice, and what it shows is root's."""
     had = here.had
     here.let_go()
-    done = here.pull(model.packed)
+    done = here.pull(pushed)
     assert done.code == 0, done.errors
-    assert here.served(model.packed) == model.packed.size - had
+    assert here.served(pushed) == pushed.size - had
     tree = Path(done.result["tree"])
     assert contents(tree) == model.files
     assert {path.stat().st_uid for path in here.store.rglob("*")} == {os.geteuid()}

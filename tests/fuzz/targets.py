@@ -39,7 +39,7 @@ from modelmount.volumes import choices
 from tests.fakes import push, signing
 from tests.fakes.archives import COMPRESS, END, directory, extended, file, header, long_name, record
 from tests.fakes.evil_archives import ROWS
-from tests.unit.snapshots.archives import Directory
+from tests.unit.snapshots.archives import Directory, headers_of
 
 LIMITS = unpack.Limits(bytes=1 << 20, entries=100)
 
@@ -124,9 +124,10 @@ def unpack_as(encoding: Encoding) -> Callable[[bytes], None]:
 
 def _is_refused(data: bytes, layer: Path, encoding: Encoding) -> bool:
     try:
-        scatter.build(data, layer, LIMITS, rootfs=encoding.is_rootfs)
+        members = headers_of(data, LIMITS, rootfs=encoding.is_rootfs)
     except BadArtifact:
         return True
+    scatter.build(data, layer, members, LIMITS)
     return False
 
 

@@ -93,7 +93,7 @@ class Parts:
             self._job.progress.file(part.key).found()
             telemetry.blobs_total.labels("shared").inc()
             return None
-        scattering = Scattering(part, self._settings.limits) if part.is_scattered else None
+        scattering = Scattering(part, self._settings.limits, self._cancel) if part.is_scattered else None
         ingest = Ingest.open(
             self._store,
             descriptor.digest,

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from modelmount import telemetry
 from modelmount.config import Settings
+from modelmount.content import ingest as ingests
 from modelmount.content.diskerrors import disk_error
 from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
@@ -32,6 +33,7 @@ from modelmount.pull.progress import PULL_PHASES, Phase, Snapshot
 from modelmount.pull.resolver import Model, Resolver, not_here
 from modelmount.pull.transfer import Transfer
 from modelmount.registry.credentials import Credential
+from modelmount.snapshots import talk
 from modelmount.snapshots import tree as trees
 from modelmount.snapshots.tree import Tree
 from modelmount.sources.base import BlobSource
@@ -235,6 +237,8 @@ class Puller:
             missing = possession.take_over(self._store, transfer.scope, source, missing, job.cancel)
         if not job.fetches and any(part.needs_bytes(self._store, transfer.scope) for part in missing):
             raise not_here(job.model)
+        if any(part.form == ingests.UNPACKED for part in missing):
+            talk.prepare()
         job.progress.expect(part.expected for part in plan.parts)
         absent = {part.key for part in missing}
         for part in (part for part in plan.parts if part.key not in absent):

@@ -22,7 +22,7 @@ from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
 from modelmount.pull.progress import Counters, Progress
 from modelmount.pull.unpacking import bounds, named
-from modelmount.snapshots import scatter, unpack, walk
+from modelmount.snapshots import headers, scatter, unpack
 from modelmount.sources.base import BlobSource
 from modelmount.system.lock import LockCancelled
 from modelmount.transport.retry import Policy
@@ -111,9 +111,9 @@ class Group:
         else:
             data = self._fetched(part)
         with named(part):
-            walk.check(data, limits, rootfs=rootfs)
+            members = headers.read_small(data, limits, self._cancel, rootfs=rootfs)
         rules = unpack.rules(part.encoding)
-        return NewLayer(digest, rules, lambda layer: scatter.build(data, layer, limits, rootfs=rootfs))
+        return NewLayer(digest, rules, lambda layer: scatter.build(data, layer, members, limits))
 
     def _fetched(self, part: Part) -> bytes:
         data = self.read(part.descriptor, self._progress.file(part.key))

@@ -93,15 +93,22 @@ class Unpacking:
 class Scattering:
     """One uncompressed archive whose ingest has `body`, made once and when the ingest is opened."""
 
-    def __init__(self, part: Part, limits: Limits) -> None:
+    def __init__(self, part: Part, limits: Limits, cancel: Cancel) -> None:
         """Nothing happens yet."""
-        self._part, self._limits = part, bounds(limits)
+        self._part, self._limits, self._cancel = part, bounds(limits), cancel
         self._scatter: Scatter | None = None
 
     def body(self, directory: Path) -> Scatter:
         """For the ingest in this directory."""
-        rootfs = self._part.encoding.is_rootfs
-        self._scatter = Scatter(directory / "layer", self._part.descriptor.size, self._limits, rootfs=rootfs)
+        descriptor = self._part.descriptor
+        self._scatter = Scatter(
+            directory / "layer",
+            descriptor.size,
+            self._limits,
+            self._cancel,
+            rootfs=self._part.encoding.is_rootfs,
+            what=f"archive {descriptor.digest}",
+        )
         return self._scatter
 
     def finish(self) -> Path:

@@ -8,8 +8,9 @@ wanted; whatever lies before it may come in any order and from any number of con
 written yet. A member of any size moves the front by its whole length at once.
 
 After whatever end the files themselves say what lies where, by their names and sizes; only the journal says what of it
-can be believed. The headers that were read on the way decide about places only. What the layer holds is read once more
-from the disk, from bytes whose digest was verified.
+can be believed. Who reads the headers has no rights (`headers`). What they are found to say on the way decides about
+places. It is what the layer holds, too, if the bytes that came first are the ones whose digest was verified; where some
+came twice, or before, what it holds is read once more, from the disk.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ import shutil
 import stat
 import threading
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from modelmount.content.ranges import Range
-from modelmount.errors import BadArtifact, IntegrityError, Internal
-from modelmount.snapshots import layers, unpack
-from modelmount.snapshots import walk as walks
+from modelmount.errors import IntegrityError, Internal
+from modelmount.formats.base import Member
+from modelmount.snapshots import headers, layers, unpack
 from modelmount.snapshots.openfiles import FLAGS, Files, OpenFile
-from modelmount.snapshots.walk import Walk
 from modelmount.system import atomic, disk
 
 GROUP_FILES: Final = 16
@@ -46,12 +46,25 @@ class Scatter:
     once everything is verified.
     """
 
-    def __init__(self, layer: Path, size: int, limits: unpack.Limits, *, rootfs: bool = False) -> None:
-        """Goes on with what lies in the directory `layer`, if `resume` finds anything in it to believe."""
+    def __init__(
+        self,
+        layer: Path,
+        size: int,
+        limits: unpack.Limits,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        rootfs: bool = False,
+        what: str = "the archive",
+    ) -> None:
+        """Goes on with what lies in the directory `layer`, if `resume` finds anything in it to believe. `what` begins
+        the sentences of errors that come from who reads headers.
+        """
         self._layer, self._size, self._limits, self._rootfs = layer, size, limits, rootfs
+        self._cancelled = cancelled
         self._lock, self._marks = threading.Lock(), threading.Lock()
-        self._walk = Walk(size, limits, rootfs=rootfs)
-        self._front = 0
+        self._headers = headers.Front(size, limits, cancelled, rootfs=rootfs, what=what)
+        self._front = self._taken = 0
+        self._doubtful = False
         self._written: Sequence[Range] = ()
         self._dirty: set[int] = set()
         self._unnamed = True
@@ -63,6 +76,11 @@ class Scatter:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def reader(self) -> int | None:
+        """The process id of who reads the headers, while there is one."""
+        return self._headers.pid
 
     # -- content.body.Body
 
@@ -77,23 +95,31 @@ class Scatter:
             self._extents = self._clear()
         with self._lock:
             self._written = written
+            self._doubtful = bool(written)
             self._advance()
 
     def write(self, view: memoryview, offset: int) -> None:
         """See Body. Raises NoSpace where a share that must stay free would be touched; IntegrityError where a header
-        contradicts what an earlier attempt was sent.
+        contradicts what an earlier attempt was sent; as `headers.Front.feed` does.
         """
+        try:
+            self._write(view, offset)
+        except BaseException:
+            self._doubtful = True  # what was read of these bytes may come again, and be others
+            raise
+
+    def _write(self, view: memoryview, offset: int) -> None:
         if offset + len(view) <= self._front:
             self._put(view, offset)
             return
         with self._lock:
             while view:
+                if offset > self._front:
+                    raise Internal(f"refusing to write byte {offset} of an archive that is read up to {self._front}")
+                if offset == self._front:
+                    self._read_on(view)
                 count = min(len(view), self._front - offset)
-                if count > 0:
-                    self._put(view[:count], offset)
-                else:
-                    count = min(len(view), self._walk.wanted)
-                    self._put_header(view[:count], offset)
+                self._put(view[:count], offset)
                 view, offset = view[count:], offset + count
 
     def read_into(self, view: memoryview, offset: int) -> int:
@@ -136,6 +162,7 @@ class Scatter:
 
     def close(self) -> None:
         """See Body."""
+        self._headers.close()
         self._files.close()
 
     # -- the layer
@@ -144,12 +171,9 @@ class Scatter:
         """Everything is written and has its digest: the layer with its index, not synced yet.
 
         Raises BadArtifact for what the archive's bytes decide; IntegrityError where the layer isn't what they say, and
-        then it is of no use.
+        then it is of no use; as `headers.read` does.
         """
-        members = walks.members(
-            lambda view, offset: os.preadv(self._files.rest, [view], offset),
-            Walk(self._size, self._limits, rootfs=self._rootfs),
-        )
+        members = self._members()
         sizes = {str(member.number): member.size for member in members if member.is_file}
         for name in (name for name, size in sizes.items() if not size):
             os.close(os.open(name, FLAGS | os.O_CREAT, 0o600, dir_fd=self._files.directory))
@@ -167,6 +191,14 @@ class Scatter:
         os.fchmod(self._files.rest, 0o444)
         layers.write_index(self._layer, members)
         return self._layer
+
+    def _members(self) -> list[Member]:
+        came_once = not self._doubtful and self._taken == self._size
+        if came_once and self._headers.has_followed:
+            return self._headers.members()
+        self._headers.close()
+        with (self._layer / "rest").open("rb", buffering=0) as rest:
+            return headers.read(rest.fileno(), self._size, self._limits, self._cancelled, rootfs=self._rootfs)
 
     # -- what lies where
 
@@ -219,6 +251,7 @@ class Scatter:
             offset += len(part)
             with self._marks:
                 self._dirty.add(number)
+                self._taken += len(part)
 
     def _member(self, extent: Range, count: int) -> OpenFile:
         """The member's file, of which so many bytes are about to be written."""
@@ -242,44 +275,35 @@ class Scatter:
 
     # -- the front; under the lock
 
-    def _put_header(self, view: memoryview, offset: int) -> None:
-        if offset != self._front:
-            raise Internal(f"refusing to write byte {offset} of an archive that is read up to byte {self._front}")
-        self._require_free(offset, offset + len(view), None)
-        self._put(view, offset)
-        self._feed(view)
-        self._advance()
-
-    def _feed(self, data: memoryview) -> None:
-        """Bytes at the front that are in their place."""
-        position = self._walk.position
-        try:
-            member = self._walk.take(data)
-        except BadArtifact:
-            # If these are the blob's bytes at all, `finish` will say so. Until then everything has its place.
+    def _read_on(self, data: memoryview) -> None:
+        """`data` comes at the front: move that on, over at least one byte."""
+        way = self._headers.feed(data)
+        if way is None:  # nobody knows what of it was read
+            if self._extents and self._extents[-1][1] > self._front:
+                raise self._contradiction()
             self._front = self._size
             return
-        if member is not None and member.size:
-            extent = (member.number, member.number + member.size)
-            index = self._require_free(position, self._walk.position, extent)
+        position = self._front
+        for extent in way.places:
+            index = self._require_free(position, extent[1], extent)
             leftover = self._leftover(index, extent)
             if leftover and self._extents[index] != extent:
-                file = self._files.member(member.number)
-                os.ftruncate(file.fd, member.size)
+                file = self._files.member(extent[0])
+                os.ftruncate(file.fd, extent[1] - extent[0])
             self._extents[index : index + leftover] = [extent]
-        else:
-            self._require_free(position, self._walk.position, None)
-        self._front = self._walk.position
+            position = extent[1]
+        self._require_free(position, way.position, None)
+        # Where nothing more is wanted, `finish` will say why. Until then everything has its place.
+        self._front = self._size if way.over else way.position
 
     def _advance(self) -> None:
         """Read headers of an earlier attempt, as far as they are there."""
         buffer = memoryview(bytearray(_READ_BYTES)) if self._written else memoryview(b"")
         while (end := self._known_until(self._front)) > self._front:
-            self._require_free(self._front, self._front + 1, None)
-            count = os.preadv(self._files.rest, [buffer[: min(self._walk.wanted, end - self._front)]], self._front)
+            count = os.preadv(self._files.rest, [buffer[: end - self._front]], self._front)
             if not count:
                 raise OSError(5, "the headers of an archive shrank")
-            self._feed(buffer[:count])
+            self._read_on(buffer[:count])
 
     def _known_until(self, offset: int) -> int:
         index = bisect_right(self._written, (offset, _FAR))
@@ -309,13 +333,25 @@ class Scatter:
         )
 
 
-def build(data: bytes, layer: Path, limits: unpack.Limits, *, rootfs: bool = False) -> None:
-    """Make the layer of the small archive `data`, whose digest was verified, in the new directory `layer`. Nothing is
-    synced yet. Raises as `Scatter` does.
+def build(data: bytes, layer: Path, members: Sequence[Member], limits: unpack.Limits) -> None:
+    """Make the layer of the small archive `data`, whose digest was verified and whose `members` are as `headers.read`
+    gave them, in the new directory `layer`. Nothing is synced yet. Raises OSError, NoSpace.
     """
-    scatter = Scatter(layer, len(data), limits, rootfs=rootfs)
+    files = Files()
+    (layer / "files").mkdir(mode=0o700, parents=True)
+    files.open(layer)
     try:
-        scatter.write(memoryview(data), 0)
-        scatter.finish()
+        view, position = memoryview(data), 0
+        for member in members:
+            disk.write_at(files.rest, view[position : member.number], position)
+            position = member.number + member.size
+            if member.is_file:
+                unpack.require_space(files.directory, limits)
+                made = files.member(member.number, os.O_CREAT | os.O_EXCL)
+                disk.write_at(made.fd, view[member.number : position], 0)
+                atomic.seal_beneath(files.directory, str(member.number))
+        disk.write_at(files.rest, view[position:], position)
+        os.fchmod(files.rest, 0o444)
+        layers.write_index(layer, members)
     finally:
-        scatter.close()
+        files.close()

@@ -17,7 +17,6 @@ class Walk:
 
     def __init__(self, size: int, limits: unpack.Limits, *, rootfs: bool) -> None:
         """At the archive's beginning."""
-        self.members: list[Member] = []
         self.position = 0
         """Where the next wanted byte is."""
         self._size, self._limits = size, limits
@@ -32,7 +31,9 @@ class Walk:
         return left if self._headers.ended else min(tarstream.BLOCK_BYTES - len(self._block), left)
 
     def take(self, data: memoryview) -> Member | None:
-        """The bytes from `position` on; the member that they complete the header of."""
+        """The bytes from `position` on; the member that they complete the header of. Where they are refused, `position`
+        is their end.
+        """
         self.position += len(data)
         if self._headers.ended:
             self._headers.feed_end(data)
@@ -48,10 +49,10 @@ class Walk:
         if self._total > self._limits.bytes:
             raise unpack.too_large(self._limits, f"with {paths.show(entry.path)} ")
         member = Member(self.position, entry.path, entry.is_directory, entry.size, "", entry.special, entry.target)
-        self.position += entry.size + -entry.size % tarstream.BLOCK_BYTES
-        if self.position > self._size:
+        following = self.position + entry.size + -entry.size % tarstream.BLOCK_BYTES
+        if following > self._size:
             raise tarstream.cut_off()
-        self.members.append(member)
+        self.position = following
         return member
 
     def finish(self) -> None:
@@ -63,22 +64,14 @@ class Walk:
 
 def members(read_into: Reader, walk: Walk) -> list[Member]:
     """Walk to the end of the archive that `read_into` reads."""
+    found = []
     buffer = memoryview(bytearray(_READ_BYTES))
     while walk.wanted:
         count = read_into(buffer[: walk.wanted], walk.position)
         if not count:
             raise OSError(5, "the headers of an archive shrank")
-        walk.take(buffer[:count])
+        member = walk.take(buffer[:count])
+        if member is not None:
+            found.append(member)
     walk.finish()
-    return walk.members
-
-
-def check(data: bytes, limits: unpack.Limits, *, rootfs: bool = False) -> None:
-    """Raise the BadArtifact that `finish` would for the archive `data`."""
-
-    def read_into(view: memoryview, offset: int) -> int:
-        part = data[offset : offset + len(view)]
-        view[: len(part)] = part
-        return len(part)
-
-    members(read_into, Walk(len(data), limits, rootfs=rootfs))
+    return found

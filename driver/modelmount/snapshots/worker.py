@@ -1,7 +1,7 @@
-"""What a process does that unpacks one archive: give up its rights, unpack, say what it found.
+"""What a process does that reads one archive: give up its rights, unpack or read the headers, say what it found.
 
 It is forked for this one archive by the helper (`system.workers`), and trusted by nobody from the first byte of the
-archive on. `isolated` is the other side of the talk.
+archive on. `talk` is the other side, and who orders what.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from modelmount.errors import BadArtifact, NoSpace
 from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots import decompress, tarstream, unpack
+from modelmount.snapshots import walk as walks
 from modelmount.system import confine
 
+HANDED_BYTES: Final = 64 << 10
+"""Most that comes in one message to who follows an archive."""
 FOUND_MEMBERS: Final = 12
 """So many fit into one message, however long their names."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class Unpack(msgspec.Struct, frozen=True, tag="unpack"):
     """What to unpack, and within which bounds. Descriptors of the archive and of an empty directory come with it."""
 
     encoding: Encoding
@@ -33,6 +36,32 @@ class Order(msgspec.Struct, frozen=True):
     limits: unpack.Limits
     uncompressed: str | None
     bounds: confine.Limits
+
+
+class Follow(msgspec.Struct, frozen=True, tag="follow"):
+    """Say where the members of an uncompressed archive of `size` bytes lie, while it arrives. Each message brings bytes
+    from where the next header is wanted on, and is answered with Reached. One more after the last asks what the members
+    are. No descriptor comes with it.
+    """
+
+    size: int
+    limits: unpack.Limits
+    rootfs: bool
+    bounds: confine.Limits
+
+
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """Say what the members of an uncompressed archive of `size` bytes are, of which the headers are in the file whose
+    descriptor comes with it.
+    """
+
+    size: int
+    limits: unpack.Limits
+    rootfs: bool
+    bounds: confine.Limits
+
+
+Order = Unpack | Follow | Read
 
 
 class More(msgspec.Struct, frozen=True, tag="more"):
@@ -45,6 +74,16 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     """The next members, after the whole archive was read."""
 
     members: list[Member]
+
+
+class Reached(msgspec.Struct, frozen=True, tag="reached"):
+    """The members with bytes whose headers ended in what was handed in, as offset and size, and where the next header
+    is wanted. `over`: none is, for below `position` was something to be refused.
+    """
+
+    places: list[tuple[int, int]]
+    position: int
+    over: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -61,22 +100,28 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     """All is said."""
 
 
-Message = More | Found | Refused | Done
+Message = More | Found | Reached | Refused | Done
 
 encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Order).decode
 
 
 def work(order_bytes: bytes, control: socket.socket, descriptors: Sequence[int], parent: int) -> None:
     """A worker's whole work, as `system.workers.Work` says."""
-    order = msgspec.msgpack.decode(order_bytes, type=Order)
-    archive, files = descriptors
+    order: Order = _decode(order_bytes)
     try:
-        confine.enter(files, order.bounds, parent)
+        confine.enter(descriptors[1] if isinstance(order, Unpack) else None, order.bounds, parent)
     except OSError as e:
         control.send(encode(Refused("machine", str(e))))
         return
     try:
-        found = _unpack(order, _Archive(archive, order.size, control), files)
+        match order:
+            case Unpack():
+                found = _unpack(order, _Archive(descriptors[0], order.size, control), descriptors[1])
+            case Read():
+                found = _read(order, descriptors[0])
+            case Follow():
+                found = _follow(order, control)
     except Exception as e:  # noqa: BLE001 - whatever it is, the other side is told
         refused = _refused(e)
         del e  # with its traceback the memory goes that was wanted
@@ -87,9 +132,47 @@ def work(order_bytes: bytes, control: socket.socket, descriptors: Sequence[int],
     control.send(encode(Done()))
 
 
-def _unpack(order: Order, archive: _Archive, files: int) -> list[Member]:
+def _unpack(order: Unpack, archive: _Archive, files: int) -> list[Member]:
     uncompressed = Digest.parse(order.uncompressed) if order.uncompressed is not None else None
     return unpack.unpack(archive, order.encoding, files, order.limits, lambda: False, uncompressed=uncompressed)
+
+
+def _read(order: Read, descriptor: int) -> list[Member]:
+    walk = walks.Walk(order.size, order.limits, rootfs=order.rootfs)
+    return walks.members(lambda view, offset: os.preadv(descriptor, [view], offset), walk)
+
+
+def _follow(order: Follow, control: socket.socket) -> list[Member]:
+    walk = walks.Walk(order.size, order.limits, rootfs=order.rootfs)
+    found: list[Member] = []
+    refused: BadArtifact | None = None
+    while walk.wanted and refused is None:
+        data = memoryview(_answer(control, HANDED_BYTES))
+        first = walk.position
+        places: list[tuple[int, int]] = []
+        try:
+            while (at := walk.position - first) < len(data):
+                member = walk.take(data[at : at + walk.wanted])
+                if member is None:
+                    continue
+                found.append(member)
+                if member.size:
+                    places.append((member.number, member.size))
+        except BadArtifact as e:
+            refused = e
+        control.send(encode(Reached(places, walk.position, refused is not None)))
+    _answer(control, 1)
+    if refused is not None:
+        raise refused
+    walk.finish()
+    return found
+
+
+def _answer(control: socket.socket, most: int) -> bytes:
+    answer = control.recv(most)
+    if not answer:
+        os._exit(0)  # nobody wants it any more
+    return answer
 
 
 def _refused(error: Exception) -> Refused:
@@ -118,10 +201,7 @@ class _Archive:
             return 0
         if self._position == self._limit:
             self._control.send(encode(More(self._position)))
-            answer = self._control.recv(8)
-            if not answer:
-                os._exit(0)  # nobody wants it any more
-            self._limit = int.from_bytes(answer, "little")
+            self._limit = int.from_bytes(_answer(self._control, 8), "little")
         count = os.preadv(self._descriptor, [buffer[: self._limit - self._position]], self._position)
         if not count:
             raise OSError(5, "the archive shrank while it was unpacked")
@@ -131,6 +211,7 @@ class _Archive:
 
 def prepare() -> None:
     """Once, in the helper: what is imported or set up at its first use. A worker can open no file for it."""
+    confine.prepare()
     for digest in ("sha256", "sha512"):
         hashlib.new(digest, b"").hexdigest()
     archive = iter([igzip_lib.compress(bytes(2 * tarstream.BLOCK_BYTES), flag=igzip_lib.COMP_GZIP)])
@@ -143,4 +224,5 @@ def prepare() -> None:
 
     with decompress.opened(_Stream(), Encoding.TAR_GZIP, lambda: False) as pieces:
         list(tarstream.entries(tarstream.Source(pieces), 1))
+    walks.Walk(tarstream.BLOCK_BYTES, unpack.Limits(0, 0), rootfs=False).take(memoryview(bytes(tarstream.BLOCK_BYTES)))
     msgspec.msgpack.decode(encode(Done()), type=Message)

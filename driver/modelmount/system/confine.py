@@ -7,7 +7,9 @@ user. `missing` says what that is here.
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import platform
 import resource
 import signal
 from dataclasses import dataclass
@@ -29,8 +31,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _SIGNALS_OF_LIMITS: Final = 2
 """CPU seconds between the signal at the soft limit and the kill at the hard one."""
 
-_CALLS: Final = (
-    Rule("write"),
+READING: Final = (
     # Archives are read with preadv. libc counts processors with it where it may open /sys, and lives without.
     Rule("read", answer=seccomp.ANSWER | errno.EPERM),
     Rule("preadv"),
@@ -38,11 +39,7 @@ _CALLS: Final = (
     Rule("pread64"),
     Rule("futex"),
     Rule("clock_gettime"),
-    Rule("openat"),
     Rule("close"),
-    Rule("fchmod"),
-    Rule("fstatfs"),
-    Rule("sync_file_range"),
     Rule("sendto"),
     Rule("recvfrom"),
     Rule("sendmsg"),
@@ -55,8 +52,6 @@ _CALLS: Final = (
     Rule("munmap"),
     Rule("mremap"),
     Rule("madvise"),
-    Rule("clone", argument=0, mask=CLONE_VM | CLONE_THREAD, value=CLONE_VM | CLONE_THREAD),  # threads, no processes
-    Rule("clone3", answer=seccomp.ANSWER | errno.ENOSYS),  # its flags can't be seen; libc then takes clone
     Rule("set_robust_list"),
     Rule("rseq"),
     Rule("gettid"),
@@ -74,6 +69,17 @@ _CALLS: Final = (
     Rule("exit"),
     Rule("exit_group"),
 )
+MAKING: Final = (
+    *READING,
+    Rule("write"),
+    Rule("openat"),
+    Rule("fchmod"),
+    Rule("fstatfs"),
+    Rule("sync_file_range"),
+    Rule("clone", argument=0, mask=CLONE_VM | CLONE_THREAD, value=CLONE_VM | CLONE_THREAD),  # threads, no processes
+    Rule("clone3", answer=seccomp.ANSWER | errno.ENOSYS),  # its flags can't be seen; libc then takes clone
+)
+"""For who makes files, and decompresses with threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,16 @@ def missing() -> list[str]:
     return found
 
 
+def prepare() -> None:
+    """In a process that forks many to be confined: what then needn't be done in each."""
+    if seccomp.is_available():
+        for rules in (READING, MAKING):
+            _filter(rules)
+    if os.geteuid() == 0:
+        _bound()
+    _address_space()
+
+
 def user_of(pid: int) -> int:
     """The user that a confined process with this id has, where its parent was root."""
     return FIRST_USER + pid
@@ -107,14 +123,15 @@ def user_of(pid: int) -> int:
 
 def enter(directory: int | None, limits: Limits, parent: int) -> None:
     """Confine this process, which has one thread, for ever. Files may then be made in the directory of this descriptor
-    only, which becomes its user's; without one, nowhere. It is killed when the process `parent`, its own, ends.
+    only, which becomes its user's; without one nowhere, and no thread can be started. It is killed when the process
+    `parent`, its own, ends.
 
     Raises OSError where something fails that this machine can do, and ProcessLookupError when `parent` has ended; then
     the process should end too.
     """
     _limit(limits)
     if os.geteuid() == 0:
-        privilege.bound(())
+        _bound()
         if _become(directory, user_of(os.getpid())) != NOBODY:
             _set(resource.RLIMIT_NPROC, THREADS, THREADS)  # of this user; another one has processes that aren't ours
     privilege.keep(())
@@ -123,12 +140,28 @@ def enter(directory: int | None, limits: Limits, parent: int) -> None:
         raise ProcessLookupError(errno.ESRCH, "the parent has ended")
     landlock.confine(directory)
     if seccomp.is_available():
-        seccomp.install(_CALLS)
+        seccomp.install(_filter(READING if directory is None else MAKING))
+
+
+@functools.cache
+def _bound() -> None:
+    """No capability can be had any more; what is forked then can't have any either."""
+    privilege.bound(())
+
+
+@functools.cache
+def _filter(rules: tuple[Rule, ...]) -> bytes:
+    return seccomp.program(rules, platform.machine())
+
+
+@functools.cache
+def _address_space() -> int:
+    """Bytes that this process has, or had when it was asked first: who is forked has no more."""
+    return int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
 
 
 def _limit(limits: Limits) -> None:
-    pages = int(Path("/proc/self/statm").read_bytes().split()[0])
-    memory = pages * resource.getpagesize() + limits.memory_bytes
+    memory = _address_space() + limits.memory_bytes
     _set(resource.RLIMIT_AS, memory, memory)
     _set(resource.RLIMIT_CPU, limits.cpu_seconds, limits.cpu_seconds + _SIGNALS_OF_LIMITS)
     _set(resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes)

@@ -1,4 +1,4 @@
-"""Landlock: a process gives up everything that has a path, but for making files in one directory.
+"""Landlock: a process gives up everything that has a path, but for making files in one directory at most.
 
 Source: Linux `Documentation/userspace-api/landlock.rst`, `include/uapi/linux/landlock.h`. What was opened before stays
 usable.

@@ -183,11 +183,10 @@ def is_available() -> bool:
     return False
 
 
-def install(rules: Sequence[Rule]) -> None:
-    """From now on this thread, and what it starts, makes these calls and no others. It must have given up new
-    privileges (PR_SET_NO_NEW_PRIVS). There is no way back. Raises OSError.
+def install(instructions: bytes) -> None:
+    """From now on this thread, and what it starts, makes the calls of this `program` and no others. It must have given
+    up new privileges (PR_SET_NO_NEW_PRIVS). There is no way back. Raises OSError.
     """
-    instructions = program(rules, platform.machine())
     code = ctypes.create_string_buffer(instructions, len(instructions))
     # struct sock_fprog: the count, padding, the address
     header = struct.pack("HxxxxxxQ", len(instructions) // _INSTRUCTION.size, ctypes.addressof(code))

@@ -144,6 +144,10 @@ class Helper:
                 self._forget(way)
         raise AssertionError
 
+    def prepare(self) -> None:
+        """Begin to start the helper, if there is none, and don't wait for it. Raises OSError."""
+        self._way()
+
     def close(self) -> None:
         """End the helper, and with it its workers. The next order starts another."""
         with self._lock:

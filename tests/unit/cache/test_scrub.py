@@ -18,7 +18,7 @@ from modelmount.cache.scrub import Examined, Result, Scrub, Scrubber
 from modelmount.config import Cache
 from modelmount.content.store import NewLayer
 from modelmount.oci.digest import Digest
-from modelmount.snapshots import scatter, unpack
+from modelmount.snapshots import headers, scatter, unpack
 from modelmount.snapshots import tree as trees
 from modelmount.system import disk, host, mount
 from modelmount.volumes.leases import Lease
@@ -134,7 +134,8 @@ def test_a_missing_member_is_a_mismatch(shelf: Shelf) -> None:
 def test_a_scattered_layer_is_compared_with_its_archive(shelf: Shelf, victim: str | None) -> None:
     data = file(b"a", b"one") + file(b"b", b"") + file(b"c", b"three") + END
     digest, limits = Digest.of(data), unpack.Limits(bytes=1 << 20, entries=9)
-    layer = NewLayer(digest, 1, lambda directory: scatter.build(data, directory, limits))
+    members = headers.read_small(data, limits, lambda: False, rootfs=False)
+    layer = NewLayer(digest, 1, lambda directory: scatter.build(data, directory, members, limits))
     shelf.store.put_group({}, "0" * 32, [layer])
     path = shelf.store.unpacked_path(digest, 1)
     if victim == "files/1536":  # the empty one

@@ -23,7 +23,7 @@ from modelmount.pull.fetch import Cancel
 from modelmount.pull.job import Job, Waiter
 from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
-from modelmount.snapshots import isolated
+from modelmount.snapshots import talk
 from tests.fakes import push
 from tests.fakes.registry import Registry
 
@@ -127,7 +127,7 @@ def _links_without(known: list[str]) -> object:
 
 def _way_to_helper() -> str:
     """The socket of the helper that starts unpackers: the process has it from the first archive on."""
-    socket = isolated._helper._socket
+    socket = talk.helper._socket
     return f"socket:[{os.fstat(socket.fileno()).st_ino}]" if socket is not None else ""
 
 

@@ -129,7 +129,7 @@ class Divided:
         self.source = MemorySource()
         self.descriptor = self.source.put(data)
         part = Part(self.descriptor, Encoding.TAR)
-        self.scattering = Scattering(part, Limits(free_bytes=0))
+        self.scattering = Scattering(part, Limits(free_bytes=0), Cancel())
         digest = self.descriptor.digest
         held = store.lock("ingest-" + ingests.name(digest, SCOPE, ingests.UNPACKED)).acquire(timeout=0)
         self.ingest = Ingest.open(store, digest, len(data), SCOPE, ingests.UNPACKED, held, body=self.scattering.body)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modelmount.formats.base import Encoding, Member
 from modelmount.oci.digest import Digest
-from modelmount.snapshots import unpack
+from modelmount.snapshots import unpack, walk
 
 LIMITS = unpack.Limits(bytes=16 << 20, entries=1000)
 
@@ -23,6 +23,17 @@ def opened(directory: Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def headers_of(data: bytes, limits: unpack.Limits = LIMITS, *, rootfs: bool = False) -> list[Member]:
+    """The members of an uncompressed archive, read in this process."""
+
+    def read_into(view: memoryview, offset: int) -> int:
+        part = data[offset : offset + len(view)]
+        view[: len(part)] = part
+        return len(part)
+
+    return walk.members(read_into, walk.Walk(len(data), limits, rootfs=rootfs))
 
 
 class Directory:

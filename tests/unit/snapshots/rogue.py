@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from modelmount.formats.base import Member
-from modelmount.snapshots.worker import Done, Found, More, Order, Refused, encode
+from modelmount.snapshots.worker import Done, Found, More, Order, Reached, Refused, encode
 
 SHA256 = "0" * 64
 SLEEPS, FILLS = 1, 2
 ROOTFS = 1000
 """Tricks from here on are about layers of container images."""
+READING = 10_000
+"""And from here on about headers of uncompressed archives."""
 
 
 def prepare() -> None:
@@ -28,11 +30,17 @@ def prepare() -> None:
 
 def work(order: bytes, control: socket.socket, descriptors: Sequence[int], parent: int) -> None:
     """Play the trick."""
-    trick = msgspec.msgpack.decode(order, type=Order).limits.bytes
+    decoded: Order = msgspec.msgpack.decode(order, type=Order)
+    trick = decoded.limits.bytes
     if trick == SLEEPS:
         threading.Event().wait()
     if trick == FILLS:
         _fill(descriptors[1])
+    if trick >= READING:
+        if trick in FOLLOWERS:
+            control.recv(1 << 17)
+        {**FOLLOWERS, **READERS}[trick](control, -1)
+        threading.Event().wait()
     TRICKS[trick](control, descriptors[1])
 
 
@@ -157,4 +165,75 @@ TRICKS: Mapping[int, Callable[[socket.socket, int], None]] = {
     ROOTFS + 5: _claims(Member(0, "a", False, 0, "", "named pipe", "x")),
     ROOTFS + 6: _claims(_file("a" * 5000)),
     ROOTFS + 7: _claims(_file("/".join("a" * 200))),
+}
+
+
+def _reached(*places: tuple[int, int], position: int, over: bool = False) -> Callable[[socket.socket, int], None]:
+    return _says(encode(Reached(list(places), position, over)))
+
+
+def _tells(*members: Member) -> Callable[[socket.socket, int], None]:
+    return lambda control, files: _say(control, *members)
+
+
+def _entry(path: str, number: int = 512, size: int = 4, sha256: str = "") -> Member:
+    return Member(number, path, False, size, sha256)
+
+
+MISLEADERS: Mapping[int, Callable[[socket.socket, int], None]] = {
+    # Of an archive of 8 KiB, after the first 512 bytes were handed in: the truth is ((512, 1000), 2048).
+    READING + 0: _reached((512, 1000), position=512),  # not behind the member
+    READING + 1: _reached((512, 1000), position=1 << 20),
+    READING + 2: _reached((512, 1000), position=-1),
+    READING + 3: _reached((0, 1000), position=1024),  # no room for a header
+    READING + 4: _reached((511, 1000), position=2048),
+    READING + 5: _reached((1024, 1000), position=2560),  # a header that wasn't handed in
+    READING + 6: _reached((512, 1 << 40), position=512 + (1 << 40)),
+    READING + 7: _reached((512, -512), position=512),
+    READING + 8: _reached((512, 0), position=512),
+    READING + 9: _reached((512, 8192), position=8704),  # beyond the archive's end
+    READING + 10: _reached((512, 100), (512, 100), position=1024),  # twice
+    READING + 11: _reached(position=0),  # nothing was read
+    READING + 12: _reached(position=1024, over=True),
+    READING + 13: _reached(position=-1, over=True),
+    READING + 14: _reached((512, 1000), position=512, over=True),
+    READING + 20: _says(b"garbage"),
+    READING + 21: _says(encode(Found([_entry("a")]))),
+    READING + 22: _says(encode(More(0))),
+    READING + 23: _says(encode(Done())),
+    READING + 24: _says(encode({"type": "reached", "places": [["x", 1]], "position": 1})),
+    READING + 25: _says(encode({"type": "reached", "places": [[(1 << 64) - 1, 1]], "position": (1 << 64) - 1})),
+    READING + 26: _says(encode(Refused("unexpected", "boom"))),
+    READING + 27: _says(encode(Refused("memory", ""))),
+    READING + 30: _leaves(0),
+    READING + 31: _dies(signal.SIGSEGV),
+    READING + 32: _dies(signal.SIGSYS),
+    READING + 33: _dies(signal.SIGXCPU),
+}
+KILLED = READING + 40
+FOLLOWERS = {**MISLEADERS, KILLED: _dies(signal.SIGKILL)}
+
+READERS: Mapping[int, Callable[[socket.socket, int], None]] = {
+    READING + 100: _tells(_entry("../escape")),
+    READING + 101: _tells(_entry("/etc/passwd")),
+    READING + 102: _tells(_entry("a"), _entry("a", 1536)),
+    READING + 103: _tells(_entry("a", number=0)),
+    READING + 104: _tells(_entry("a", number=513)),
+    READING + 105: _tells(_entry("a", number=-512)),
+    READING + 106: _tells(_entry("a"), _entry("b", 1024)),  # no room for a header between
+    READING + 107: _tells(_entry("a", size=-1)),
+    READING + 108: _tells(_entry("a", size=1 << 40)),
+    READING + 109: _tells(_entry("a", size=8192)),
+    READING + 110: _tells(_entry("a", sha256=SHA256)),
+    READING + 111: _tells(Member(512, "a", True, 5, "")),
+    READING + 112: _tells(Member(512, "a", False, 0, "", "symlink", "/etc")),
+    READING + 113: _tells(Member(512, "a", True, 0, "", "", "/etc")),
+    READING + 114: _tells(*(Member(512 * n, f"d{n}", True, 0, "") for n in range(1, 7))),  # more than allowed
+    READING + 120: _says(encode(Reached([], 0))),
+    READING + 121: _says(encode(More(0))),
+    READING + 122: _says(b"garbage"),
+    READING + 130: _leaves(0),
+    READING + 131: _dies(signal.SIGSEGV),
+    READING + 132: _dies(signal.SIGKILL),
+    READING + 133: _says(encode(Refused("unexpected", "boom"))),
 }

@@ -21,7 +21,7 @@ import pytest
 from modelmount.errors import BadArtifact, Cancelled, Internal, NoSpace, UnpackingFailed
 from modelmount.formats.base import Encoding
 from modelmount.oci.digest import Digest
-from modelmount.snapshots import decompress, isolated, layers, unpack
+from modelmount.snapshots import decompress, isolated, layers, talk, unpack
 from modelmount.snapshots.isolated import Whole
 from modelmount.system import atomic, seccomp, workers
 from modelmount.system.workers import Helper
@@ -84,7 +84,7 @@ def _rogues() -> Iterator[Helper]:
 
 @pytest.fixture
 def rogues(_rogues: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isolated, "_helper", _rogues)
+    monkeypatch.setattr(talk, "helper", _rogues)
 
 
 @pytest.mark.parametrize("encoding", [Encoding.TAR_GZIP, Encoding.TAR_ZSTD, Encoding.ROOTFS_TAR_GZIP])
@@ -212,7 +212,7 @@ def test_after_one_that_was_taken_over_the_next_archive_is_fine(
     place: Place, monkeypatch: pytest.MonkeyPatch, _rogues: Helper
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(isolated, "_helper", _rogues)
+        patch.setattr(talk, "helper", _rogues)
         with pytest.raises(UnpackingFailed):
             place.build(PACKED, Encoding.TAR_GZIP, unpack.Limits(bytes=152, entries=5))
     assert (place.build(PACKED, Encoding.TAR_GZIP) / "files" / "1").read_bytes() == b"one"
@@ -220,7 +220,7 @@ def test_after_one_that_was_taken_over_the_next_archive_is_fine(
 
 def test_without_a_process_nothing_is_unpacked(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     helper = Helper("tests.unit.snapshots.absent", ROOT)
-    monkeypatch.setattr(isolated, "_helper", helper)
+    monkeypatch.setattr(talk, "helper", helper)
     try:
         with pytest.raises(Internal, match="modelmount doctor"):
             place.build(PACKED, Encoding.TAR_GZIP)
@@ -265,11 +265,11 @@ class Building:
         blob.write_bytes(PACKED)
         self.stream, self.layer = Slow(blob), place.path / name
         self.error: Exception | None = None
-        before = children(isolated._helper)
+        before = children(talk.helper)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         assert self.stream.asked.wait(SECONDS)
-        (self.pid,) = children(isolated._helper) - before
+        (self.pid,) = children(talk.helper) - before
 
     def _run(self) -> None:
         try:
@@ -313,7 +313,7 @@ def test_one_that_is_killed_fails_its_own_archive_only(place: Place) -> None:
 
 def test_a_killed_helper_fails_what_is_under_way_and_nothing_later(place: Place) -> None:
     building = Building(place, "one")
-    helper = isolated._helper.pid
+    helper = talk.helper.pid
     assert helper is not None
     os.kill(helper, signal.SIGKILL)
     building.stream.go_on.set()
@@ -350,10 +350,10 @@ def test_one_that_does_nothing_for_too_long_is_ended(place: Place, monkeypatch: 
 DRIVER = """
 import sys
 from pathlib import Path
-from modelmount.snapshots import isolated
+from modelmount.snapshots import talk
 from tests.unit.snapshots.test_isolated import Building, Place
 building = Building(Place(Path(sys.argv[1])), "one")
-print(isolated._helper.pid, building.pid, flush=True)
+print(talk.helper.pid, building.pid, flush=True)
 building.end()
 """
 
@@ -412,7 +412,7 @@ def test_without_landlock_the_rest_confines_it_and_lets_it_work(
     place: Place, monkeypatch: pytest.MonkeyPatch, encoding: Encoding
 ) -> None:
     helper = Helper("tests.unit.snapshots.without_landlock", ROOT)
-    monkeypatch.setattr(isolated, "_helper", helper)
+    monkeypatch.setattr(talk, "helper", helper)
     data = file(b"a", os.urandom(3 << 20)) + file(b"b", bytes(5 << 20)) + END
     try:
         layer = place.build(COMPRESS[encoding](data), encoding, unpack.Limits(bytes=64 << 20, entries=10))

@@ -19,7 +19,7 @@ from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, IntegrityError, Internal, NoSpace
 from modelmount.formats.base import Member
 from modelmount.oci.digest import Digest
-from modelmount.snapshots import layers, unpack
+from modelmount.snapshots import layers, talk, unpack
 from modelmount.snapshots.scatter import Scatter
 from modelmount.system import disk
 from tests.fakes.archives import END, directory, extended, file, header, long_name, padded, record
@@ -97,6 +97,7 @@ def scattered(store: Store, data: bytes, limits: unpack.Limits = LIMITS, *, root
 
 
 def test_a_layer_holds_the_members_and_all_that_is_needed_to_make_the_archive_again(store: Store) -> None:
+    talk.helper.prepare()  # its socket stays
     before = descriptors()
     archive = scattered(store, MIXED)
     found = archive.files()

@@ -58,8 +58,8 @@ def test_the_numbers_are_those_of_the_installed_headers(machine: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_what_unpacking_needs_is_allowed_and_all_else_kills(machine: str) -> None:
-    program, numbers = seccomp.program(confine._CALLS, machine), CALLS[machine]
-    plain = {rule.name for rule in confine._CALLS if not rule.mask and rule.answer == ALLOW}
+    program, numbers = seccomp.program(confine.MAKING, machine), CALLS[machine]
+    plain = {rule.name for rule in confine.MAKING if not rule.mask and rule.answer == ALLOW}
     for name in plain & numbers.keys():
         assert run(program, machine, numbers[name]) == ALLOW, name
     known = set(numbers.values())
@@ -71,7 +71,7 @@ def test_what_unpacking_needs_is_allowed_and_all_else_kills(machine: str) -> Non
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_threads_may_start_and_processes_not(machine: str) -> None:
-    program, number = seccomp.program(confine._CALLS, machine), CALLS[machine]["clone"]
+    program, number = seccomp.program(confine.MAKING, machine), CALLS[machine]["clone"]
     thread = 0x3D0F00  # what glibc's pthread_create asks for
     assert run(program, machine, number, thread) == ALLOW
     for flags in (0, 17, 0x01200011, 0x100 | 17, 0x4000 | 0x100 | 17):
@@ -82,7 +82,7 @@ def test_threads_may_start_and_processes_not(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("call", ["mmap", "mprotect"])
 def test_memory_never_becomes_code(machine: str, call: str) -> None:
-    program, number = seccomp.program(confine._CALLS, machine), CALLS[machine][call]
+    program, number = seccomp.program(confine.MAKING, machine), CALLS[machine][call]
     assert run(program, machine, number, 0, 4096, 3) == ALLOW
     assert run(program, machine, number, 0, 4096, 4) == KILL
     assert run(program, machine, number, 0, 4096, 7) == KILL
@@ -90,7 +90,7 @@ def test_memory_never_becomes_code(machine: str, call: str) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_of_another_machine_kill(machine: str) -> None:
-    program = seccomp.program(confine._CALLS, machine)
+    program = seccomp.program(confine.MAKING, machine)
     (other,) = set(MACHINES) - {machine}
     assert run(program, other, CALLS[other]["write"]) == KILL
     assert run(program, machine, CALLS[machine]["write"] | 0x40000000) == KILL  # x32
@@ -98,7 +98,7 @@ def test_calls_of_another_machine_kill(machine: str) -> None:
 
 def test_a_program_is_as_long_as_the_kernel_takes() -> None:
     for machine in MACHINES:
-        assert len(seccomp.program(confine._CALLS, machine)) // 8 < 4096
+        assert len(seccomp.program(confine.MAKING, machine)) // 8 < 4096
 
 
 def test_a_call_that_the_machine_does_not_have_is_left_out() -> None:
