@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import msgspec
@@ -75,13 +76,15 @@ def test_the_configuration_reference_has_every_knob_with_its_default() -> None:
     assert documented == knobs(Settings) | knobs(Registry, f"{HOST}.")
 
 
-DEMANDS = "Signatures and attestations"
+DEMANDS, KINDS = "Signatures and attestations", "Kinds of files"
 
 
 def test_the_policy_reference_has_every_key_and_its_example_is_right(tmp_path: Path) -> None:
     documented = {(heading, cells[0]) for heading, cells in rows(REFERENCE / "policy.md")}
+    kinds = {key for heading, key in documented if heading == KINDS}
+    assert kinds == set(get_args(policy.Kind))
     demands = {*signing.Signature.__struct_fields__, *signing.Attestation.__struct_fields__}
-    assert {key for heading, key in documented if heading != DEMANDS} == set(policy.Rule.__struct_fields__)
+    assert {key for heading, key in documented if heading not in {DEMANDS, KINDS}} == set(policy.Rule.__struct_fields__)
     assert {key for heading, key in documented if heading == DEMANDS} == demands
     text = (REFERENCE / "policy.md").read_text()
     (tmp_path / "policy.toml").write_text(text.split("```toml\n")[1].split("```")[0])

@@ -6,17 +6,18 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 
-from modelmount import config, formats, wiring
+from modelmount import config, formats, policy, wiring
 from modelmount.cli import output
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import json_option, output_of, settings_options
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, ModelMountError
-from modelmount.formats.base import Encoding, Layer, Layout, Member
+from modelmount.formats.base import Encoding, Layer, Layout
 from modelmount.oci import manifest as manifests
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
@@ -41,8 +42,8 @@ Examples:
   modelmount inspect harbor.example.com/llm/llama3-70b:v1 --json | jq -r '.layers[].path'
 
 No weights are downloaded and nothing is stored. HERE says what this node has of the model already, for this
-repository. What an archive holds is known once it was unpacked here. Signatures and attestations are listed with who
-signed them, where this node checked that for its policy.
+repository. What an archive holds, and of which kind a file is (as a policy has it), is known of what is here.
+Signatures and attestations are listed with who signed them, where this node checked that for its policy.
 """,
 )
 @click.argument("reference", metavar="REFERENCE")
@@ -89,13 +90,25 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A layer. `path` is None where it claims none; `files` are an archive's once it is unpacked here, None before."""
+    """A layer. `path` is None where it claims none; `files` are an archive's once it is unpacked here, None before.
+    `kind` is that of a file that is here, empty before.
+    """
 
     descriptor: Descriptor
     path: str | None
     archive: bool
     here: bool
-    files: tuple[Member, ...] | None
+    files: tuple[_File, ...] | None
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of an archive."""
+
+    path: str
+    size: int
+    kind: str
 
 
 class _Asked:
@@ -149,12 +162,28 @@ def _parts(found: _Found, store: Store | None, scope: str) -> list[_Part]:
 def _part(layer: Layer, store: Store | None, scope: str) -> _Part:
     digest = layer.descriptor.digest
     if layer.encoding is Encoding.RAW:
-        return _Part(layer.descriptor, layer.path, False, store is not None and store.has_blob(digest, scope), None)
+        here = store is not None and store.has_blob(digest, scope)
+        kind = _kind(layer.path or "", store.blob_path(digest)) if store is not None and here else ""
+        return _Part(layer.descriptor, layer.path, False, here, None, kind)
     rules = None if store is None else store.unpacked_rules(digest, scope, unpack.versions(layer.encoding))
     if store is None or rules is None:
         return _Part(layer.descriptor, layer.path, True, False, None)
-    files = tuple(member for member in layers.members(store, digest, rules) if member.is_file)
+    directory = store.unpacked_path(digest, rules) / "files"
+    files = tuple(
+        _File(member.path, member.size, _kind(member.path or layer.path or "", directory / str(member.number)))
+        for member in layers.members(store, digest, rules)
+        if member.is_file
+    )
     return _Part(layer.descriptor, layer.path, True, True, files)
+
+
+def _kind(name: str, path: Path) -> str:
+    """What kind of file this is, by its name in the model and its bytes here; empty where those are gone meanwhile."""
+    try:
+        with path.open("rb") as file:
+            return policy.by_content(name, file.read(policy.HEAD_BYTES), path.stat().st_size)
+    except FileNotFoundError:
+        return ""
 
 
 def _lines(reference: Reference, found: _Found, parts: list[_Part]) -> Iterator[str]:
@@ -178,7 +207,7 @@ def _lines(reference: Reference, found: _Found, parts: list[_Part]) -> Iterator[
     for warning in found.layout.warnings if found.layout is not None else ():
         yield f"  {'warning':<8}{warning}"
     yield ""
-    heading = ("FILE", "SIZE", "HERE", "MEDIA TYPE", "DIGEST")
+    heading = ("FILE", "SIZE", "HERE", "KIND", "MEDIA TYPE", "DIGEST")
     yield from output.columns(heading, [row for part in parts for row in _rows(part)], right=frozenset({1}))
 
 
@@ -188,9 +217,9 @@ def _rows(part: _Part) -> Iterator[tuple[str, ...]]:
     name = part.path or output.UNKNOWN
     shown = f"{name} (archive)" if part.archive else name
     here = "yes" if part.here else "no"
-    yield (shown, output.size(described.size), here, described.media_type, str(described.digest))
-    for member in part.files or ():
-        yield (f"  {member.path or name}", output.size(member.size), "", "", "")
+    yield (shown, output.size(described.size), here, part.kind, described.media_type, str(described.digest))
+    for file in part.files or ():
+        yield (f"  {file.path or name}", output.size(file.size), "", file.kind, "", "")
 
 
 def _statements(beside: list[Said]) -> Iterator[str]:
@@ -257,8 +286,11 @@ def _plain(reference: Reference, found: _Found, parts: list[_Part]) -> dict[str,
                 "path": part.path,
                 "size": part.descriptor.size,
                 "archive": part.archive,
-                "files": None if part.files is None else [{"path": f.path, "size": f.size} for f in part.files],
+                "files": None
+                if part.files is None
+                else [{"path": file.path, "size": file.size, "kind": file.kind or None} for file in part.files],
                 "here": part.here,
+                "kind": part.kind or None,
                 "media_type": part.descriptor.media_type,
                 "digest": str(part.descriptor.digest),
             }

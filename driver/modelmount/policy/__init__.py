@@ -5,7 +5,7 @@ about a model in a namespace: of those whose patterns match, the one with the lo
 one that names namespaces, then the first in the file; else `default`.
 """
 
-from modelmount.policy.kinds import Kind, by_content, by_name
+from modelmount.policy.kinds import HEAD_BYTES, Kind, by_content, by_name
 from modelmount.policy.rules import Policy, Rule, read
 
-__all__ = ["Kind", "Policy", "Rule", "by_content", "by_name", "read"]
+__all__ = ["HEAD_BYTES", "Kind", "Policy", "Rule", "by_content", "by_name", "read"]

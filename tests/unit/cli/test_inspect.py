@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
 from modelmount.signatures.finder import Finder
 from tests.fakes import push, signing
-from tests.unit.cli.conftest import Machine
+from tests.unit.cli.conftest import Machine, write_model
 
 pytestmark = pytest.mark.registry
 
@@ -58,7 +59,7 @@ def test_json_has_every_layer(machine: Machine) -> None:
         "model.safetensors": False,
         "tokenizer": True,
     }
-    assert not any(layer["here"] for layer in found["layers"])
+    assert not any(layer["here"] or layer["kind"] for layer in found["layers"])
 
 
 def test_what_is_here_is_known_after_a_pull_even_inside_archives(machine: Machine) -> None:
@@ -67,8 +68,26 @@ def test_what_is_here_is_known_after_a_pull_even_inside_archives(machine: Machin
     found = machine.run("inspect", pushed.reference, "--json").object
     assert all(layer["here"] for layer in found["layers"])
     (archive,) = [layer for layer in found["layers"] if layer["archive"]]
-    assert archive["files"] == [{"path": "tokenizer/vocab.txt", "size": 4}]
+    assert archive["files"] == [{"path": "tokenizer/vocab.txt", "size": 4, "kind": "text"}]
     assert "tokenizer/vocab.txt" in machine.run("inspect", pushed.reference).out
+
+
+def test_kinds_of_files_are_read_from_what_is_here_and_nothing_is_fetched_for_it(machine: Machine) -> None:
+    write_model(machine.directory / "model")
+    (machine.directory / "model/weights.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    pushed = machine.push()
+    machine.run("pull", pushed.reference)
+    fetched = machine.registry.blob_gets()
+    found = machine.run("inspect", pushed.reference, "--json").object
+    kinds = {layer["path"]: layer["kind"] for layer in found["layers"]}
+    assert kinds["config.json"] == "text"
+    assert kinds["weights.safetensors"] == "pickle"
+    assert kinds["tokenizer"] is None
+    assert " pickle " in machine.run("inspect", pushed.reference).out
+    after = machine.registry.blob_gets()
+    assert {digest: after.get(digest) for digest in pushed.layers} == {
+        digest: fetched.get(digest) for digest in pushed.layers
+    }
 
 
 def test_a_look_does_not_move_what_a_tag_means_to_pods(machine: Machine) -> None:

@@ -1,0 +1,137 @@
+"""Whether an unpickler, torch or NumPy would run what a file says, as far as its first bytes tell. In doubt it would.
+
+Sources: `pickletools` (the opcodes), torch `serialization.py` (`torch.save` writes a zip, and wrote tars and bare
+pickles), `numpy.lib.format`, the zip file format (APPNOTE), POSIX for tar.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+from collections.abc import Iterator
+from typing import Final
+
+MAX_OPCODES: Final = 1 << 16
+"""What is a pickle for so long is one; nothing else is."""
+SUFFIXES: Final = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
+
+_PROTOCOLS: Final = range(6)
+_IMPORTS: Final = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
+_CALLS: Final = frozenset({"REDUCE", "BUILD", "OBJ", "NEWOBJ", "NEWOBJ_EX", "INST", "STOP"})
+_NAMES: Final = re.compile(r"[\w.]+ [\w.]+")
+"""Module and name of what is imported, as genops tells them."""
+_COUNTED: Final = {b"U": 1, b"C": 1, b"\x8c": 1, b"\x8a": 1, b"T": 4, b"X": 4, b"B": 4, b"\x8b": 4} | dict.fromkeys(
+    (b"\x8d", b"\x8e", b"\x96"), 8
+)
+"""Opcodes whose argument begins with its length, and the bytes of that."""
+_LINES: Final = (b"V", b"S", b"c", b"i", b"g", b"p", b"I", b"L", b"F", b"P")
+"""Opcodes whose argument ends with a line."""
+_LONGEST_PLAIN: Final = 9
+
+_ZIP_ENTRY: Final = b"PK\x03\x04"
+_ZIP_HEADER_BYTES: Final = 30
+_LOOK_BYTES: Final = 1024
+_ZIP_END: Final = b"PK\x05\x06"
+_TAR_BLOCK: Final = 512
+
+_NUMPY_MAGIC: Final = b"\x93NUMPY"
+_PLAIN_ARRAY: Final = re.compile(
+    rb"\{'descr': '[<>|=]?[a-zA-NP-Z]\d*(\[\d*[a-z]+\])?', 'fortran_order': (True|False), 'shape': \([\d, ]*\), \}\s*"
+)
+"""A header as NumPy writes it for arrays of numbers or characters (`O` are objects)."""
+
+
+def is_marked(head: bytes) -> bool:
+    """Whether it begins as pickles since protocol 2 do, which is two bytes: the length of a safetensors header may look
+    the same.
+    """
+    return len(head) > 1 and head[0] == 0x80 and head[1] in _PROTOCOLS
+
+
+def may_call(head: bytes, size: int) -> bool:
+    """Whether a file of `size` bytes that begins with `head` makes an unpickler import something and then call or end,
+    before it meets what is no opcode; or goes on as a pickle for so long that nobody can tell.
+    """
+    stream = io.BytesIO(head)
+    opcodes = pickletools.genops(stream)
+    imports = False
+    for _ in range(MAX_OPCODES):
+        at = stream.tell()
+        try:
+            opcode, argument, _ = next(opcodes)
+        except StopIteration:
+            return False
+        except (ValueError, UnicodeDecodeError, OverflowError):
+            return _is_cut(head, at, size)
+        if opcode.name in _IMPORTS:
+            if isinstance(argument, str) and not _NAMES.fullmatch(argument):
+                return False
+            imports = True
+        if opcode.name in _CALLS and imports:
+            return True
+        if opcode.name == "STOP":
+            return False
+    return True
+
+
+def _is_cut(head: bytes, at: int, size: int) -> bool:
+    """Whether the opcode at `at` is one that only goes on behind the head."""
+    if size <= len(head):
+        return False
+    opcode, left = head[at : at + 1], len(head) - at
+    if opcode in _LINES:
+        return b"\n" not in head[at:]
+    if opcode in _COUNTED:
+        first = at + 1 + _COUNTED[opcode]
+        return first > len(head) or len(head) < first + int.from_bytes(head[at + 1 : first], "little") <= size
+    return left < _LONGEST_PLAIN
+
+
+def is_array_of_objects(head: bytes) -> bool | None:
+    """Whether it is an array that NumPy unpickles; None for what is no array."""
+    if not head.startswith(_NUMPY_MAGIC):
+        return None
+    first, count = (12, 4) if head[6:7] in {b"\x02", b"\x03"} else (10, 2)
+    length = int.from_bytes(head[8 : 8 + count], "little")
+    header = head[first : first + length]
+    return len(header) < length or _PLAIN_ARRAY.fullmatch(header) is None
+
+
+def zip_entries(head: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and first bytes of the entries that begin in the head of a zip; of compressed ones no bytes."""
+    at = 0
+    while (at := head.find(_ZIP_ENTRY, at)) >= 0 and at + _ZIP_HEADER_BYTES <= len(head):
+        name_length, extra_length = (int.from_bytes(head[at + n : at + n + 2], "little") for n in (26, 28))
+        first = at + _ZIP_HEADER_BYTES
+        is_stored = head[at + 8 : at + 10] == b"\0\0"
+        name = head[first : first + name_length].decode("utf-8", "replace")
+        stored = first + name_length + extra_length
+        yield name, head[stored : stored + _LOOK_BYTES] if is_stored else b""
+        at = first
+
+
+def is_whole_zip(head: bytes, size: int) -> bool:
+    """Whether all of it is in the head, so that every entry was seen."""
+    return size <= len(head) and _ZIP_END in head
+
+
+def tar_names(head: bytes, size: int) -> Iterator[str]:
+    """Names of the entries of a tar that begin in the head, none for what is no tar; and an empty one at the end where
+    there may be more behind the head.
+    """
+    at = 0
+    while at + _TAR_BLOCK <= len(head):
+        block = head[at : at + _TAR_BLOCK]
+        length = _octal(block[124:136])
+        if length is None or _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+            return
+        yield block[:100].partition(b"\0")[0].decode("utf-8", "replace")
+        at += _TAR_BLOCK + length + -length % _TAR_BLOCK
+    if at and size > len(head):
+        yield ""
+
+
+def _octal(field: bytes) -> int | None:
+    digits = field.strip(b" \0")
+    return int(digits, 8) if digits and not digits.strip(b"01234567") else None
