@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
+import pickle
+import re
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding as SpkiEncoding
 from cryptography.hazmat.primitives.serialization import PublicFormat
 
-from modelmount import formats
+from modelmount import formats, policy
 from modelmount.errors import BadArtifact, InvalidRequest
 from modelmount.formats import Choice, paths
 from modelmount.formats.base import Encoding
@@ -159,6 +163,36 @@ def read_attributes(data: bytes) -> None:
         Patterns(lines[:5]).matches("a/b/c.bin")
 
 
+class _CalledError(Exception):
+    """A pickle got something called."""
+
+
+class _Trap:
+    def __new__(cls, *arguments: object, **named: object) -> _Trap:
+        raise _CalledError
+
+
+class _Unpickler(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        if re.fullmatch(r"[\w.]+", module) and re.fullmatch(r"[\w.]+", name):
+            return _Trap
+        raise pickle.UnpicklingError
+
+
+def read_kind(data: bytes) -> None:
+    """A file's first bytes: what gets something called when it is unpickled is a pickle, whatever it looks like."""
+    for size in (len(data), 3 * len(data)):
+        for name in ("model.safetensors", "config.json", "model.onnx"):
+            assert policy.by_content(name, data, size) in get_args(policy.Kind)
+    try:
+        _Unpickler(io.BytesIO(data), encoding="utf-8").load()
+    except _CalledError:
+        for head in (data, data[:-1]):
+            assert policy.by_content("model.safetensors", head, len(data)) in {"pickle", "code"}
+    except Exception:  # noqa: BLE001 - bytes that are no pickle fail in many ways
+        return
+
+
 def read_secret(data: bytes) -> None:
     """A Secret's docker configuration."""
     text, repository = data.decode(errors="replace"), Reference.parse("h.io/a").repository
@@ -282,7 +316,24 @@ def _evidence() -> tuple[bytes, ...]:
     )
 
 
+def _files() -> Iterator[bytes]:
+    yield from (pickle.dumps({"a": [1, 2.5, "x", b"y", None, _CalledError("x")]}, protocol) for protocol in range(6))
+    yield b"cbuiltins\nprint\n(Vhello\ntR."
+    yield b"(I1\nL2L\nF2.5\nS'a'\nibuiltins\nprint\n."
+    yield b'\x80\x02X\x04\0\0\0\0{"a0cbuiltins\nprint\n(tR.'
+    yield b'\x18\0\0\0\0\0\0\0{"a":{"shape":[1]}}    '
+    yield b"\x93NUMPY\x01\x00\x36\0{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }"
+    yield b"PK\x03\x04" + bytes(22) + b"\x08\0\0\0data.pkl" + b"PK\x05\x06"
+    yield file(b"pickle", b"x") + END
+    yield b'{"auto_map": {"AutoModel": "a--b.C"}}'
+
+
 TARGETS: Mapping[str, Target] = {
+    "kind": Target(
+        read_kind,
+        tuple(_files()),
+        (b"cos\n", b"R.", b"(t", b"\x80\x04\x95", b"\x93", b"\x8c\x02os", b"\x81", b"b", b"PK\x03\x04"),
+    ),
     "manifest": Target(read_manifest, tuple(_manifests()), JSON_WORDS),
     "reference": Target(
         read_reference,

@@ -6,12 +6,12 @@ pickles), `numpy.lib.format`, the zip file format (APPNOTE), POSIX for tar.
 
 from __future__ import annotations
 
-import io
 import pickletools
 import re
 from collections.abc import Iterator
 from typing import Final
 
+_OPCODES: Final = {ord(opcode.code): opcode for opcode in pickletools.opcodes}
 MAX_OPCODES: Final = 1 << 16
 """What is a pickle for so long is one; nothing else is."""
 SUFFIXES: Final = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill")
@@ -19,15 +19,23 @@ SUFFIXES: Final = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill"
 _PROTOCOLS: Final = range(6)
 _IMPORTS: Final = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
 _CALLS: Final = frozenset({"REDUCE", "BUILD", "OBJ", "NEWOBJ", "NEWOBJ_EX", "INST", "STOP"})
-_NAMES: Final = re.compile(r"[\w.]+ [\w.]+")
-"""Module and name of what is imported, as genops tells them."""
-_COUNTED: Final = {b"U": 1, b"C": 1, b"\x8c": 1, b"\x8a": 1, b"T": 4, b"X": 4, b"B": 4, b"\x8b": 4} | dict.fromkeys(
-    (b"\x8d", b"\x8e", b"\x96"), 8
-)
-"""Opcodes whose argument begins with its length, and the bytes of that."""
-_LINES: Final = (b"V", b"S", b"c", b"i", b"g", b"p", b"I", b"L", b"F", b"P")
-"""Opcodes whose argument ends with a line."""
-_LONGEST_PLAIN: Final = 9
+_NAMES: Final = re.compile(rb"[\w.\x80-\xff]+\n[\w.\x80-\xff]+\n")
+"""Module and name of what is imported."""
+_NUMBERS: Final = {
+    "INT": re.compile(rb"[-+\d_\0- ]+\n"),
+    "LONG": re.compile(rb"[-+\d_L\0- ]+\n"),
+    "FLOAT": re.compile(rb"[-+\d_.\0- einfatyEINFATY]+\n"),
+    "GET": re.compile(rb"[-+\d_\0- ]+\n"),
+    "PUT": re.compile(rb"[-+\d_\0- ]+\n"),
+}
+"""Lines that an unpickler reads as numbers, or fails."""
+_COUNT_BYTES: Final = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1,
+    pickletools.TAKEN_FROM_ARGUMENT4: 4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
+_LINES: Final = {"GLOBAL": 2, "INST": 2}
 
 _ZIP_ENTRY: Final = b"PK\x03\x04"
 _ZIP_HEADER_BYTES: Final = 30
@@ -53,39 +61,46 @@ def may_call(head: bytes, size: int) -> bool:
     """Whether a file of `size` bytes that begins with `head` makes an unpickler import something and then call or end,
     before it meets what is no opcode; or goes on as a pickle for so long that nobody can tell.
     """
-    stream = io.BytesIO(head)
-    opcodes = pickletools.genops(stream)
-    imports = False
+    is_cut = size > len(head)
+    if not is_cut:
+        head += b"\n"  # the last line of a file needs no end
+    at, imports = 0, False
     for _ in range(MAX_OPCODES):
-        at = stream.tell()
-        try:
-            opcode, argument, _ = next(opcodes)
-        except StopIteration:
+        opcode = _OPCODES.get(head[at]) if at < len(head) else None
+        if opcode is None:
+            return is_cut and at >= len(head)
+        end = _end(opcode, head, at + 1)
+        if end is None or end > len(head):  # it goes on behind the head, or in nothing
+            return is_cut and (end is None or end <= size)
+        argument = head[at + 1 : end]
+        if (numbers := _NUMBERS.get(opcode.name)) is not None and not numbers.fullmatch(argument):
             return False
-        except (ValueError, UnicodeDecodeError, OverflowError):
-            return _is_cut(head, at, size)
         if opcode.name in _IMPORTS:
-            if isinstance(argument, str) and not _NAMES.fullmatch(argument):
+            if opcode.name in _LINES and not _NAMES.fullmatch(argument):
                 return False
             imports = True
         if opcode.name in _CALLS and imports:
             return True
         if opcode.name == "STOP":
             return False
+        at = end
     return True
 
 
-def _is_cut(head: bytes, at: int, size: int) -> bool:
-    """Whether the opcode at `at` is one that only goes on behind the head."""
-    if size <= len(head):
-        return False
-    opcode, left = head[at : at + 1], len(head) - at
-    if opcode in _LINES:
-        return b"\n" not in head[at:]
-    if opcode in _COUNTED:
-        first = at + 1 + _COUNTED[opcode]
-        return first > len(head) or len(head) < first + int.from_bytes(head[at + 1 : first], "little") <= size
-    return left < _LONGEST_PLAIN
+def _end(opcode: pickletools.OpcodeInfo, head: bytes, at: int) -> int | None:
+    """Where the opcode's argument ends that begins at `at`; None where the head doesn't tell."""
+    if opcode.arg is None:
+        return at
+    if opcode.arg.n >= 0:
+        return at + opcode.arg.n
+    if opcode.arg.n == pickletools.UP_TO_NEWLINE:
+        for _ in range(_LINES.get(opcode.name, 1)):
+            at = head.find(b"\n", at) + 1
+            if not at:
+                return None
+        return at
+    first = at + _COUNT_BYTES[opcode.arg.n]
+    return first + int.from_bytes(head[at:first], "little") if first <= len(head) else None
 
 
 def is_array_of_objects(head: bytes) -> bool | None:
