@@ -111,8 +111,6 @@ def prepare() -> None:
     if seccomp.is_available():
         for rules in (READING, MAKING):
             _filter(rules)
-    if os.geteuid() == 0:
-        _bound()
     _address_space()
 
 
@@ -131,7 +129,7 @@ def enter(directory: int | None, limits: Limits, parent: int) -> None:
     """
     _limit(limits)
     if os.geteuid() == 0:
-        _bound()
+        privilege.bound(())
         if _become(directory, user_of(os.getpid())) != NOBODY:
             _set(resource.RLIMIT_NPROC, THREADS, THREADS)  # of this user; another one has processes that aren't ours
     privilege.keep(())
@@ -141,12 +139,6 @@ def enter(directory: int | None, limits: Limits, parent: int) -> None:
     landlock.confine(directory)
     if seccomp.is_available():
         seccomp.install(_filter(READING if directory is None else MAKING))
-
-
-@functools.cache
-def _bound() -> None:
-    """No capability can be had any more; what is forked then can't have any either."""
-    privilege.bound(())
 
 
 @functools.cache
