@@ -18,7 +18,7 @@ import yaml
 
 from tests.cluster import images
 from tests.cluster.api import Object, wait
-from tests.cluster.cluster import NODE_ADDRESS, START_SECONDS, Cluster
+from tests.cluster.cluster import KUBELET_ROOT, NODE_ADDRESS, START_SECONDS, Cluster
 from tests.e2e.conftest import write_model
 from tests.fakes import push
 from tests.fakes.proxy import Proxy
@@ -313,9 +313,13 @@ class World:
         return 0
 
     def left(self) -> list[str]:
-        """What pods left behind on the node: mounts of models, leases. Empty when no pod has a model."""
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        found = [line for line in mounts if "/volumes/kubernetes.io~csi/" in line]
+        """What pods left behind on the node: mounts of models, leases. Empty when no pod has a model.
+
+        Mounts elsewhere are another test's, that ran beside us when this cluster's namespace was made.
+        """
+        mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        below = f"{KUBELET_ROOT}/pods/"
+        found = [each for each in mounts if each.startswith(below) and "/volumes/kubernetes.io~csi/" in each]
         return found + [str(path) for path in (STORE / "volumes").glob("*.json")]
 
     def settled(self) -> None:
