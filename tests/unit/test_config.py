@@ -317,3 +317,23 @@ def test_a_server_over_http_needs_the_word_for_it(tmp_path: Path) -> None:
     (mistake,) = mistakes(tmp_path, text)
     assert "needs plain_http = true" in mistake
     assert load(tmp_path, text + "plain_http = true\n").registry("h.example.com").server == "http://10.0.0.1:5000/v2"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("max_bytes = 0", "cache.max_bytes"),
+        ("share = 0.0", "cache.share"),
+        ("share = 1.5", "cache.share"),
+        ("high_watermark = 100", "cache.high_watermark"),
+        ("low_watermark = 50", "cache.low_watermark needs a cache.high_watermark above it"),
+        ("low_watermark = 80\nhigh_watermark = 80", "cache.low_watermark 80 must be below cache.high_watermark 80"),
+        ("namespace_bytes = 0", "cache.namespace_bytes"),
+        ("[cache.namespaces]\nteam-a = 0", "team-a"),
+        ("[cache.namespaces]\nTeam_A = 1", "is no name of a namespace"),
+        ('pins = ["not a reference"]', "cache.pins"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(tmp_path: Path, table: str, said: str) -> None:
+    found = mistakes(tmp_path, f"[cache]\n{table}\n")
+    assert any(said in line for line in found), found

@@ -25,6 +25,7 @@ from tests.fakes.driver import Driver
 from tests.fakes.plugins import connect
 from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
+from tests.unit.system.processes import mounted
 
 pytestmark = pytest.mark.mount
 
@@ -424,3 +425,68 @@ def test_a_second_signal_ends_it_at_once(directory: Path) -> None:
         assert driver.wait_exit() == -signal.SIGTERM
         call.code()
         driver.start()
+
+
+def refusal(driver: Driver) -> str:
+    """The sentence of a driver that didn't start."""
+    driver.start(wait=False)
+    assert driver.wait_exit() == 1
+    return next(message for message in messages(driver) if message.startswith("cannot serve: "))
+
+
+def doctor(driver: Driver) -> dict[str, str]:
+    """What is wrong with the store before a start, by level."""
+    found = json.loads(driver.run("doctor", "--json").stdout)["findings"]
+    return {f["level"]: f["message"] for f in found if f["name"] in {"store", "disk", "space"} and f["level"] != "OK"}
+
+
+def test_a_root_that_belongs_to_somebody_else_is_refused(directory: Path) -> None:
+    driver = Driver(directory)
+    Store(driver.store)
+    os.chown(driver.store, 1234, 1234)
+    assert f"{driver.store} belongs to user 1234" in doctor(driver)["FAIL"]
+    assert f"{driver.store} belongs to user 1234" in refusal(driver)
+
+
+def test_a_root_that_is_a_file_is_refused(directory: Path) -> None:
+    driver = Driver(directory)
+    driver.store.write_text("mine")
+    assert f"{driver.store} is no directory" in doctor(driver)["FAIL"]
+    assert f"{driver.store} is no directory" in refusal(driver)
+    assert driver.store.read_text() == "mine"
+
+
+@pytest.mark.mount
+def test_parts_on_another_file_system_and_read_only_ones_are_refused(directory: Path) -> None:
+    driver = Driver(directory)
+    Store(driver.store)
+    (driver.store / "unpacked").rmdir()
+    with mounted(driver.store / "unpacked", "tmpfs"):
+        assert f"{driver.store}/unpacked is a file system inside the store" in doctor(driver)["FAIL"]
+        assert f"{driver.store}/unpacked is a file system inside the store" in refusal(driver)
+    (directory / "other").mkdir()
+    driver = Driver(directory / "other")
+    with mounted(driver.store, "tmpfs", "ro"):
+        assert "is on tmpfs, mounted read-only" in doctor(driver)["FAIL"]
+        assert "is on tmpfs, mounted read-only; mount it read-write" in refusal(driver)
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
+def test_a_place_that_works_badly_is_warned_of_and_used(directory: Path, kind: str) -> None:
+    driver = Driver(directory, settings={"cache": {"max_bytes": 1 << 55}})
+    (directory / "layers/lower").mkdir(parents=True)
+    with mounted(directory / "layers/upper", "tmpfs"):
+        for name in ("data", "work"):
+            (directory / "layers/upper" / name).mkdir()
+        layers = f"{directory}/layers"
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper/data,workdir={layers}/upper/work"
+        with mounted(driver.store, kind, options if kind == "overlay" else "size=64m"):
+            driver.store.chmod(0o755)
+            driver.start()
+            said = messages(driver)
+            assert driver.stop() == 0
+            assert (driver.store.stat().st_mode & 0o777) == 0o700
+    assert any(f"{driver.store} is on {kind}" in message for message in said)
+    assert any("has mode 0755: other users can read every model" in message for message in said)
+    assert any("more than the disk" in message for message in said)

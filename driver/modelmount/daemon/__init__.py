@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import modelmount
 from modelmount import config, telemetry, wiring
+from modelmount.cache import ground
 from modelmount.cache.capacity import Capacity
 from modelmount.cache.scrub import Scrubber
 from modelmount.cache.upkeep import Upkeep
@@ -99,6 +100,7 @@ def _node(
     settings: config.Settings, live: config.Live, api: Api | None, ending: Ending, stack: contextlib.ExitStack
 ) -> server.Rooms:
     _demand_rights()
+    _survey(settings)
     store = Store(Path(settings.root), as_it_is=True)
     stack.enter_context(_only_driver(store, ending))
     store.migrate()
@@ -129,6 +131,18 @@ def _demand_rights() -> None:
             f"a node's driver mounts into pods, which takes root and CAP_SYS_ADMIN, but {missing}; run it as root, in "
             "Kubernetes with securityContext.privileged: true (a controller, --mode controller, needs no rights)"
         )
+
+
+def _survey(settings: config.Settings) -> None:
+    """Refuse a place where the store can't work, before anything is made there; warn of one where it works badly."""
+    try:
+        found = list(ground.troubles(settings))
+    except OSError as e:
+        raise Precondition(f"the store {settings.root} cannot be looked at: {e.strerror}; choose another root") from e
+    for trouble in found:
+        if trouble.fatal:
+            raise Precondition(f"{trouble.message}; {trouble.remedy}")
+        log.warning("%s; %s", trouble.message, trouble.remedy)
 
 
 def _endpoint(settings: config.Settings, readiness: ports.Readiness, stack: contextlib.ExitStack) -> None:

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from modelmount.cache.ground import mount_of
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
-from modelmount.cli.examinations.storage import mount_of
 from modelmount.config import Settings
 
 ANSWER_SECONDS = 2.0

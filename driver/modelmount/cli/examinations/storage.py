@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from modelmount.cache import bounds
+from modelmount.cache import bounds, ground
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
 from modelmount.content import versions
 from modelmount.content.store import foreign_entry
 from modelmount.errors import Precondition
 from modelmount.pull.progress import human_bytes
-from modelmount.system import disk, mount
+from modelmount.system import disk
 
-_ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "lustre"})
 _FLOCK = re.compile(r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+[0-9a-f]+:[0-9a-f]+:(?P<inode>\d+)\s")
 
 
@@ -29,7 +27,7 @@ def store(settings: Settings) -> Iterator[Finding]:
         return
     root = Path(settings.root)
     if not root.exists():
-        place = _nearest(root)
+        place = ground.nearest(root)
         text = f"{root} isn't there yet; it is made at first use"
         yield (
             ok("store", text)
@@ -38,14 +36,16 @@ def store(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield from _existing(root)
-    yield from _file_system(root)
+    found = [_finding("disk", trouble) for trouble in ground.file_system(root)]
+    entry = ground.mount_of(ground.nearest(root))
+    yield from found or ([ok("disk", f"{root} is on {entry.fstype}")] if entry is not None else [])
 
 
 def space(settings: Settings) -> Iterator[Finding]:
     """Room for models, clear of the kubelet's thresholds."""
     if settings.mode == "controller":
         return
-    place = _nearest(Path(settings.root))
+    place = ground.nearest(Path(settings.root))
     there = msgspec.structs.replace(settings, root=str(place))
     now = bounds.read(there)
     free = disk.free_bytes(place)
@@ -58,11 +58,8 @@ def space(settings: Settings) -> Iterator[Finding]:
         yield fail("space", f"{text}: no pull can begin; {rule}", remedy)
     else:
         yield ok("space", f"{text}; {rule}")
-    if settings.cache.max_bytes is not None and settings.cache.max_bytes > now.total:
-        budget = human_bytes(settings.cache.max_bytes)
-        yield warn(
-            "space", f"cache.max_bytes is {budget}, more than the disk at {place} has", "lower it, or leave it out"
-        )
+    for trouble in ground.budget(settings):
+        yield _finding("space", trouble)
     missing = bounds.short_inodes(there, now)
     if missing:
         remedy = "make a file system with more inodes, or lower cache.free_inodes"
@@ -84,17 +81,10 @@ def driver(settings: Settings) -> Iterator[Finding]:
 
 
 def _existing(root: Path) -> Iterator[Finding]:
-    status = root.stat()
-    if not stat.S_ISDIR(status.st_mode):
-        yield fail("store", f"{root} is no directory", "remove it or choose another root")
-        return
-    if status.st_uid != os.geteuid() or not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-        text = f"{root} belongs to user {status.st_uid} and can't be used by user {os.geteuid()}"
-        yield fail("store", text, f"run as user {status.st_uid}, or choose another root")
-        return
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        text = f"{root} has mode {stat.S_IMODE(status.st_mode):04o}: other users can read every model"
-        yield warn("store", text, f"chmod 0700 {root} (the driver does so when it starts)")
+    for trouble in ground.directory(root):
+        yield _finding("store", trouble)
+        if trouble.fatal:
+            return
     try:
         version = versions.found(root)
     except Precondition as e:
@@ -120,47 +110,8 @@ def _existing(root: Path) -> Iterator[Finding]:
     yield ok("store", f"{root}, layout version {version}")
 
 
-def _file_system(root: Path) -> Iterator[Finding]:
-    entry = mount_of(_nearest(root))
-    if entry is None:
-        return
-    place = f"{root} is on {entry.fstype}"
-    if "ro" in entry.options or "ro" in entry.super_options:
-        yield fail("disk", f"{place}, mounted read-only", "mount it read-write, or choose another root")
-    elif entry.fstype == "overlay":
-        remedy = "mount a directory of the host there (hostPath)"
-        yield warn("disk", f"{place}, a container's own layer: models go when the container does", remedy)
-    elif entry.fstype in {"tmpfs", "ramfs"}:
-        yield warn("disk", f"{place}, which is memory: models take it, and go at a reboot", "use a disk")
-    elif entry.fstype in _ON_NETWORK:
-        yield warn("disk", f"{place}: locks and speed are the network's", "use a local disk")
-    else:
-        yield ok("disk", place)
-    inside = [e.mount_point for e in _mounts() if Path(e.mount_point).is_relative_to(root / "blobs")]
-    inside += [e.mount_point for e in _mounts() if e.mount_point in {str(root / "trees"), str(root / "unpacked")}]
-    if inside:
-        remedy = "unmount it: hard links between its parts are how the store saves space"
-        yield fail("disk", f"{inside[0]} is a file system inside the store", remedy)
-
-
-def mount_of(path: Path) -> mount.MountEntry | None:
-    """The mount that shows `path`, here; None where there is no saying."""
-    real = Path(os.path.realpath(path))
-    above: mount.MountEntry | None = None
-    for entry in _mounts():
-        nearer = above is None or len(entry.mount_point) >= len(above.mount_point)
-        if nearer and real.is_relative_to(entry.mount_point):
-            above = entry
-    return above
-
-
-def _mounts() -> Iterable[mount.MountEntry]:
-    return mount.mountinfo()
-
-
-def _nearest(path: Path) -> Path:
-    """The nearest directory above that exists."""
-    return next(place for place in (path, *path.parents) if place.exists())
+def _finding(name: str, trouble: ground.Trouble) -> Finding:
+    return (fail if trouble.fatal else warn)(name, trouble.message, trouble.remedy)
 
 
 def _flock_holder(inode: int) -> int | None:
