@@ -128,6 +128,9 @@ def _source(store: Path, source: str) -> Path:
 
 
 def _visible(directory: Path) -> list[Path]:
+    """Nothing where a store couldn't even be made."""
+    if not directory.is_dir():
+        return []
     return sorted(path for path in directory.iterdir() if not path.name.startswith("."))
 
 

@@ -7,6 +7,7 @@ with its holder, however that dies: descriptors are close-on-exec, so programs s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -63,7 +64,9 @@ class Held:
                 if unlink:
                     Path(self.path).unlink(missing_ok=True)
                 # Not close alone: a child forked by some library would keep the open file description and its lock.
-                fcntl.flock(fd, fcntl.LOCK_UN)
+                # Where that fails close has to do: whoever gave a turnstile up would lose the lock behind it else.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
 

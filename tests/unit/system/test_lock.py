@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -479,3 +480,22 @@ def test_a_wait_for_one_of_many_can_be_cancelled(tmp_path: Path) -> None:
             other.wait("one", cancelled)
         mine.close()
         other.wait("one", lambda: False)
+
+
+def test_who_is_told_that_an_unlock_failed_holds_nothing_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def failing(fd: int, operation: int) -> None:
+        if operation == fcntl.LOCK_UN:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", failing)
+    locks = StoreLock(tmp_path)
+    with locks.shared():
+        pass
+    with locks.exclusive(timeout=0), pytest.raises(LockTimeout):
+        locks.shared(timeout=0)
+    locks.shared(timeout=0).release()
