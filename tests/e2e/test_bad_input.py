@@ -168,7 +168,7 @@ def refused(node: Node, row: Row) -> Refusal:
     if row.capability.ByteSize():
         request.volume_capability.CopyFrom(row.capability)
     with connect(str(node.driver.socket)) as channel, pytest.raises(grpc.RpcError) as caught:
-        csi_pb2_grpc.NodeStub(channel).NodePublishVolume(request, timeout=30)
+        csi_pb2_grpc.NodeStub(channel).NodePublishVolume(request, timeout=100)
     error = caught.value
     return Refusal(error.code(), error.details() or "")
 
