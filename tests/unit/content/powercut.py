@@ -4,6 +4,7 @@ number XFS_IOC_GOINGDOWN).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -58,7 +59,20 @@ class Disk:
             if "busy" not in done.stderr or time.monotonic() > deadline:
                 raise OSError(errno.EBUSY, done.stderr)
             time.sleep(0.01)
+        # A mount that was detached, not unmounted, lives as long as somebody has a file of it open; mounting the image
+        # meanwhile would bring back the very file system that was shut down.
+        while self._is_in_use():
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, "the disk's loop device stays")
+            time.sleep(0.01)
         self.attach()
+
+    def _is_in_use(self) -> bool:
+        for device in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if device.read_text().strip() == str(self.image):
+                    return True
+        return False
 
 
 def missing(kind: str) -> str:
