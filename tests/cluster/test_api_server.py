@@ -56,7 +56,7 @@ def test_a_claim_that_names_its_model_by_annotation(world: World) -> None:
     )
     world.api.create(claim("undecided", "open"))
     assert provisioning_failed(world, "undecided") == (
-        "rpc error: code = InvalidArgument desc = claim default/undecided names no model: annotate it, for example "
+        "rpc error: code = FailedPrecondition desc = claim default/undecided names no model: annotate it, for example "
         "`modelmount.io/model: harbor.example.com/llm/llama3-70b:v1`"
     )
     annotation = {"metadata": {"annotations": {"modelmount.io/model": model.reference}}}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from modelmount.config import Settings
-from modelmount.errors import Forbidden, InvalidRequest
+from modelmount.errors import Forbidden, InvalidRequest, Precondition
 from modelmount.oci.reference import Reference
 from modelmount.volumes import choices
 from modelmount.volumes.choices import quoted
@@ -83,7 +83,8 @@ class Promises:
             )
         text = self._claims().claim_annotations(namespace, name).get(ANNOTATION, "")
         if not text:
-            raise InvalidRequest(
+            # No InvalidRequest: csi-provisioner takes that for good, and a claim that gets its annotation would wait long.
+            raise Precondition(
                 f"claim {namespace}/{name} names no model: annotate it, for example `{ANNOTATION}: "
                 "harbor.example.com/llm/llama3-70b:v1`"
             )

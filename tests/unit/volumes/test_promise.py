@@ -103,13 +103,13 @@ def test_a_claim_is_bound_by_the_admins_hosts_too() -> None:
 
 
 def test_a_claim_without_the_annotation_is_told_what_to_write() -> None:
-    with pytest.raises(InvalidRequest, match=r"annotate it, for example `modelmount\.io/model: "):
+    with pytest.raises(Precondition, match=r"annotate it, for example `modelmount\.io/model: "):
         annotated(None)
 
 
 @pytest.mark.parametrize("text", ["", "no host", "harbor.example.com/llm/UPPER", "harbor.example.com/llm/x:v1\n"])
 def test_what_is_no_reference_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises((InvalidRequest, Precondition)):
         annotated(text)
 
 
