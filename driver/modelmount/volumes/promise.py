@@ -83,7 +83,7 @@ class Promises:
             )
         text = self._claims().claim_annotations(namespace, name).get(ANNOTATION, "")
         if not text:
-            # No InvalidRequest: csi-provisioner takes that for good, and a claim that gets its annotation would wait long.
+            # After INVALID_ARGUMENT csi-provisioner waits long before its next try.
             raise Precondition(
                 f"claim {namespace}/{name} names no model: annotate it, for example `{ANNOTATION}: "
                 "harbor.example.com/llm/llama3-70b:v1`"
