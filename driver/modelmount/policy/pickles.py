@@ -19,8 +19,8 @@ SUFFIXES: Final = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".dill"
 _PROTOCOLS: Final = range(6)
 _IMPORTS: Final = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
 _CALLS: Final = frozenset({"REDUCE", "BUILD", "OBJ", "NEWOBJ", "NEWOBJ_EX", "INST", "STOP"})
-_NAMES: Final = re.compile(rb"[\w.\x80-\xff]+\n[\w.\x80-\xff]+\n")
-"""Module and name of what is imported."""
+_NAMES: Final = re.compile(rb"[\w.\x80-\xff]+\n[\w.\x80-\xff]+[^\n]?\n")
+"""Module and name of what is imported. Of a last line without an end some unpicklers drop the last byte."""
 _NUMBERS: Final = {
     "INT": re.compile(rb"[-+\d_\0- ]+\n"),
     "LONG": re.compile(rb"[-+\d_L\0- ]+\n"),

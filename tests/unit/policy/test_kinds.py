@@ -97,6 +97,7 @@ PADDED = [
     pytest.param(b"X" + (HEAD_BYTES - 7).to_bytes(4, "little") + bytes(HEAD_BYTES - 7) + CALLS, id="up to the edge"),
     pytest.param(b"\x95" + bytes(8) + CALLS, id="a frame without a protocol"),
     pytest.param(b"\x80\x01" + CALLS, id="a mark of protocol 1"),
+    pytest.param(b"(I1\nibuiltins\nexit\0", id="a last line without an end"),
 ]
 
 
