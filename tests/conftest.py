@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -30,3 +31,11 @@ def usual_umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def usual_log_level() -> Iterator[None]:
+    """That of a fresh interpreter: the command line, called in this process, sets its own."""
+    logging.getLogger().setLevel(logging.WARNING)
+    yield
+    logging.getLogger().setLevel(logging.WARNING)

@@ -163,9 +163,9 @@ class Driver:
         self.start()
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it logged, as parsed JSON; a line that isn't JSON raises."""
+        """What it logged, as parsed JSON; a line that isn't raises. One that is still being written is left out."""
         text = self.log.read_text() if self.log.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.rpartition("\n")[0].splitlines() if line.strip()]
 
     def publish(
         self,
