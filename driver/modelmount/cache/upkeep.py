@@ -16,6 +16,7 @@ from modelmount.cache.rounds import Rounds
 from modelmount.config import Live
 from modelmount.content import pulls
 from modelmount.content.store import Store
+from modelmount.errors import ModelMountError
 from modelmount.system import disk
 from modelmount.system.lock import LockCancelled
 from modelmount.volumes.vanished import Vanished
@@ -71,7 +72,11 @@ class Upkeep(Rounds):
 
     def _end_vanished(self, grace_seconds: float) -> None:
         """Leases whose pods are gone; the next round comes when the next of them is due, if that is sooner."""
-        again = self._vanished.look(grace_seconds).again_seconds
+        try:
+            again = self._vanished.look(grace_seconds).again_seconds
+        except (OSError, ModelMountError):  # one odd lease must not keep the store from its bounds
+            log.exception("cannot look for leases whose pods are gone; the next round tries again")
+            return
         self._pause = min(self._round_seconds, max(again, SHORTEST_PAUSE_SECONDS))
 
     def _tell(self, bounds: Bounds) -> None:

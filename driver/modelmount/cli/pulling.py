@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
 from modelmount.snapshots.tree import Tree
 from modelmount.volumes.volume import VolumeSpec
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -49,15 +52,18 @@ def pull(
     node: wiring.Node, spec: VolumeSpec, credential: Credential, cancelled: threading.Event, *, warm: bool = False
 ) -> tuple[Model, Tree]:
     """Have here what a volume of these attributes would show; the node's job holds it until the node is closed. What is
-    fetched stays in the page cache only when `warm`. It counts as preloaded (`auth.preloaded`). Raises OSError, and
-    what resolving and pulling do.
+    fetched stays in the page cache only when `warm`. It counts as preloaded (`auth.preloaded`) where
+    that can be noted. Raises what resolving and pulling do.
     """
     model = node.resolver.resolve(spec.reference, spec.pull_policy, credential, spec.choice)
     job = node.puller.ensure(model, spec.selection, credential, prefetch=not warm)
     while (tree := job.wait(Waiter(), watching.LOOK_SECONDS)) is None:
         if cancelled.is_set():
             raise Cancelled("interrupted")
-    node.resolver.preload(spec.reference, model, spec.choice)
+    try:
+        node.resolver.preload(spec.reference, model, spec.choice)
+    except OSError as e:  # all of it is here
+        log.warning("%s doesn't count as preloaded (auth.preloaded): %s", spec.reference, e.strerror)
     return model, tree
 
 

@@ -91,9 +91,12 @@ def _flatten_leases(volumes: Path) -> None:
     if directories:
         atomic.fsync_directory(volumes)  # their new names, before the old ones' directories go
     for directory in directories:
-        for left in directory.glob(".*"):
-            left.unlink()  # half-made by a program that died
-        directory.rmdir()
+        try:
+            for left in directory.glob(".*"):
+                left.unlink()  # half-made by a program that died
+            directory.rmdir()
+        except OSError as e:  # somebody put something there; nobody looks into it any more
+            log.warning("%s stays, because it can't be removed: %s", directory, e.strerror)
 
 
 def _name_views(root: Path) -> None:

@@ -105,7 +105,11 @@ class Recorder:
 
     def _run(self) -> None:
         while (note := self._notes.get()) is not None and not self._stopping.is_set():
-            self._record(replace(note, message=printable(note.message)))
+            try:
+                self._record(replace(note, message=printable(note.message)))
+            except Exception:  # whatever it is, the next event is to be written
+                log.exception("an event could not be written")
+                _count("failed")
 
     def _record(self, note: Note) -> None:
         written = self._written.get(note)

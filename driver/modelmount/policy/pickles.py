@@ -70,6 +70,8 @@ def may_call(head: bytes, size: int) -> bool:
         if opcode is None:
             return is_cut and at >= len(head)
         end = _end(opcode, head, at + 1)
+        if end is None and _is_no_line(opcode.name, head[at + 1 :]):
+            return False
         if end is None or end > len(head):  # it goes on behind the head, or in nothing
             return is_cut and (end is None or end <= size)
         argument = head[at + 1 : end]
@@ -85,6 +87,14 @@ def may_call(head: bytes, size: int) -> bool:
             return False
         at = end
     return True
+
+
+def _is_no_line(name: str, begun: bytes) -> bool:
+    """Whether no argument in a line of its own begins like this. The length of a large safetensors header may begin
+    with such an opcode, and then NULs and text follow.
+    """
+    numbers = _NUMBERS.get(name)
+    return b"\0" in begun if name == "PERSID" else numbers is not None and not numbers.fullmatch(begun + b"\n")
 
 
 def _end(opcode: pickletools.OpcodeInfo, head: bytes, at: int) -> int | None:

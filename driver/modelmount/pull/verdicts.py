@@ -4,7 +4,9 @@ refused without another download.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from modelmount.oci.digest import Digest
 from modelmount.snapshots.tree import LAYOUT_RULES
 from modelmount.snapshots.unpack import RULES
 from modelmount.system import atomic
+
+log = logging.getLogger(__name__)
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -88,13 +92,24 @@ def mark_used(store: Store, manifest: Digest, namespace: str = "") -> None:
     directory = f"{store.root}/models/{manifest.hex}"
     try:
         if namespace and used_by(store, manifest.hex) != namespace:
-            # Derived and of little worth: what a crash loses is written again with the next use.
-            temporary = f"{directory}/.namespace.{secrets.token_hex(8)}"
-            Path(temporary).write_text(namespace, encoding="utf-8")
-            os.replace(temporary, f"{directory}/namespace")
+            _note_namespace(directory, namespace)
         os.utime(directory)
     except FileNotFoundError:
         return
+
+
+def _note_namespace(directory: str, namespace: str) -> None:
+    """Derived and of little worth: what a crash or a full disk loses is written again with the next use, and no volume
+    ends or begins later for it.
+    """
+    temporary = f"{directory}/.namespace.{secrets.token_hex(8)}"
+    try:
+        Path(temporary).write_text(namespace, encoding="utf-8")
+        os.replace(temporary, f"{directory}/namespace")
+    except OSError as e:
+        log.warning("cannot note who uses %s: %s", directory, e.strerror)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
 
 
 def used_by(store: Store, hex_digits: str) -> str:

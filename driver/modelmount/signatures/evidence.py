@@ -40,6 +40,9 @@ MOST_BYTES: Final = 16 << 20
 SECONDS: Final = 30.0
 """After so long nothing more is asked for."""
 
+_IN_NOBODYS_WAY: Final = (BadArtifact, IntegrityError, NotFound)
+"""Anybody who may push may have put it there: what can't be had is no evidence, and keeps nobody from the rest."""
+
 
 class Documents(Protocol):
     """Where evidence comes from: a registry's client."""
@@ -103,7 +106,7 @@ class _Search:
     def run(self, own: Descriptor | None) -> list[Piece]:
         if own is not None and self._files:
             self._pieces.append(Piece(kind="bundle", artifact=str(own.digest), data=self._blob(own)))
-        for descriptor in listed(self._client, self._repository, self._digest, self._credential):
+        for descriptor in self._listed():
             kind = descriptor.artifact_type or ""
             if kind.startswith(BUNDLE):
                 if self._bundles:
@@ -119,11 +122,19 @@ class _Search:
             self._take_tag(f"{_tag(self._digest)}.att")
         return self._pieces
 
+    def _listed(self) -> list[Descriptor]:
+        try:
+            return listed(self._client, self._repository, self._digest, self._credential)
+        except _IN_NOBODYS_WAY as e:
+            self._pass_over(e)
+            return []
+
     def _take_tag(self, tag: str) -> None:
         self._look_at_the_clock()
         try:
             found = self._client.manifest(self._repository, tag, self._credential)
-        except NotFound:
+        except _IN_NOBODYS_WAY as e:
+            self._pass_over(e)
             return
         self._take((_parsed(found), str(found.digest)), "")
 
@@ -131,8 +142,9 @@ class _Search:
         self._look_at_the_clock()
         try:
             return _parsed(self._client.manifest(self._repository, digest, self._credential)), str(digest)
-        except NotFound:
-            return None, ""  # listed, and gone
+        except _IN_NOBODYS_WAY as e:  # listed, and gone, or no manifest
+            self._pass_over(e)
+            return None, ""
 
     def _take(self, found: tuple[Manifest | None, str], kind: str) -> None:
         manifest, artifact = found
@@ -159,12 +171,14 @@ class _Search:
             )
 
     def _blob(self, layer: Descriptor) -> bytes:
-        """Anybody who may push may have put it there: what can't be had is no evidence, and in nobody's way."""
         try:
             return self._client.document_blob(self._repository, layer, self._credential)
-        except (BadArtifact, IntegrityError, NotFound) as e:
-            log.info("a piece of evidence about %s@%s can't be had: %s", self._repository, self._digest, e)
+        except _IN_NOBODYS_WAY as e:
+            self._pass_over(e)
             return b""
+
+    def _pass_over(self, because: Exception) -> None:
+        log.info("a piece of evidence about %s@%s can't be had: %s", self._repository, self._digest, because)
 
     def _kinds(self, manifest: Manifest, kind: str) -> Iterator[tuple[Descriptor, Kind]]:
         """Layers that are pieces of evidence, and of what kind."""

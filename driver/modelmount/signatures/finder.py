@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from modelmount import formats
 from modelmount.content.store import Store
-from modelmount.errors import BadArtifact, InvalidRequest
+from modelmount.errors import BadArtifact, InvalidRequest, Unavailable
 from modelmount.formats.base import Encoding
 from modelmount.oci import manifest as manifests
 from modelmount.oci.descriptor import Descriptor
@@ -31,6 +31,8 @@ from modelmount.signatures.records import Record
 log = logging.getLogger(__name__)
 
 OWN_SIGNATURE = "model.sig"
+WAIT_SECONDS = 60.0
+"""How long a call waits for another one that looks for the same."""
 KEPT_LOCKS = 1024
 KEPT_RECORDS = 256
 """In memory: they are facts, so a record that goes from the disk takes nothing back."""
@@ -46,6 +48,7 @@ class Finder:
         self._looking: Recent[tuple[str, str, str], threading.Lock] = Recent(KEPT_LOCKS)
         self._material_of: Recent[str, tuple[Rule, material.Signature, Material]] = Recent(KEPT_RECORDS)
         self._known: Recent[tuple[str, str, str], list[Statement]] = Recent(KEPT_RECORDS)
+        self._looked: Recent[tuple[str, str, str], tuple[float, list[Statement]]] = Recent(KEPT_RECORDS)
 
     def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> bool:
         """Whether the record says that the rule's demands are met, now and with today's keys. Nobody is asked. Raises
@@ -62,10 +65,24 @@ class Finder:
         found = self._material(rule)
         if self._is_recorded(found, reference, manifest):
             return
-        with self._looking.setdefault((repository.scope, str(manifest), found.bound), threading.Lock):
+        key = (repository.scope, str(manifest), found.bound)
+        looking, began = self._looking.setdefault(key, threading.Lock), time.monotonic()
+        if not looking.acquire(timeout=WAIT_SECONDS):
+            raise Unavailable(
+                f"the signatures of {repository}@{manifest} are being looked for, which takes longer than "
+                f"{WAIT_SECONDS:.0f} s; the next try may find them"
+            )
+        try:
             if self._is_recorded(found, reference, manifest):
                 return  # somebody else looked meanwhile
-            statements = self._look(rule, found, reference, manifest, credential)
+            last = self._looked.get(key)
+            if last is not None and last[0] >= began:  # and this is what there is
+                statements = last[1]
+            else:
+                statements = self._look(rule, found, reference, manifest, credential)
+                self._looked.put(key, (time.monotonic(), statements))
+        finally:
+            looking.release()
         lacking = _lacking(found, statements, reference, manifest)
         if lacking:
             raise rule.refuse(lacking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 from pathlib import Path
@@ -31,9 +32,10 @@ def harden() -> None:
 
 def go_first() -> None:
     """Where memory is short, end this process and those that it starts before others. Before `harden`: who isn't root
-    can't afterwards.
+    can't afterwards. Only a wish: where it isn't allowed, the kernel decides.
     """
-    Path("/proc/self/oom_score_adj").write_text(str(OOM_FIRST), encoding="ascii")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_FIRST), encoding="ascii")
 
 
 def missing_rights() -> str:

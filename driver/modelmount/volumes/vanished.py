@@ -95,11 +95,13 @@ class Vanished:
         return False
 
     def _is_the_kubelets(self, location: Location, doubts: set[str]) -> bool:
-        """Whether other pods are there. Where there is none, its file system may not be mounted yet, or anew."""
+        """Whether other pods are there, by the directory that the kubelet makes for their volumes. Where there is none,
+        its file system may not be mounted yet, or anew.
+        """
         assert location.root is not None
         try:
             with os.scandir(location.root) as entries:
-                if any(entry.is_dir(follow_symlinks=False) for entry in entries):
+                if any(os.path.isdir(f"{entry.path}/volumes") for entry in entries):
                     return True
             doubts.add(f"there is no pod at all in {location.root}")
         except OSError as e:

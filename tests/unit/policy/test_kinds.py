@@ -106,7 +106,7 @@ def test_a_pickle_that_hides_behind_its_first_bytes_is_one(content: bytes) -> No
     assert by_content("model.safetensors", content[:HEAD_BYTES], len(content)) == "pickle"
 
 
-@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x28280])
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x28280, 0x140050, 0x140070])
 def test_the_length_of_a_safetensors_header_may_look_like_a_pickle_and_is_none(length: int) -> None:
     data = tensors_with_a_header_of(length)
     assert by_content("model.safetensors", data[:HEAD_BYTES], len(data)) == "safetensors"

@@ -423,6 +423,22 @@ def test_a_registry_that_lists_referrers(make_node: MakeNode, tmp_path: Path, ga
     assert tags == []  # who keeps a list needs no tag in its place
 
 
+@pytest.mark.parametrize("path", ["/referrers/", "/manifests/sha256:"], ids=["the list", "what it lists"])
+def test_what_registries_answer_wrongly_is_in_nobodys_way(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway, path: str
+) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', 'repository = "any"')
+    it.sign("bundle")
+    own = it.pushed.digest
+    wrong = instead(Answer(200, b"{", [("Content-Type", push.INDEX)]))
+    gateway.play(
+        Fault(lambda asked: path in asked.path and not asked.path.endswith(f"manifests/{own}"), wrong, times=None)
+    )
+    it.sign("simple")
+    assert contents(it.publish(it.through)) == FILES
+
+
 def test_identities_of_an_own_sigstore(it: Signed) -> None:
     sigstore, root = Sigstore(), it.directory / "trusted_root.json"
     root.write_bytes(sigstore.trusted_root())
