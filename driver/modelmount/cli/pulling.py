@@ -93,7 +93,7 @@ def tell(output: Output, named: Reference, done: Watched[tuple[Model, Tree]], ve
 
 def _kept(snapshot: progress.Snapshot, reference: Reference) -> str:
     if not snapshot.bytes_done:
-        return f"interrupted; nothing of {reference} was pulled yet"
+        return f"interrupted; any bytes of {reference} that came are kept, the same command goes on from there"
     kept = progress.of(snapshot.bytes_done, snapshot.bytes_total)
     return f"interrupted; {kept} of {reference} are kept, the same command goes on from there"
 
