@@ -107,6 +107,10 @@ def test_a_room_that_somebody_deleted(room: str, trial: Trial) -> None:
     assert all(trial.shows(model) for model in MODELS)
     if room not in {"blobs/sha256", "unpacked"}:  # whose files live on in the trees
         assert [each for each in oracle.faults(trial.store) if "nobody's" not in each] == []
+    for what, *models in (*(("unpublish", model) for model in MODELS), ("collect",), ("collect",)):
+        done = trial.step(victim, what, *models)
+        assert done.ok, done
+    assert oracle.remains(trial.store) == []
 
 
 def half(paths: list[Path]) -> list[Path]:

@@ -259,6 +259,9 @@ class Reader:
                     model.used_at = max(model.used_at, known.at)
         for hex_digits, model in found.items():
             model.items += census.present(self._names(hex_digits, census))
+            if not model.has_facts:
+                # Where those were lost (to a sweep that couldn't read a view), uses are noted all the same.
+                model.used_at = max(model.used_at, verdicts.used_at(self._store, hex_digits))
         census.models = found
 
     def _names(self, hex_digits: str, census: Census) -> tuple[str, ...]:

@@ -77,12 +77,17 @@ def pulled_models(store: Store) -> Iterator[tuple[str, float]]:
     Where only a verdict is known, nothing was.
     """
     for path in (store.root / "models").glob("*/facts.json"):
-        try:
-            used_at = path.parent.stat().st_mtime
-        except FileNotFoundError:
-            continue
-        if len(path.parent.name) in {64, 128}:
-            yield path.parent.name, used_at
+        found = used_at(store, path.parent.name)
+        if found and len(path.parent.name) in {64, 128}:
+            yield path.parent.name, found
+
+
+def used_at(store: Store, hex_digits: str) -> float:
+    """The last use of the manifest with these hex digits, in wall-clock seconds; 0 where none is noted."""
+    try:
+        return os.stat(f"{store.root}/models/{hex_digits}").st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def mark_used(store: Store, manifest: Digest, namespace: str = "") -> None:

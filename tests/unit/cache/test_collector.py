@@ -272,6 +272,18 @@ def test_a_verdict_outlives_the_model_it_is_about(shelf: Shelf) -> None:
     assert collector(shelf).collect(math.inf).models == []
 
 
+def test_a_model_whose_facts_were_lost_goes_by_its_last_use_all_the_same(shelf: Shelf) -> None:
+    """Its reference was resolved before that, and is no sign of it."""
+    made = small(shelf, "used")
+    directory = shelf.store.root / "models" / made.manifest.hex
+    (directory / "facts.json").unlink()
+    now = time.time()
+    os.utime(directory, (now + HOUR, now + HOUR))
+    later = Collector(shelf.store, lambda: Cache(grace_seconds=60), lambda: now + 3 * HOUR)
+    assert later.collect(math.inf).models == [str(made.reference)]
+    assert everything(shelf) == set()
+
+
 def test_a_blob_with_a_second_name_stays_though_no_record_names_it(shelf: Shelf) -> None:
     data = content("nobody's", 9)
     digest = Digest.of(data)
