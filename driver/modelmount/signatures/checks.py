@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import datetime
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -83,7 +84,6 @@ def warm_up() -> None:
 
 
 def _judge(task: Task, keys: Sequence[tuple[Key, PublicKey]], piece: Piece) -> Statement:
-    form = {"simple": "simple", "report": "report"}.get(piece.kind, "bundle")
     try:
         match piece.kind:
             case "simple":
@@ -96,7 +96,7 @@ def _judge(task: Task, keys: Sequence[tuple[Key, PublicKey]], piece: Piece) -> S
                 return _report(task, piece)
     except (Wrong, BadArtifact, ValueError, KeyError, TypeError, AttributeError) as e:
         why = str(e) if isinstance(e, Wrong) else f"can't be read ({type(e).__name__}: {e})"
-        return Statement(form=form, artifact=piece.artifact, problem=_short(why))  # type: ignore[arg-type]
+        return Statement(form=piece.form, artifact=piece.artifact, problem=_short(why))
 
 
 # -- the forms
@@ -284,7 +284,7 @@ def _is_by(public: PublicKey, signature: bytes, message: bytes) -> bool:
         case ec.EllipticCurvePublicKey():
             own = {384: hashes.SHA384(), 521: hashes.SHA512()}.get(public.curve.key_size)
             ways = [
-                lambda each=each: public.verify(signature, message, ec.ECDSA(each))  # type: ignore[misc]
+                functools.partial(public.verify, signature, message, ec.ECDSA(each))
                 for each in [hashes.SHA256(), *([own] if own is not None else [])]
             ]
         case ed25519.Ed25519PublicKey():

@@ -27,6 +27,11 @@ class Piece(msgspec.Struct, frozen=True):
     made_at: str = ""
     """When its manifest says that it was made: of reports that don't say it themselves."""
 
+    @property
+    def form(self) -> Literal["simple", "bundle", "report"]:
+        """That of a statement of which no more is known."""
+        return "bundle" if self.kind == "envelope" else self.kind
+
 
 class Key(msgspec.Struct, frozen=True):
     """A public key of the policy (DER)."""

@@ -79,7 +79,7 @@ def _read(manifest: str, files: list[tuple[str, str]] | None, pieces: list[Piece
     except ProcessError:
         return [
             Statement(
-                form="bundle" if piece.kind == "envelope" else piece.kind,
+                form=piece.form,
                 artifact=piece.artifact,
                 predicate=piece.predicate,
             )
