@@ -301,7 +301,8 @@ def test_a_blob_that_is_shorter_than_its_manifest_says_is_refused_before_any_of_
     pod = node.pod("reader", pushed.reference)
     expect(node, pod, FAILED, "where the manifest says", "push the model again")
     assert weights(pushed)["digest"] not in node.blobs()
-    assert list((node.driver.store / "ingest").iterdir()) == []
+    # The other blobs were on their way when the pull ended; what they had is kept for the next one.
+    assert not list((node.driver.store / "ingest").glob(f"{victim.parent.name}-*/data"))
     leave_nothing(node, pod)
 
 

@@ -59,10 +59,12 @@ def test_a_pod_removed_while_the_node_was_down_holds_nothing_for_ever(
     node.driver.start()
     node.kubelet.start()
     node.kubelet.wait_until(lambda: len(node.leases()) == 1, "the vanished pod's lease to end", TIMEOUT)
-    assert said(node, "a pod vanished without an unpublish") == 1
+    farewell = "a pod vanished without an unpublish"
+    node.kubelet.wait_until(lambda: said(node, farewell) > 0, "the driver to say so", TIMEOUT)
     node.kubelet.wait_running(living, TIMEOUT)
     assert contents(node.mount(living)) == contents(tmp_path / "living")
     assert node.registry.requests() == []
     collected = json.loads(node.driver.run("gc", "--all", "--json").stdout)["result"]
     assert [name.split("/")[-1] for name in collected["models"]] == ["gone:v1"]
+    assert said(node, farewell) == 1
     assert contents(node.mount(living)) == contents(tmp_path / "living")
