@@ -63,8 +63,17 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
     record_seconds: LongSeconds = 3600.0
     """How long a proof counts with `record`; 0 means for as long as the model is here."""
+    on_registry_down: Literal["deny", "allow_recorded", "allow_any"] = "allow_recorded"
+    """What new pods may read of what is here while the registry can't be asked. `deny`: nothing. `allow_recorded`: what
+    the same credential proved within `grace_seconds`. `allow_any`: everything, also who never proved anything; whoever
+    can bring trouble about between this node and a registry opens what is here of it.
+    """
     grace_seconds: LongSeconds = 86400.0
-    """How long a proof counts while the registry is down, also with `always`; 0: new pods don't start then."""
+    """How long a proof counts while the registry is down, also with `always`; 0: none does then."""
+    anonymous: bool = True
+    """Whether what a registry gave without a credential is for every pod as long as that proof counts. If not, a pod
+    that brings a credential is judged by that alone.
+    """
     preloaded: list[str] = []
     """Repositories (`harbor.example.com/llm/llama3`) and prefixes (`harbor.example.com/llm/*`, or `*` for all) of which
     pods may read, without a proof, what an admin put here with `modelmount pull` or `import`.

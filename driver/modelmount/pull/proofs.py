@@ -1,10 +1,10 @@
 """Who may read what is here already: proof of access to one manifest in one repository with one credential.
 
 `always` asks the registry each time; `record` takes an answer for good for a while; both fall back on the record of an
-earlier answer while the registry is down, within the time of grace. A record is an empty file,
-`models/<hex>/proofs/<hmac>`, and its mtime says when the registry last agreed: the name is an HMAC over scope, digest
-and credential under a key of this node, so that nobody can guess a password from it. No record is as good as a lost
-one: it only costs a request.
+earlier answer while the registry is down, within the time of grace, unless `on_registry_down` says otherwise. A record
+is an empty file, `models/<hex>/proofs/<hmac>`, and its mtime says when the registry last agreed: the name is an HMAC
+over scope, digest and credential under a key of this node, so that nobody can guess a password from it. No record is as
+good as a lost one: it only costs a request.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from modelmount.system import atomic
 
 log = logging.getLogger(__name__)
 
-Proof = Literal["registry", "record", "grace", "preloaded", "off"]
+Proof = Literal["registry", "record", "grace", "down", "preloaded", "off"]
 """By what access was granted: the registry's answer now, an earlier one that still counts, an earlier one because the
-registry is down, the admin who put it here, or nothing, because the admin wants none.
+registry is down, nothing but that because the admin lets it suffice, the admin who put it here, or nothing, because the
+admin wants none.
 """
 PRELOADED: Final = "preloaded-"
 """Begins the names of marks that say so; such a mark is no record, and for everybody."""
@@ -88,17 +89,18 @@ class Proofs:
             repository, digest, manifest, credential, self._auth.record_seconds or None
         ):
             return "record"
-        grace = self._auth.grace_seconds
-        if self._is_down(repository) and self._stands(repository, digest, manifest, credential, grace):
+        if self._is_down(repository) and self._stands(repository, digest, manifest, credential, self._grace):
             return "grace"
         try:
             ask()
         except Unavailable as e:
             self._down.put(str(repository), self._clock())
-            if not self._stands(repository, digest, manifest, credential, grace):
+            found = self._without_the_registry(repository, digest, manifest, credential)
+            if found is None:
                 raise
-            log.warning("%s, which can't be asked now, is read by an earlier proof: %s", repository, e)
-            return "grace"
+            by = "by an earlier proof" if found == "grace" else "without a proof, as auth.on_registry_down says"
+            log.warning("%s, which can't be asked now, is read %s: %s", repository, by, e)
+            return found
         except (Forbidden, Unauthenticated, NotFound):
             self._forget(repository, digest, manifest, credential)
             raise
@@ -116,7 +118,7 @@ class Proofs:
 
     def record(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential) -> None:
         """The registry agreed just now. What can't be written is logged: the next publish asks again."""
-        lifetime = max(self._auth.grace_seconds, self._lifetime())
+        lifetime = max(self._grace, self._lifetime())
         if not self.wanted or not lifetime:
             return
         path = self._path(repository, digest, manifest, credential)
@@ -136,6 +138,18 @@ class Proofs:
             log.warning("cannot keep a proof of access to %s: %s", repository, e.strerror)
 
     # -- inside
+
+    @property
+    def _grace(self) -> float:
+        return 0.0 if self._auth.on_registry_down == "deny" else self._auth.grace_seconds
+
+    def _without_the_registry(
+        self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential
+    ) -> Proof | None:
+        """By what it may be read though the registry can't be asked, if it may."""
+        if self._stands(repository, digest, manifest, credential, self._grace):
+            return "grace"
+        return "down" if self._auth.on_registry_down == "allow_any" else None
 
     def _opens(self, repository: Repository) -> bool:
         """Whether what is preloaded of it is for everybody."""
@@ -170,9 +184,9 @@ class Proofs:
         seconds: float | None,
     ) -> bool:
         """Whether this credential has a record that is young enough, or anybody has: what was read without a credential
-        is for everybody.
+        is for everybody, unless the admin says otherwise.
         """
-        for each in (credential, Credential.anonymous()):
+        for each in (credential, *([Credential.anonymous()] if self._auth.anonymous else [])):
             age = self._age(self._path(repository, digest, manifest, each))
             if age is not None and age >= -FUTURE_SECONDS and (seconds is None or max(age, 0.0) < seconds):
                 return True

@@ -165,6 +165,29 @@ def test_what_was_read_without_a_credential_is_for_everybody(bench: Bench) -> No
     assert [bench.read(credential) for credential in (NOBODY, BOB, WRONG)] == ["record"] * 3
 
 
+def test_unless_the_admin_wants_each_credential_judged_for_itself(bench: Bench) -> None:
+    bench.node(verification="record", anonymous=False)
+    bench.tokens.anonymous = TEAM
+    assert bench.read(NOBODY) == "registry"
+    bench.tokens.anonymous = {}
+    assert bench.read(NOBODY) == "record"
+    assert bench.read(BOB) == "registry"
+    with pytest.raises(REFUSED):
+        bench.read(WRONG)
+    bench.registry.stop()
+    assert bench.read(NOBODY) == "record"
+    with pytest.raises(Unavailable):
+        bench.read(WRONG)
+
+
+def test_without_verification_nobody_is_asked(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.node(verification="never")
+    bench.requests()
+    assert [bench.read(credential) for credential in (NOBODY, WRONG)] == ["off", "off"]
+    assert bench.requests() == []
+
+
 def test_a_host_that_is_marked_audit_gets_a_get(bench: Bench) -> None:
     bench.read(ALICE)
     bench.node(audit=True)
@@ -238,6 +261,40 @@ def test_without_grace_a_registry_that_is_down_opens_nothing(bench: Bench) -> No
     bench.registry.stop()
     with pytest.raises(Unavailable):
         bench.read(ALICE)
+
+
+@pytest.mark.parametrize("verification", ["always", "record"])
+def test_where_the_admin_denies_it_a_registry_that_is_down_opens_nothing(bench: Bench, verification: str) -> None:
+    bench.node(verification=verification, record_seconds=HOUR, on_registry_down="deny")
+    bench.read(ALICE)
+    bench.grow_old(HOUR + 1)  # no record of `record`'s time is left either
+    bench.registry.stop()
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            bench.read(ALICE)
+
+
+def test_where_only_the_registry_counts_no_record_is_kept(bench: Bench) -> None:
+    bench.node(on_registry_down="deny")
+    bench.read(ALICE)
+    assert bench.records() == []
+
+
+def test_where_the_admin_allows_it_a_registry_that_is_down_opens_what_is_here_and_a_refusal_nothing(
+    bench: Bench,
+) -> None:
+    bench.node(on_registry_down="allow_any", grace_seconds=HOUR)
+    bench.read(ALICE)
+    for credential in (WRONG, NOBODY):
+        with pytest.raises(REFUSED):
+            bench.read(credential)
+    bench.registry.stop()
+    assert [bench.read(credential) for credential in (ALICE, BOB, WRONG, NOBODY)] == ["grace", *["down"] * 3]
+    bench.grow_old(HOUR + 1)
+    assert bench.read(ALICE) == "down"
+    other = f"{bench.registry.host}/other/tiny@{bench.pushed.digest}"
+    with pytest.raises(Unavailable):
+        bench.read(ALICE, reference=other)  # it isn't here for that repository
 
 
 def test_a_refusal_ends_grace(bench: Bench) -> None:
