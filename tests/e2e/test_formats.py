@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import Node, contents, directories, write_model
 from tests.fakes import push
+from tests.fakes.kubelet import Pod, Volume
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
@@ -104,3 +105,19 @@ def test_an_entry_of_an_index_is_chosen_by_its_annotation(node: Node, files: Pat
     pod = node.pod("reader", index.reference, select="quantization=Q4")
     node.kubelet.wait_running(pod)
     assert contents(node.mount(pod)) == contents(other)
+
+
+def test_a_volume_of_model_csi_driver_needs_only_our_drivers_name(node: Node, files: Path) -> None:
+    (files / "pytorch_model.bin").write_bytes(b"the same again" * 1000)
+    pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
+    attributes = {"reference": pushed.reference, "type": "image", "exclude-file-patterns": '["*.bin"]'}
+    keys = {f"model.csi.modelpack.org/{key}": value for key, value in attributes.items()}
+    pod = node.kubelet.run(Pod("migrated", (Volume("model", keys),)))
+    node.kubelet.wait_running(pod)
+    expected = contents(files)
+    del expected["pytorch_model.bin"]
+    assert contents(node.mount(pod)) == expected
+    node.registry.stop()
+    node.kubelet.restart()
+    node.kubelet.wait_running(pod)
+    assert contents(node.mount(pod)) == expected

@@ -22,7 +22,7 @@ from modelmount.content import store
 from modelmount.oci.reference import Reference
 from modelmount.policy import signing
 from modelmount.service import status
-from modelmount.volumes import volume
+from modelmount.volumes import aliases, volume
 from tests.fakes.kubelet import NOT_FINAL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +104,12 @@ def test_the_attribute_reference_has_every_key() -> None:
         cells[0] for heading, cells in rows(REFERENCE / "volume-attributes.md") if heading == "Volume attributes"
     }
     assert documented == set(volume.KNOWN_KEYS)
+
+
+def test_the_attribute_reference_has_every_key_of_other_drivers() -> None:
+    heading = "Keys of model-csi-driver"
+    documented = [cells[0] for under, cells in rows(REFERENCE / "volume-attributes.md") if under == heading]
+    assert documented == [key.removeprefix(aliases.PREFIX) for key in aliases.KEYS]
 
 
 def test_the_attribute_reference_names_every_key_of_later_versions() -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 from modelmount.config import Settings
 from modelmount.errors import Forbidden, InvalidRequest, Precondition
 from modelmount.oci.reference import Reference
-from modelmount.volumes import choices
+from modelmount.volumes import aliases, choices
 from modelmount.volumes.choices import quoted
 from modelmount.volumes.volume import ALLOWED_KEY, ANNOTATION, KUBERNETES_PREFIX, VolumeSpec, significant
 
@@ -50,7 +50,7 @@ class Promises:
         """Validate the class's parameters as a volume's attributes and echo them, with the claim's model where the
         class allows claims to name one. Raises InvalidRequest, Forbidden, and what reading the claim does.
         """
-        context = significant(parameters)
+        context = aliases.own(significant(parameters))
         if ALLOWED_KEY in context:
             context = self._annotated(context, parameters)
         check(context, settings)
@@ -65,7 +65,7 @@ class Promises:
 
     def check_attributes(self, attributes: Mapping[str, str], settings: Settings) -> None:
         """Raise what `create` or a publish would raise for these before it asks anybody."""
-        context = significant(attributes)
+        context = aliases.own(significant(attributes))
         if ALLOWED_KEY in context:
             _patterns(context)
             VolumeSpec.parse({**_without(context), "model": _ANY})

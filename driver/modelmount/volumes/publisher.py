@@ -38,8 +38,8 @@ from modelmount.pull.proofs import Proof
 from modelmount.pull.resolver import Model, PullPolicy
 from modelmount.registry.credentials import Credential, ServiceAccount
 from modelmount.system import disk, mount
-from modelmount.system.mount import Identity
 from modelmount.system.target import TargetRoots
+from modelmount.volumes import aliases
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Lease, Leases, Owner
@@ -211,7 +211,7 @@ class Publisher:
         except ModelMountError as e:
             telemetry.publishes_total.labels(e.reason).inc()
             if isinstance(e, REFUSALS):
-                self._record("refused", request, model=request.attributes.get("model"), reason=e.message)
+                self._record("refused", request, model=aliases.model(request.attributes), reason=e.message)
                 self._news.refused(pod(request.attributes), e)
             raise
         how, lease = published.how, published.lease
@@ -395,7 +395,7 @@ class Publisher:
             return "the model's mount is gone; it is made again when the kubelet publishes the volume again"
         root = self._leases.tree_root(lease)
         try:
-            in_place = mount.identity(root) == Identity(lease.device, lease.inode)
+            in_place = mount.identity(root) == mount.Identity(lease.device, lease.inode)
         except FileNotFoundError:
             in_place = False
         if not in_place:

@@ -16,7 +16,7 @@ from modelmount.kube.notes import Pod
 from modelmount.oci.reference import Reference
 from modelmount.pull.resolver import PullPolicy
 from modelmount.registry.credentials import ServiceAccount
-from modelmount.volumes import choices
+from modelmount.volumes import aliases, choices
 from modelmount.volumes.choices import quoted
 
 log = logging.getLogger(__name__)
@@ -67,9 +67,9 @@ class VolumeSpec:
 
 @functools.lru_cache(_REMEMBERED)
 def _parsed(attributes: tuple[tuple[str, str], ...]) -> VolumeSpec:
-    own = dict(attributes)
-    if sum(len(k.encode()) + len(v.encode()) for k, v in own.items()) > MAX_BYTES:
+    if sum(len(k.encode()) + len(v.encode()) for k, v in attributes) > MAX_BYTES:
         raise InvalidRequest(f"the volume's attributes are larger than the {MAX_BYTES} bytes CSI allows")
+    own = aliases.own(dict(attributes))
     for key in own:
         if key in LATER_KEYS:
             raise InvalidRequest(

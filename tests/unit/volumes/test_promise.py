@@ -134,3 +134,15 @@ def test_without_the_claims_name_or_an_api_server_it_says_what_is_missing() -> N
 def test_what_belongs_into_a_class_is_refused_in_a_volume() -> None:
     with pytest.raises(InvalidRequest, match="belongs into a StorageClass"):
         VolumeSpec.parse({"model": MODEL, "allowedReferences": "*"})
+
+
+def test_a_volume_of_a_class_with_another_drivers_keys_has_ours() -> None:
+    there = "model.csi.modelpack.org/"
+    made = PROMISES.create("x", {f"{there}type": "image", f"{there}reference": MODEL}, Settings())
+    assert made.context == {"model": MODEL}
+    with pytest.raises(InvalidRequest, match="not both"):
+        PROMISES.create("x", {f"{there}reference": MODEL, "allowedReferences": "*", **OF_CLAIM}, Settings())
+    with pytest.raises(InvalidRequest, match="not both"):
+        PROMISES.check_attributes({f"{there}reference": MODEL, "allowedReferences": "*"}, Settings())
+    with pytest.raises(Forbidden):
+        PROMISES.create("x", {f"{there}reference": MODEL}, Settings(allowed_registries=["ghcr.io"]))
