@@ -40,6 +40,24 @@ class Bounds:
         return left if self.budget is None else min(left, self.budget - used())
 
 
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Bytes of one moment. `budget` is what the store may take as its disk is now, `reserved` what pulls under way will
+    still write, `free` what further ones may write before anything goes.
+    """
+
+    budget: int
+    used: int
+    reserved: int
+    free: int
+
+    @classmethod
+    def of(cls, bounds: Bounds, free: int, used: int, reserved: int) -> Account:
+        """With so many bytes free on the file system."""
+        room = bounds.room(free, lambda: used)
+        return cls(used + max(0, room), used, reserved, max(0, room - reserved))
+
+
 def read(settings: Settings) -> Bounds:
     """Look now. Raises OSError when the store's file system can't be asked."""
     root, cache = Path(settings.root), settings.cache

@@ -9,9 +9,11 @@ under a mount. Running pods keep what they have, and their volumes report it; ne
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
@@ -47,6 +49,25 @@ class Quarantined:
 class _Why(msgspec.Struct, frozen=True):
     item: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies in quarantine: the item's name as it was, what is wrong with it, and where it is now."""
+
+    item: str
+    reason: str
+    place: Path
+
+
+def entries(store: Store) -> Iterator[Entry]:
+    """What lies there, the oldest first. Raises OSError."""
+    for place in sorted((store.root / "quarantine").iterdir()):
+        for name in (_MOVED, _WHY):
+            with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+                why = msgspec.json.decode(atomic.read_file(place / name), type=_Why)
+                yield Entry(why.item, why.reason, place)
+                break
 
 
 def put(store: Store, item: str, reason: str) -> Quarantined | None:

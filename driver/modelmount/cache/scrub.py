@@ -69,7 +69,11 @@ class Examined:
     quarantined: Quarantined | None = None
 
 
-class _Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True):
+    """How far scrubs came. `after` is the last item that was read, empty once everything was; `began` is when the last
+    pass of the background began, in wall-clock seconds, 0 before the first.
+    """
+
     after: str = ""
     began: float = 0.0
 
@@ -203,7 +207,7 @@ class Scrub:
 
 def in_turn(store: Store, items: Iterable[Item]) -> list[Item]:
     """All of them, those first that come after where the last scrub ended."""
-    after = _read_place(store).after
+    after = read_place(store).after
     ordered = sorted(items, key=lambda item: item.name)
     first = next((n for n, item in enumerate(ordered) if item.name > after), 0)
     return ordered[first:] + ordered[:first]
@@ -211,15 +215,16 @@ def in_turn(store: Store, items: Iterable[Item]) -> list[Item]:
 
 def reached(store: Store, item: str) -> None:
     """Write down how far a scrub came. Raises OSError."""
-    place = msgspec.structs.replace(_read_place(store), after=item)
+    place = msgspec.structs.replace(read_place(store), after=item)
     atomic.write_file(store.root / "scrub.json", msgspec.json.encode(place))
 
 
-def _read_place(store: Store) -> _Place:
+def read_place(store: Store) -> Place:
+    """How far scrubs of this store came."""
     try:
-        return msgspec.json.decode((store.root / "scrub.json").read_bytes(), type=_Place)
+        return msgspec.json.decode((store.root / "scrub.json").read_bytes(), type=Place)
     except (OSError, msgspec.DecodeError):
-        return _Place()
+        return Place()
 
 
 class Scrubber(Rounds):
@@ -241,15 +246,15 @@ class Scrubber(Rounds):
             self._pass()
 
     def _is_due(self) -> bool:
-        place = _read_place(self._store)
+        place = read_place(self._store)
         age = time.time() - place.began
         return bool(place.after) or not 0 <= age < PASS_SECONDS
 
     def _pass(self) -> None:
         """From where the last one ended to the end of the names; then this pass is over."""
-        place = _read_place(self._store)
+        place = read_place(self._store)
         if not place.after:
-            self._save(_Place("", time.time()))
+            self._save(Place("", time.time()))
         items = sorted(self._reader.read().items.values(), key=lambda item: item.name)
         scrub = Scrub(self._store, lambda: self._settings().scrub_bytes_per_second, self._ending)
         pending = 0
@@ -259,7 +264,7 @@ class Scrubber(Rounds):
                 reached(self._store, examined.item)
                 pending = scrub.bytes = 0
         if not self._ending.is_set():
-            self._save(_Place("", _read_place(self._store).began))
+            self._save(Place("", read_place(self._store).began))
 
-    def _save(self, place: _Place) -> None:
+    def _save(self, place: Place) -> None:
         atomic.write_file(self._store.root / "scrub.json", msgspec.json.encode(place))

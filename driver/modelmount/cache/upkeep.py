@@ -10,7 +10,7 @@ from pathlib import Path
 from modelmount import telemetry
 from modelmount.cache import bounds as limits
 from modelmount.cache import quarantine
-from modelmount.cache.bounds import Bounds
+from modelmount.cache.bounds import Account, Bounds
 from modelmount.cache.collector import Collector
 from modelmount.cache.rounds import Rounds
 from modelmount.config import Live
@@ -59,7 +59,8 @@ class Upkeep(Rounds):
         bounds = limits.read(settings)
         self._tell(bounds)
         used = self._collector.reader.used_bytes()
-        _show(bounds, disk.free_bytes(Path(settings.root)), used, pulls.outstanding_bytes(self._store))
+        free = disk.free_bytes(Path(settings.root))
+        _show(Account.of(bounds, free, used, pulls.outstanding_bytes(self._store)))
         wanted, inodes = limits.excess(settings, bounds, used)
         if not wanted and not inodes and time.monotonic() - self._tidied_at < TIDY_SECONDS:
             return
@@ -93,8 +94,8 @@ class Upkeep(Rounds):
             log.info("bounds of the cache: %s", bounds.reason, extra={"fields": fields})
 
 
-def _show(bounds: Bounds, free: int, used: int, reserved: int) -> None:
-    telemetry.cache_used_bytes.set(used)
-    telemetry.cache_reserved_bytes.set(reserved)
-    telemetry.cache_free_bytes.set(max(0, bounds.room(free, lambda: used) - reserved))
-    telemetry.cache_budget_bytes.set(used + max(0, bounds.room(free, lambda: used)))
+def _show(account: Account) -> None:
+    telemetry.cache_used_bytes.set(account.used)
+    telemetry.cache_reserved_bytes.set(account.reserved)
+    telemetry.cache_free_bytes.set(account.free)
+    telemetry.cache_budget_bytes.set(account.budget)

@@ -26,6 +26,7 @@ from modelmount.cli import (
     pull,
     push,
     serve,
+    status,
     umount,
     verify,
 )
@@ -38,6 +39,7 @@ COMMANDS: tuple[click.Command, ...] = (
     pull.pull,
     mount.mount,
     umount.umount,
+    status.status,
     ls.ls,
     inspect.inspect,
     push.push,
@@ -91,6 +93,7 @@ Examples:
   modelmount pull harbor.example.com/llm/llama3:v1    have it on this node
   modelmount mount harbor.example.com/llm/llama3:v1 /mnt/llama3
   modelmount umount /mnt/llama3
+  modelmount status                                   how does this node stand?
   modelmount ls                                       what is here, who uses it?
   modelmount push ./llama3 harbor.example.com/llm/llama3:v1
   modelmount gc --free 50GB                           make room

@@ -7,6 +7,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -27,6 +30,25 @@ class _Record(msgspec.Struct):
     next_try: float
     count: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A bar that stands: the digest's hex digits and the source it is about, by name or, of a long one, by hash."""
+
+    hex: str
+    source: str
+    reason: str
+    next_try: float
+    """Wall-clock seconds."""
+
+
+def standing(store: Store) -> Iterator[Bar]:
+    """Every bar that stands now."""
+    for path in sorted((store.root / "backoff").glob("[0-9a-f]*.json")):
+        record, (hex_digits, _, rest) = _read(path), path.stem.partition("-")
+        if record is not None and 0 < record.next_try - time.time() <= LAST_SECONDS:
+            yield Bar(hex_digits, rest.partition("-")[2], record.reason, record.next_try)
 
 
 class Backoff:
@@ -80,10 +102,14 @@ class Backoff:
             log.warning("cannot lift the back-off %s: %s", self._path.name, e.strerror)
 
     def _read(self) -> _Record | None:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Record)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.DecodeError) as e:
-            log.warning("the back-off %s is unreadable and bars nothing: %s", self._path.name, e)
-            return None
+        return _read(self._path)
+
+
+def _read(path: Path) -> _Record | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Record)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as e:
+        log.warning("the back-off %s is unreadable and bars nothing: %s", path.name, e)
+        return None

@@ -154,6 +154,17 @@ def outstanding_bytes(store: Store) -> int:
     return sum(_outstanding(store, claim) for claim in _others(store, besides="").values())
 
 
+def come(store: Store, claims: Iterable[Claim]) -> tuple[int, int, bool]:
+    """How much of what these claims take on disk is here, how much that is altogether, and whether all is committed."""
+    here = total = 0
+    complete = True
+    for claim in claims:
+        left = _outstanding(store, claim)
+        here, total = here + claim.size - left, total + claim.size
+        complete = complete and (claim.form == MANIFEST or ingest.finished(store, claim.ingest))
+    return here, total, complete
+
+
 def live_records(store: Store) -> Iterator[tuple[str, list[Claim]]]:
     """The records of jobs that live in any process."""
     for path in (store.root / "pulls").glob("*.json"):

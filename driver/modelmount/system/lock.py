@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -23,6 +24,9 @@ FIRST_DELAY_SECONDS: Final = 0.001
 LONGEST_DELAY_SECONDS: Final = 0.025
 T = TypeVar("T")
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
+_FLOCK: Final = re.compile(
+    r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+[0-9a-f]+:[0-9a-f]+:(?P<inode>\d+)\s", re.ASCII
+)
 
 
 class LockTimeout(Exception):
@@ -115,6 +119,27 @@ class FileLock:
         except FileNotFoundError:
             return False
         return (mine.st_dev, mine.st_ino) == (named.st_dev, named.st_ino)
+
+
+def holder(path: Path) -> int | None:
+    """The process that holds a lock file exclusively, by the kernel's table (man 5 proc_locks): 0 or less for one of
+    another pid namespace. None where nobody holds it, or there is no such file; nothing is locked or made. Raises
+    OSError.
+    """
+    try:
+        inode = path.stat().st_ino
+    except FileNotFoundError:
+        return None
+    # Devices are compared by nobody, for the table shows others than stat does on some file systems.
+    for match in _FLOCK.finditer(Path("/proc/locks").read_text(encoding="ascii")):
+        if int(match["inode"]) == inode:
+            return int(match["pid"])
+    return None
+
+
+def named(holder: int) -> str:
+    """What `holder` found, for a person."""
+    return f"process {holder}" if holder > 0 else "a process of another container"
 
 
 class ByteLocks:

@@ -5,6 +5,8 @@ beside the directory `mount`. The record holds no attributes, only whose volume 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,27 @@ class _Record(msgspec.Struct, frozen=True, rename="camel"):
 def pod_uid(location: Location) -> str:
     """The pod that a target belongs to; empty for paths of another shape."""
     return location.parts[0] if location.parts[1:3] == _CSI_VOLUMES else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A volume that the kubelet has on record."""
+
+    pod_uid: str
+    volume_id: str
+    target: str
+
+
+def wanted(roots: Iterable[Path], driver_name: str) -> Iterator[Wanted]:
+    """The volumes of this driver that the kubelet has on record, mounted or not: it writes the record before it
+    publishes, and removes it after it unpublished. Roots that can't be read have none.
+    """
+    for root in roots:
+        for directory in sorted(root.glob("/".join(("*", *_CSI_VOLUMES, "*")))):
+            target = str(directory / "mount")
+            found = volume_id(target, driver_name)
+            if found is not None:
+                yield Wanted(directory.parents[2].name, found, target)
 
 
 def volume_id(target: str, driver_name: str) -> str | None:

@@ -39,7 +39,7 @@ from modelmount.pull.resolver import Model, PullPolicy
 from modelmount.registry.credentials import Credential, ServiceAccount
 from modelmount.system import disk, mount
 from modelmount.system.target import TargetRoots
-from modelmount.volumes import aliases
+from modelmount.volumes import aliases, standing
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Lease, Leases, Owner
@@ -391,19 +391,7 @@ class Publisher:
             now = publications.look(lease.volume_id, path)
         except ModelMountError as e:
             return e.message
-        if not now.live:
-            return "the model's mount is gone; it is made again when the kubelet publishes the volume again"
-        root = self._leases.tree_root(lease)
-        try:
-            in_place = mount.identity(root) == mount.Identity(lease.device, lease.inode)
-        except FileNotFoundError:
-            in_place = False
-        if not in_place:
-            return (
-                "the model's files were put into quarantine, because some of their bytes went bad on this node's disk; "
-                "recreate the pod to get good ones"
-            )
-        return ""
+        return standing.trouble(now, self._leases.tree_root(lease))
 
 
 def shown_available(free: int, used: int) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelmount.errors import Conflict, InvalidRequest
-from modelmount.system import host
+from modelmount.system import host, mount
 from modelmount.system.mount import Identity
 from modelmount.system.target import TargetRoots, TargetState
 from modelmount.volumes.leases import Lease, Leases
@@ -81,6 +82,23 @@ def look(leases: Leases, targets: TargetRoots, volume_id: str, path: str) -> Sta
     others = leases.of_target(path)
     nameless = next((other for other in others if other.is_nameless), None)
     return Standing(path, nameless, state, next((other for other in others if not other.is_nameless), None))
+
+
+def trouble(now: Standing, root: Path) -> str:
+    """What is wrong with a publication, for its pod's owner; empty when nothing is. `root` is its tree's place."""
+    lease = now.lease
+    if lease is None or not now.live:
+        return "the model's mount is gone; it is made again when the kubelet publishes the volume again"
+    try:
+        in_place = mount.identity(root) == Identity(lease.device, lease.inode)
+    except FileNotFoundError:
+        in_place = False
+    if in_place:
+        return ""
+    return (
+        "the model's files were put into quarantine, because some of their bytes went bad on this node's disk; "
+        "recreate the pod to get good ones"
+    )
 
 
 def require_same(lease: Lease | None, attributes: Mapping[str, str], spec: VolumeSpec) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from modelmount.content import versions
 from modelmount.content.store import foreign_entry
 from modelmount.errors import Precondition
 from modelmount.pull.progress import human_bytes
-from modelmount.system import disk
-
-_FLOCK = re.compile(r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+[0-9a-f]+:[0-9a-f]+:(?P<inode>\d+)\s")
+from modelmount.system import disk, lock
 
 
 def store(settings: Settings) -> Iterator[Finding]:
@@ -68,16 +65,14 @@ def space(settings: Settings) -> Iterator[Finding]:
 
 def driver(settings: Settings) -> Iterator[Finding]:
     """Who serves this store now."""
-    lock = Path(settings.root) / "locks/driver"
-    if settings.mode == "controller" or not lock.exists():
+    path = Path(settings.root) / "locks/driver"
+    if settings.mode == "controller" or not path.exists():
         return
-    holder = _flock_holder(lock.stat().st_ino)
+    holder = lock.holder(path)
     if holder is None:
         yield ok("driver", f"no driver runs on {settings.root}")
     else:
-        # 0 and -1: a process of another pid namespace.
-        who = f"process {holder}" if holder > 0 else "a process of another container"
-        yield ok("driver", f"{who} serves {settings.root}")
+        yield ok("driver", f"{lock.named(holder)} serves {settings.root}")
 
 
 def _existing(root: Path) -> Iterator[Finding]:
@@ -112,13 +107,3 @@ def _existing(root: Path) -> Iterator[Finding]:
 
 def _finding(name: str, trouble: ground.Trouble) -> Finding:
     return (fail if trouble.fatal else warn)(name, trouble.message, trouble.remedy)
-
-
-def _flock_holder(inode: int) -> int | None:
-    """The process that has a file exclusively locked, by the kernel's table (man 5 proc_locks); devices are compared by
-    nobody, for the table shows others than stat does on some file systems.
-    """
-    for match in _FLOCK.finditer(Path("/proc/locks").read_text(encoding="ascii")):
-        if int(match["inode"]) == inode:
-            return int(match["pid"])
-    return None
