@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Semaphore
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -78,10 +79,10 @@ class Mirrors:
         """Asks nobody yet. Raises InvalidRequest for mistakes in the directory."""
         self._credentials, self._store = credentials, store
         self._hosts = hosts.load(settings)
-        self._health = Health()
-        self._clients = {
-            host: Client(host.settings(settings), headers=host.headers) for host in self._hosts.all_mirrors()
-        }
+        mirrors = list(self._hosts.all_mirrors())
+        places = {each.authority: Semaphore(settings.registry(each.authority).connections) for each in mirrors}
+        self._health = Health(places={each.name: places[each.authority] for each in mirrors})
+        self._clients = {host: Client(host.settings(settings), headers=host.headers) for host in mirrors}
 
     def before(self, origin: BlobSource, repository: Repository) -> BlobSource:
         """The blobs of `repository`: from its mirrors, and from `origin` where those don't do; `origin` alone where

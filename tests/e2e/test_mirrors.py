@@ -12,13 +12,18 @@ import pytest
 from modelmount import config, wiring
 from modelmount.errors import Forbidden, Unauthenticated
 from modelmount.formats.selection import EVERYTHING
+from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
 from modelmount.pull.job import Waiter
+from modelmount.registry.credentials import Credential
+from modelmount.sources.registry import RegistrySource
 from tests.e2e.conftest import contents, random_bytes
 from tests.fakes import push
 from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
 from tests.fakes.wire import Answer, Asked, WireServer, challenge
+from tests.faults.scene import wait_for
 
 pytestmark = pytest.mark.registry
 
@@ -61,6 +66,7 @@ class Site:
         self.node: wiring.Node | None = None
         self.docker_config: str | None = None
         self.connections: int | None = None
+        self.registries: dict[str, dict[str, object]] | None = None
 
     def mirrored(self, *urls: str, header: Mapping[str, str] | None = None) -> None:
         """Have the registry mirrored at `urls`, in this order."""
@@ -84,6 +90,7 @@ class Site:
                         "limits.free_bytes": 0,
                         "auth.docker_config": self.docker_config,
                         "pull.connections": self.connections,
+                        "registries": self.registries,
                     },
                 )
             )
@@ -198,6 +205,29 @@ def test_what_a_mirror_does_not_have_comes_from_the_registry_and_the_rest_from_i
     assert set(origin.blob_gets()) == {weights(pushed)}
     assert set(mirror.blob_gets()) >= others
     assert [r.status for r in mirror.requests() if r.digest == weights(pushed)] == [404]
+
+
+def test_a_mirror_has_as_many_connections_as_its_host_may_have(
+    site: Site, origin: Registry, mirror: Registry, files: Path
+) -> None:
+    pushed = put(files, origin, mirror)
+    site.mirrored(mirror.url)
+    site.registries = {mirror.host: {"plain_http": True, "connections": 1}}
+    assert site.pull(pushed) == contents(files)
+    assert mirror.blob_gets().total() > 0
+    assert site.node is not None
+    origin.forget()
+    mirror.forget()
+    blob = Descriptor("application/octet-stream", Digest.parse(weights(pushed)), WEIGHTS_BYTES)
+    repository = Reference.parse(pushed.reference).repository
+    own = RegistrySource(site.node.client, repository, Credential.anonymous)
+    source, view = site.node.mirrors.before(own, repository), memoryview(bytearray(4096))
+    with source.open(blob, 0) as first, source.open(blob, 0) as second:
+        assert first.readinto(view)
+        assert second.readinto(view)
+    with source.open(blob, 0) as third:
+        assert third.readinto(view)
+    wait_for(lambda: (mirror.blob_gets().total(), origin.blob_gets().total()) == (2, 1), "both logs to have them")
 
 
 @pytest.fixture

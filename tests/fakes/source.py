@@ -34,6 +34,7 @@ class Fault:
 class MemorySource:
     """Blobs by digest. `opens` records digest and offset of each open; `faults` are used up one an open.
 
+    `open_now` are open, `most_open` were at once, by those who close what they open.
     `gate` is called before each read with the digest and the position, so that a test can hold a download there.
     """
 
@@ -43,6 +44,7 @@ class MemorySource:
         self.opens: list[tuple[Digest, int]] = []
         self.faults: deque[Fault] = deque()
         self.gate: Callable[[Digest, int], None] = lambda digest, position: None
+        self.open_now = self.most_open = 0
         self._lock = threading.Lock()
 
     def put(self, content: bytes) -> Descriptor:
@@ -69,14 +71,30 @@ class MemorySource:
             content[fault.flip] ^= 1
         start = 0 if fault.from_start else offset
         data = bytes(content[start : None if fault.from_start else end]) + fault.extra
-        return Stream(start, data if fault.cut is None else data[: fault.cut], descriptor.digest, self.gate)
+        with self._lock:
+            self.open_now += 1
+            self.most_open = max(self.most_open, self.open_now)
+        data = data if fault.cut is None else data[: fault.cut]
+        return Stream(start, data, descriptor.digest, self.gate, self._closed)
+
+    def _closed(self) -> None:
+        with self._lock:
+            self.open_now -= 1
 
 
 class Stream:
     """One open blob."""
 
-    def __init__(self, offset: int, data: bytes, digest: Digest, gate: Callable[[Digest, int], None]) -> None:
+    def __init__(
+        self,
+        offset: int,
+        data: bytes,
+        digest: Digest,
+        gate: Callable[[Digest, int], None],
+        closed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.offset = offset
+        self._closed: Callable[[], None] | None = closed
         self._data = data
         self._digest = digest
         self._gate = gate
@@ -88,7 +106,7 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        return None
+        self.close()
 
     def readinto(self, view: memoryview) -> int:
         """The next bytes; 0 at the end."""
@@ -102,4 +120,7 @@ class Stream:
         """Nothing is waited for."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of it."""
+        closed, self._closed = self._closed, None
+        if closed is not None:
+            closed()

@@ -37,7 +37,8 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     trusted_realms: list[str] = []
     """Hosts (`host` or `host:port`) besides the registry's own that may act as its token server."""
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] = 16
-    """Connections for blobs of this host at the same time, also those to its mirrors; 1 for one that limits requests.
+    """Connections for blobs of this host at the same time: as a registry, also those to its mirrors; as a mirror, for
+    whichever registries. 1 for one that limits requests.
     """
     server: str = ""
     """URL of the registry's API where it isn't `https://<host>/v2`."""

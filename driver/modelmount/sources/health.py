@@ -1,11 +1,13 @@
-"""Which of the node's mirrors are worth asking: one that fails is left alone for a while, by all jobs."""
+"""Which of the node's mirrors are worth asking: one that fails is left alone for a while, by all jobs, and one that has
+as many connections as it may have is left to who has them.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,22 +34,30 @@ class _Condition:
 class Health:
     """The conditions of mirrors by name. Thread-safe; in memory only: a new process asks each mirror once."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """All are well."""
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, places: Mapping[str, threading.Semaphore] | None = None
+    ) -> None:
+        """All are well. A mirror's place in `places` is one open connection; mirrors on one host share theirs, and one
+        without an entry has as many as it likes.
+        """
         self._clock = clock
+        self._places = places or {}
         self._lock = threading.Lock()
         self._conditions: dict[str, _Condition] = {}
 
     def ask(self, name: str) -> Turn | None:
-        """A turn to ask the mirror; None while it is set aside, or while another request finds out whether it is back.
-        Whoever gets one closes it.
+        """A turn to ask the mirror; None while it is set aside, while another request finds out whether it is back, or
+        when all its places are taken. Whoever gets one closes it.
         """
+        place = self._places.get(name)
         with self._lock:
             condition = self._conditions.setdefault(name, _Condition())
             if condition.suspect and (condition.tried or self._clock() < condition.until):
                 return None
+            if place is not None and not place.acquire(blocking=False):
+                return None
             condition.tried = condition.suspect
-            return Turn(self, name, condition.era, trial=condition.suspect)
+            return Turn(self, name, condition.era, place, trial=condition.suspect)
 
     def failed(self, name: str, era: int | None, reason: str, seconds: float = 0.0) -> None:
         """Set the mirror aside, for `seconds` at least, unless it was since `era` (None: now)."""
@@ -87,9 +97,9 @@ class Health:
 class Turn:
     """One request to a mirror, and how it went. For one thread at a time."""
 
-    def __init__(self, health: Health, name: str, era: int, *, trial: bool) -> None:
+    def __init__(self, health: Health, name: str, era: int, place: threading.Semaphore | None, *, trial: bool) -> None:
         """Made by `Health.ask`."""
-        self._health, self._name, self._era, self._trial = health, name, era, trial
+        self._health, self._name, self._era, self._place, self._trial = health, name, era, place, trial
 
     def heard(self) -> None:
         """The mirror gave a sane answer, or the first bytes."""
@@ -108,7 +118,10 @@ class Turn:
         self._health.failed(self._name, self._era, reason, seconds)
 
     def close(self) -> None:
-        """The request is over, however. Twice is harmless."""
+        """The request is over, however, and its connection another's. Twice is harmless."""
         if self._trial:
             self._trial = False
             self._health.untried(self._name, self._era)
+        place, self._place = self._place, None
+        if place is not None:
+            place.release()

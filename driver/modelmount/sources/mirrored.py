@@ -1,8 +1,9 @@
 """A registry behind its mirrors: each blob is had from the first of them that has it and is well, the registry comes
 last.
 
-Mirrors are optional in every way. What one of them doesn't have, refuses, or fails at is had from the next, from the
-byte on where it stopped. What it gets wrong is had again from elsewhere. Only the registry's own word is final.
+Mirrors are optional in every way. What one of them doesn't have, refuses, fails at, or has no connection left for is
+had from the next, from the byte on where it stopped. What it gets wrong is had again from elsewhere. Only the
+registry's own word is final.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class MirroredSource:
             with self._lock:
                 self._served.setdefault(digest, set()).add(name)
             return _FromMirror(name, opened, descriptor, end, turn)
+        turn.close()
         return None
 
     def _usable(self, name: str, digest: Digest) -> bool:
@@ -169,8 +171,10 @@ class _FromMirror:
             self._turn.served()
             telemetry.mirror_requests_total.labels(self._name, "served").inc()
         self._over = True
-        self._opened.close()
-        self._turn.close()
+        try:
+            self._opened.close()
+        finally:
+            self._turn.close()
 
     def _fail(self, reason: str) -> None:
         self._over = True

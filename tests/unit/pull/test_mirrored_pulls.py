@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from modelmount.config import Auth
 from modelmount.content.backoff import Backoff
 from modelmount.errors import IntegrityError
 from modelmount.formats.selection import EVERYTHING
+from modelmount.oci.digest import Digest
 from modelmount.pull.job import Job, Waiter
 from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Resolver
@@ -115,3 +117,24 @@ def test_a_mirror_that_breaks_off_costs_no_byte_twice(bench: MirroredBench) -> N
     root = tree_of(bench.pull(("model.bin", WEIGHTS)))
     assert (root / "model.bin").read_bytes() == WEIGHTS
     assert [offset for _, offset in bench.source.opens] == [len(WEIGHTS) // 2]
+
+
+def test_a_mirror_has_no_more_connections_than_it_may_and_the_registry_serves_the_rest(bench: MirroredBench) -> None:
+    weights = [os.urandom(2 << 20) for _ in range(4)]
+    mirror = bench.mirror
+    bench.health = Health(places={"mirror": threading.Semaphore(1)})
+    elsewhere = threading.Event()
+
+    def until_another_came(digest: Digest, position: int) -> None:
+        if len(mirror.blobs[digest]) == len(weights[0]):
+            elsewhere.wait(SECONDS)
+
+    def came(digest: Digest, position: int) -> None:
+        elsewhere.set()
+
+    bench.mirror.gate, bench.source.gate = until_another_came, came
+    root = tree_of(bench.pull(*((f"model-{n}.bin", data) for n, data in enumerate(weights))))
+    assert [(root / f"model-{n}.bin").read_bytes() for n in range(4)] == weights
+    assert mirror.most_open == 1
+    assert mirror.open_now == 0
+    assert elsewhere.is_set()

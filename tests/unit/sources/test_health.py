@@ -134,3 +134,30 @@ def test_many_threads_get_one_trial(health: Health, clock: Clock) -> None:
     for thread in threads:
         thread.join()
     assert sum(each is not None for each in got) == 1
+
+
+def test_one_host_has_so_many_places_however_its_mirrors_are_called(clock: Clock) -> None:
+    shared = threading.Semaphore(2)
+    health = Health(clock, {NAME: shared, f"{NAME}_v2_hub": shared})
+    first, second = turn(health), health.ask(f"{NAME}_v2_hub")
+    assert second is not None
+    assert health.ask(NAME) is None
+    assert health.ask("other.example.com") is not None
+    first.served()
+    assert health.ask(NAME) is None  # served isn't over
+    first.close()
+    first.close()
+    turn(health)
+    assert health.ask(NAME) is None
+
+
+def test_without_a_place_nobody_finds_out_whether_a_mirror_is_back(clock: Clock) -> None:
+    shared = threading.Semaphore(2)
+    health = Health(clock, {NAME: shared, "beside": shared})
+    failed, beside = turn(health), health.ask("beside")
+    assert beside is not None
+    failed.failed("reset")
+    clock.now += FIRST_SECONDS
+    assert health.ask(NAME) is None
+    failed.close()
+    turn(health).served()  # asking in vain wasn't the one request that finds out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import Counter
 
 import pytest
 
-from modelmount.errors import Forbidden, IntegrityError, NotFound, Unauthenticated, Unavailable
+from modelmount.errors import Cancelled, Forbidden, IntegrityError, NotFound, Unauthenticated, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.sources.health import FIRST_SECONDS, Health
 from modelmount.sources.mirrored import MirroredSource
@@ -222,3 +224,41 @@ def test_a_wait_that_a_mirror_asks_for_is_kept(bench: Bench) -> None:
     bench.clock.now += 1
     received(bench.source().open(BLOB, 0))
     assert bench.opens() == (2, 2, 0)
+
+
+def limited(bench: Bench, places: int) -> MirroredSource:
+    """As a job has it, where the near mirror takes so many connections."""
+    bench.health = Health(bench.clock, {"near": threading.Semaphore(places)})
+    return bench.source()
+
+
+def test_a_mirror_without_a_connection_left_is_passed_over_until_it_has_one(bench: Bench) -> None:
+    source = limited(bench, 1)
+    with source.open(BLOB, 0):
+        assert received(source.open(OTHER, 0)) == b"another blob"
+        assert bench.opens() == (1, 1, 0)
+    assert received(source.open(OTHER, 0)) == b"another blob"
+    assert bench.opens() == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(error=NotFound("404")),
+        Fault(error=Forbidden("403")),
+        Fault(error=Unavailable("reset")),
+        Fault(error=IntegrityError("another size")),
+        Fault(error=Cancelled("stopped")),
+        Fault(cut=10),
+    ],
+    ids=lambda fault: type(fault.error).__name__,
+)
+def test_whatever_a_mirror_answers_its_connection_is_free_afterwards(bench: Bench, fault: Fault) -> None:
+    source = limited(bench, 1)
+    bench.near.faults.append(fault)
+    with contextlib.suppress(Cancelled):
+        received(source.open(BLOB, 0))
+    assert len(bench.near.opens) == 1
+    bench.clock.now += FIRST_SECONDS
+    assert received(bench.source().open(OTHER, 0)) == b"another blob"
+    assert len(bench.near.opens) == 2
