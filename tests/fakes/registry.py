@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -74,12 +74,14 @@ class TokenAuth:
 @dataclass(frozen=True, slots=True)
 class Tls:
     """A server certificate for `localhost` and 127.0.0.1, signed by a CA made for one test; `ca_file` is what clients
-    trust.
+    trust. Where `client_ca_file` is set, they have to show a certificate of that CA, as `client_file` is one.
     """
 
     certificate: Path
     key: Path
     ca_file: Path
+    client_ca_file: Path | None = None
+    client_file: Path | None = None
 
     @classmethod
     def make(cls, directory: Path, *names: str) -> Self:
@@ -92,6 +94,13 @@ class Tls:
         leaf.private_key_pem.write_to_path(made.key)
         ca.cert_pem.write_to_path(made.ca_file)
         return made
+
+    def demanding(self, ca: trustme.CA) -> Self:
+        """The same, for servers that want to see a certificate of `ca`."""
+        directory = self.certificate.parent
+        ca.cert_pem.write_to_path(directory / "clients.pem")
+        ca.issue_cert("test@example.com").private_key_and_cert_chain_pem.write_to_path(directory / "test.pem")
+        return replace(self, client_ca_file=directory / "clients.pem", client_file=directory / "test.pem")
 
 
 class Registry:
@@ -258,12 +267,16 @@ class Registry:
         if self.tls is None:
             return http.client.HTTPConnection(self._address, self.port, timeout=timeout)
         context = ssl.create_default_context(cafile=str(self.tls.ca_file))
+        if self.tls.client_file is not None:
+            context.load_cert_chain(self.tls.client_file)
         return http.client.HTTPSConnection("localhost", self.port, timeout=timeout, context=context)
 
     def _config(self) -> dict[str, Any]:
         http_section: dict[str, Any] = {"addr": f"{self._address}:{self.port}", "secret": secrets.token_hex(16)}
         if self.tls is not None:
             http_section["tls"] = {"certificate": str(self.tls.certificate), "key": str(self.tls.key)}
+            if self.tls.client_ca_file is not None:
+                http_section["tls"]["clientcas"] = [str(self.tls.client_ca_file)]
         maintenance: dict[str, Any] = {"uploadpurging": {"enabled": False}, "readonly": {"enabled": self._read_only}}
         storage = {
             "filesystem": {"rootdirectory": str(self.storage)},

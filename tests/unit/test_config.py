@@ -203,6 +203,14 @@ def test_a_wrong_value_is_told_what_it_must_be(tmp_path: Path, text: str, said: 
         ('[registries.""]', "registries: '' must be host or host:port"),
         ('[registries."h.example"]\ntrusted_realms = ["https://a"]', "trusted_realms: 'https://a' must be host"),
         ('[registries."h.example"]\nplain_http = true\nca_file = "/ca.pem"', "has both plain_http and ca_file"),
+        (
+            '[registries."h.example"]\nclient_certificate = "/a"\nclient_certificates = [["/b"]]',
+            "has both client_certificate",
+        ),
+        (
+            '[registries."h.example"]\nclient_certificates = [["/a", "b"]]',
+            "client_certificates[0][1] must be an absolute",
+        ),
     ],
 )
 def test_a_value_that_cannot_work_is_refused(tmp_path: Path, text: str, said: str) -> None:

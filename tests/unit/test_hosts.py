@@ -100,6 +100,30 @@ def test_the_root_of_the_api_is_containerds(tmp_path: Path, url: str, override: 
     assert (mirror.url, mirror.name, mirror.authority) == (expected, name, "m.example.com")
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('"/c/a.pem"', [("/c/a.pem", None)]),
+        ('["/c/a.pem", "b.pem"]', [("/c/a.pem", None), ("{}/b.pem", None)]),
+        ('[["a.crt", "a.key"], ["/c/b.crt", "b.key"]]', [("{}/a.crt", "{}/a.key"), ("/c/b.crt", "{}/b.key")]),
+        ('[["a.crt", "a.key"], ["b.pem", ""]]', [("{}/a.crt", "{}/a.key"), ("{}/b.pem", None)]),
+    ],
+)
+def test_client_certificates_in_each_of_containerds_forms(
+    tmp_path: Path, text: str, expected: list[tuple[str, str | None]]
+) -> None:
+    """For mirrors as for the registry itself, where what is said about it in the configuration comes first."""
+    found = read(tmp_path, "h.example.com", f'client = {text}\n[host."https://m.example.com"]\nclient = {text}')
+    here = tmp_path / "h.example.com"
+    pairs = tuple((one.format(here), other and other.format(here)) for one, other in expected)
+    (mirror,) = found.mirrors("h.example.com")
+    listed = Settings(registries={"m.example.com": Registry(client_certificate="/own.pem", client_key="/own.key")})
+    assert mirror.settings(listed).registry("m.example.com").clients == pairs
+    assert found.applied(Settings()).registry("h.example.com").clients == pairs
+    own = Settings(registries={"h.example.com": Registry(client_certificate="/own.pem")})
+    assert found.applied(own).registry("h.example.com").clients == (("/own.pem", None),)
+
+
 def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
     text = f"""
         [host."http://127.0.0.1:4001"]
@@ -118,7 +142,9 @@ def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
         ("server = ", "is not valid TOML"),
         ('host = "https://m.example.com"', "host must have one table a host"),
         ('[host."https://m.example.com"]\nca_file = "x"', 'host."https://m.example.com".ca_file: unknown key; known'),
-        ('[host."https://m.example.com"]\nclient = ["a", "b"]', "client: name one certificate"),
+        ('[host."https://m.example.com"]\nclient = [["a", "b", "c"]]', "client: name certificates as"),
+        ('[host."https://m.example.com"]\nclient = [["", "b"]]', "client: name certificates as"),
+        ('[host."https://m.example.com"]\nclient = 3', "client: Expected `str | array`, got `int`"),
         ('[host."https://m.example.com"]\nproxy = "http://p:1"', "proxies belong into the driver's own configuration"),
         ('[host."https://m.example.com"]\nskip_verify = true', "TLS verification cannot be switched off; name the CA"),
         ('[host."https://m.example.com"]\nskip_verify = "no"', "skip_verify: Expected `bool`, got `str`"),

@@ -63,6 +63,12 @@ def _paths(settings: Settings) -> Iterator[str]:
             for host, each in settings.registries.items()
             for name in _FILES_OF_HOSTS
         },
+        **{
+            f'registries."{host}".client_certificates[{n}][{m}]': file
+            for host, each in settings.registries.items()
+            for n, files in enumerate(each.client_certificates)
+            for m, file in enumerate(files)
+        },
     }
     required = {
         "root",
@@ -161,6 +167,8 @@ def _hosts(settings: Settings) -> Iterator[str]:
             yield f"registries: {words.shown(host)} must be {_HOST_WORDS}"
         if registry.client_key is not None and registry.client_certificate is None:
             yield f'registries."{host}".client_key needs a client_certificate'
+        if registry.client_certificate is not None and registry.client_certificates:
+            yield f'registries."{host}" has both client_certificate and client_certificates; write all into the latter'
         if registry.proxy != "direct" and not _is_proxy(registry.proxy):
             yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be {_PROXY_WORDS}, or direct'
         if registry.proxy_login_file is not None and registry.proxy in {"", "direct"}:

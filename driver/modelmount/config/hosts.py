@@ -44,8 +44,8 @@ class Host:
     url: str
     capabilities: frozenset[str] = frozenset(_CAPABILITIES)
     ca_file: str | None = None
-    client: tuple[str, str | None] | None = None
-    """Files of a certificate to show, and of its key where that lies apart."""
+    clients: tuple[tuple[str, ...], ...] = ()
+    """Certificates to show: for each its file, and that of its key where that lies apart."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     dial_seconds: float | None = None
 
@@ -67,15 +67,9 @@ class Host:
         known = settings.registry(self.authority)
         plain = self.url.startswith("http://")
         ca_file = None if plain else self.ca_file or known.ca_file
-        certificate, key = self.client or (known.client_certificate, known.client_key)
-        registry = msgspec.structs.replace(
-            known,
-            plain_http=plain,
-            ca_file=ca_file,
-            server=self.url,
-            client_certificate=certificate,
-            client_key=key,
-        )
+        registry = msgspec.structs.replace(known, plain_http=plain, ca_file=ca_file, server=self.url)
+        if self.clients:
+            registry = self._shown(registry)
         most = settings.pull.mirror_timeout_seconds
         pull = msgspec.structs.replace(
             settings.pull,
@@ -85,6 +79,24 @@ class Host:
         )
         return msgspec.structs.replace(
             settings, registries={**settings.registries, self.authority: registry}, pull=pull
+        )
+
+    def applied(self, known: Registry) -> Registry:
+        """`known`, asked where this says, as far as it says nothing itself."""
+        made = msgspec.structs.replace(
+            known,
+            server=known.server or self.url,
+            plain_http=known.plain_http or self.url.startswith("http://"),
+            ca_file=known.ca_file or self.ca_file,
+        )
+        return made if known.clients else self._shown(made)
+
+    def _shown(self, registry: Registry) -> Registry:
+        return msgspec.structs.replace(
+            registry,
+            client_certificate=None,
+            client_key=None,
+            client_certificates=[list(files) for files in self.clients],
         )
 
 
@@ -120,20 +132,8 @@ class Hosts:
         registries = dict(settings.registries)
         for name, namespace in self._namespaces.items():
             server = namespace.server
-            if server is None:
-                continue
-            known = registries.get(name, Registry())
-            certificate, key = known.client_certificate, known.client_key
-            if certificate is None and server.client is not None:
-                certificate, key = server.client
-            registries[name] = msgspec.structs.replace(
-                known,
-                server=known.server or server.url,
-                plain_http=known.plain_http or server.url.startswith("http://"),
-                ca_file=known.ca_file or server.ca_file,
-                client_certificate=certificate,
-                client_key=key,
-            )
+            if server is not None:
+                registries[name] = server.applied(registries.get(name, Registry()))
         return msgspec.structs.replace(settings, registries=registries)
 
 
@@ -223,7 +223,7 @@ class _File:
             url,
             frozenset(self._capabilities(table, where)),
             self._ca_file(table, where),
-            self._client(table, where),
+            tuple(self._clients(table, where)),
             dict(self._headers(table, where)),
             self._dial_seconds(table, where),
         )
@@ -244,20 +244,17 @@ class _File:
             self.problems.append(f"{where}ca: put the certificates into one file")
         return str(self._file.parent / files[0]) if files else None
 
-    def _client(self, table: Mapping[str, Any], where: str) -> tuple[str, str | None] | None:
-        """A file with both, or a pair of files; containerd takes several of them, we take one."""
+    def _clients(self, table: Mapping[str, Any], where: str) -> Iterator[tuple[str, ...]]:
+        """A file with both, or several files, or pairs of files, of which the second may be empty."""
         found = self._value(table, where, "client", str | list[str | list[str]], default=[])
-        pairs = [found] if isinstance(found, str) else found
-        if not pairs:
-            return None
-        files = [pairs[0]] if isinstance(pairs[0], str) else pairs[0]
-        if len(pairs) > 1 or len(files) not in {1, 2}:
-            self.problems.append(
-                f'{where}client: name one certificate: "client.pem", or [["client.cert", "client.key"]]'
-            )
-            return None
-        paths = [str(self._file.parent / file) for file in files]
-        return paths[0], paths[1] if len(paths) > 1 else None
+        for each in [found] if isinstance(found, str) else found:
+            files = [each] if isinstance(each, str) else each
+            if len(files) not in {1, 2} or not files[0]:
+                self.problems.append(
+                    f'{where}client: name certificates as "client.pem", or as [["client.cert", "client.key"]]'
+                )
+            else:
+                yield tuple(str(self._file.parent / file) for file in files if file)
 
     def _headers(self, table: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
         headers: dict[str, str | list[str]] = self._value(

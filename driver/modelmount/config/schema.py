@@ -28,6 +28,10 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """PEM file with the certificate to show to this host, its chain, and its key unless `client_key` has that."""
     client_key: str | None = None
     """PEM file with the key of `client_certificate`, not encrypted."""
+    client_certificates: list[Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)]] = []
+    """Several of them in its place, as pairs of files, `[["a.crt", "a.key"], ["b.pem"]]`: the first one is shown of
+    which the host names an issuer.
+    """
     proxy: str = ""
     """URL of the proxy to reach this host through, and whatever it sends us to; `direct` for none. Empty: `proxy` of
     the top level counts.
@@ -53,6 +57,13 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Audience of the service account tokens that this registry's token server exchanges (RFC 8693). Empty: it is shown
     none.
     """
+
+    @property
+    def clients(self) -> tuple[tuple[str, str | None], ...]:
+        """The certificates to show, and their keys where those lie apart, in order."""
+        if self.client_certificate is not None:
+            return ((self.client_certificate, self.client_key),)
+        return tuple((files[0], files[1] if len(files) > 1 else None) for files in self.client_certificates)
 
 
 class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

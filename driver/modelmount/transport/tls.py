@@ -7,11 +7,13 @@ import threading
 from pathlib import Path
 
 from modelmount.errors import Unavailable
+from modelmount.transport import certificates
+from modelmount.transport.certificates import Client
 from modelmount.transport.dial import Sockets, TimedTls
 from modelmount.transport.trust import Trust
 
 _Signature = tuple[int, int, int]
-_Key = tuple[str | None, bool, tuple[str, str | None] | None]
+_Key = tuple[str | None, bool, tuple[Client, ...]]
 
 
 class Contexts:
@@ -27,10 +29,12 @@ class Contexts:
         """The context for `trust`; the same object as long as its files are the same. Raises Unavailable for files that
         can't be used.
         """
-        key = (trust.ca_file, trust.system_cas, trust.client)
-        client = self._client_signatures(trust)
+        key = (trust.ca_file, trust.system_cas, trust.clients)
+        shown = [self._client_signatures(client, key) for client in trust.clients]
         try:
-            signatures = client if trust.ca_file is None else (*client, _signature(trust.ca_file))
+            signatures = tuple(each for files in shown for each in files)
+            if trust.ca_file is not None:
+                signatures += (_signature(trust.ca_file),)
             with self._lock:
                 if key not in self._known or self._known[key][0] != signatures:
                     self._known[key] = (signatures, self._context(*key))
@@ -41,41 +45,42 @@ class Contexts:
                 f"the CA file {trust.ca_file} can't be used ({reason}); the admin has to put it right"
             ) from e
 
-    def _client_signatures(self, trust: Trust) -> tuple[_Signature, ...]:
+    def _client_signatures(self, client: Client, key: _Key) -> tuple[_Signature, ...]:
         """Of the files of a certificate that is shown, once it turned out that they can be used."""
-        if trust.client is None:
-            return ()
-        certificate, key = trust.client
         try:
-            found = tuple(_signature(file) for file in (certificate, key) if file is not None)
-            known = self._known.get((trust.ca_file, trust.system_cas, trust.client))
-            if known is None or known[0][: len(found)] != found:
-                _show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), trust.client)
+            found = tuple(_signature(file) for file in client if file is not None)
+            known = self._known.get(key)
+            if known is None or not set(found) <= set(known[0]):
+                certificates.show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), client)
         except (OSError, ssl.SSLError, ValueError) as e:
             reason = (e.strerror if isinstance(e, OSError) and not isinstance(e, ssl.SSLError) else None) or (
                 "they are no certificate and its key in PEM form, not encrypted"
             )
-            files = certificate if key is None else f"{certificate} and {key}"
+            files = " and ".join(file for file in client if file is not None)
             raise Unavailable(
                 f"the client certificate {files} can't be used ({reason}); the admin has to put it right"
             ) from None
         return found
 
-    def _context(self, ca_file: str | None, system_cas: bool, client: tuple[str, str | None] | None) -> ssl.SSLContext:
+    def _context(self, ca_file: str | None, system_cas: bool, clients: tuple[Client, ...]) -> ssl.SSLContext:
+        contexts = [self._without_client(ca_file, system_cas) for _ in clients]
+        for context, client in zip(contexts, clients, strict=True):
+            certificates.show(context, client)
+        if len(contexts) == 1:
+            return contexts[0]
+        made = self._without_client(ca_file, system_cas)
+        if contexts:
+            certificates.choose(made, clients, contexts)
+        return made
+
+    def _without_client(self, ca_file: str | None, system_cas: bool) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=ca_file)
         if ca_file is not None and system_cas:
             context.load_default_certs()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False
         context.sslsocket_class = self._socket_class
-        if client is not None:
-            _show(context, client)
         return context
-
-
-def _show(context: ssl.SSLContext, client: tuple[str, str | None]) -> None:
-    """Show this certificate to whoever asks for one. A key that wants a password is none: nobody is there to ask."""
-    context.load_cert_chain(*client, password=lambda: b"")
 
 
 def _signature(path: str) -> _Signature:

@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from modelmount.config import Registry, Settings
 from modelmount.errors import Forbidden
 from modelmount.transport.addresses import Reach
+from modelmount.transport.certificates import Client
 from modelmount.transport.url import Url
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them. `client` are the files of a
-    certificate to show and of its key, `proxy` what to go through, `proxy_login` the file with what that wants to know.
+    """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them. `clients` are the certificates
+    to show, `proxy` what to go through, `proxy_login` the file with what that wants to know.
     """
 
     reach: Reach
     ca_file: str | None = None
     system_cas: bool = False
-    client: tuple[str, str | None] | None = None
+    clients: tuple[Client, ...] = ()
     proxy: str = ""
     proxy_login: str | None = None
 
@@ -49,15 +50,13 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
         settings, registry, named=listed is not None or any(map(url.is_named, own.trusted_realms)), at_home=at_home
     )
     there = settings.registries[listed] if listed is not None else own if at_home else None
-    client = None
-    if there is not None and there.client_certificate is not None:
-        client = there.client_certificate, there.client_key
+    clients = there.clients if there is not None else ()
     proxy, login = _proxy(settings, listed, own, url)
     if listed is not None and settings.registries[listed].ca_file is not None:
-        return Trust(reach, settings.registries[listed].ca_file, client=client, proxy=proxy, proxy_login=login)
+        return Trust(reach, settings.registries[listed].ca_file, clients=clients, proxy=proxy, proxy_login=login)
     if own.ca_file is None:
-        return Trust(reach, system_cas=True, client=client, proxy=proxy, proxy_login=login)
-    return Trust(reach, own.ca_file, system_cas=not at_home, client=client, proxy=proxy, proxy_login=login)
+        return Trust(reach, system_cas=True, clients=clients, proxy=proxy, proxy_login=login)
+    return Trust(reach, own.ca_file, system_cas=not at_home, clients=clients, proxy=proxy, proxy_login=login)
 
 
 def _proxy(settings: Settings, listed: str | None, own: Registry, url: Url) -> tuple[str, str | None]:

@@ -19,6 +19,7 @@ from modelmount.config import Pull, Registry, Settings
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.transport.pool import Pool, Request
 from modelmount.transport.url import Url
+from tests.fakes.registry import Registry as RealRegistry
 from tests.fakes.registry import Tls
 from tests.fakes.wire import Answer, WireServer
 from tests.unit.transport.asking import drain, get, settings_for, soon
@@ -291,6 +292,70 @@ def test_a_certificate_is_shown_to_its_host_and_renewed_when_its_files_are(
         without = make_pool(settings_for(server, ca_file=str(tmp_path / "ca.pem")))
         with pytest.raises(Unavailable):
             drain(get(without, server, "/a").body)
+
+
+def written(directory: Path, name: str, ca: trustme.CA) -> list[str]:
+    """The files of a certificate and its key."""
+    leaf = ca.issue_cert(f"{name}@example.com")
+    certificate, key = directory / f"{name}.crt", directory / f"{name}.key"
+    certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    leaf.private_key_pem.write_to_path(key)
+    return [str(certificate), str(key)]
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_of_several_certificates_the_one_is_shown_whose_issuer_a_registry_names(
+    tmp_path: Path, make_pool: MakePool, wanted: int
+) -> None:
+    cas = [trustme.CA(organization_name=f"CA {number}") for number in range(3)]
+    pairs = [written(tmp_path, f"driver-{number}", ca) for number, ca in enumerate(cas)]
+    with RealRegistry(tmp_path / "registry", tls=Tls.make(tmp_path / "tls").demanding(cas[wanted])) as registry:
+        assert registry.tls is not None
+        ca_file = str(registry.tls.ca_file)
+        listed = Registry(ca_file=ca_file, client_certificates=pairs)
+        pool = make_pool(Settings(registries={registry.host: listed}))
+        assert ask(pool, f"{registry.url}/v2/", registry.host) == b"{}"
+        others = [pair for number, pair in enumerate(pairs) if number != wanted]
+        without = make_pool(Settings(registries={registry.host: Registry(ca_file=ca_file, client_certificates=others)}))
+        with pytest.raises(Unavailable):
+            ask(without, f"{registry.url}/v2/", registry.host)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("demands", [True, False])
+def test_to_a_server_that_names_no_issuer_the_first_of_several_is_shown(
+    tmp_path: Path, make_pool: MakePool, version: ssl.TLSVersion, demands: bool
+) -> None:
+    """And to one that asks for none nothing is; neither is in the way of large answers."""
+    ca, data = trustme.CA(), bytes(300_000)
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    pairs = [written(tmp_path, "one", ca), written(tmp_path, "two", trustme.CA())]
+    context = demanding(ca, ca.issue_cert("localhost"))  # Python's servers name no issuers
+    context.minimum_version = context.maximum_version = version
+    context.verify_mode = ssl.CERT_REQUIRED if demands else ssl.CERT_NONE
+    with WireServer(context=context) as server:
+        server.on("/a", Answer(body=data))
+        listed = Registry(ca_file=str(tmp_path / "ca.pem"), client_certificates=pairs)
+        pool = make_pool(Settings(registries={server.host: listed}))
+        for _ in range(2):
+            assert drain(get(pool, server, "/a").body) == data
+        turned = Registry(ca_file=str(tmp_path / "ca.pem"), client_certificates=pairs[::-1])
+        pool = make_pool(Settings(registries={server.host: turned}))
+        if demands:
+            with pytest.raises(Unavailable):
+                drain(get(pool, server, "/a").body)
+        else:
+            assert drain(get(pool, server, "/a").body) == data
+
+
+def test_one_of_several_that_is_none_is_named(tmp_path: Path, make_pool: MakePool) -> None:
+    pairs = [written(tmp_path, "one", trustme.CA()), [str(tmp_path / "two.pem")]]
+    (tmp_path / "two.pem").write_text("nonsense")
+    with WireServer(context=demanding(trustme.CA(), trustme.CA().issue_cert("localhost"))) as server:
+        pool = make_pool(Settings(registries={server.host: Registry(client_certificates=pairs)}))
+        with pytest.raises(Unavailable, match=r"the client certificate .*two.pem can't be used"):
+            get(pool, server, "/a")
 
 
 def test_a_certificate_is_not_shown_where_its_host_redirects(tmp_path: Path, make_pool: MakePool) -> None:
