@@ -393,6 +393,22 @@ class TestFiles(FormatConformance):
             {"a/model.bin": WEIGHTS},
         ),
         Sample(
+            "omlmd",
+            Artifact(
+                (
+                    file("model.joblib", media_type="application/x-mlmodel"),
+                    file("model_metadata.omlmd.json", DOCS, "application/json"),
+                    file("model_metadata.omlmd.yaml", DOCS + b"\n", "application/x-yaml"),
+                ),
+                Blob("application/x-config", b"{}"),
+            ),
+            {
+                "model.joblib": WEIGHTS,
+                "model_metadata.omlmd.json": DOCS,
+                "model_metadata.omlmd.yaml": DOCS + b"\n",
+            },
+        ),
+        Sample(
             "layers-without-a-title",
             oras(
                 file("model.bin"), Blob("application/x.extra", DOCS), Blob("application/vnd.oci.empty.v1+json", b"{}")

@@ -16,6 +16,7 @@ from modelmount.oci.manifest import Index
 from tests.unit.oci.documents import descriptor
 
 MODELPACK = {"artifactType": "application/vnd.cncf.model.manifest.v1+json"}
+MODELKIT = {"artifactType": "application/vnd.kitops.modelkit.manifest.v1+json"}
 ATTESTATION = {
     "platform": {"os": "unknown", "architecture": "unknown"},
     "annotations": {"vnd.docker.reference.type": "attestation-manifest"},
@@ -61,6 +62,7 @@ def chosen(*entries: dict[str, Any], architecture: str | None = "amd64") -> int:
         pytest.param([on("linux/amd64/v3"), on("linux/amd64")], 1, id="no-variant-before-others"),
         pytest.param([on("linux/amd64/v3"), on("linux/amd64/v2")], 1, id="lower-variant"),
         pytest.param([on("linux/amd64"), on("linux/arm64"), UNKNOWN | MODELPACK], 2, id="modelpack-between-images"),
+        pytest.param([on("linux/amd64"), MODELKIT], 1, id="modelkit-beside-an-image"),
         pytest.param(
             [
                 on("linux/amd64"),
