@@ -111,10 +111,15 @@ class Policing:
         if self._looked_ahead.get(key):
             return
         document = manifests.parse(store.read_document(model.manifest))
-        if not isinstance(document, Manifest) or formats.reads_config(document):
+        if not isinstance(document, Manifest):
             return
         deadline = time.monotonic() + AHEAD_SECONDS
-        for layer in formats.decide(document, None, selection).layers:
+        try:
+            layout = formats.decide(document, self._config(document, model, head), selection)
+        except (BadArtifact, *_TROUBLE) as e:
+            log.info("what %s has can't be known before its pull: %s", model, e)
+            return
+        for layer in layout.layers:
             descriptor, path = layer.descriptor, layer.path or ""
             if layer.encoding is not Encoding.RAW or store.has_blob(descriptor.digest, model.repository.scope):
                 continue
@@ -129,6 +134,27 @@ class Policing:
                 kind = policy.by_content(path, found, descriptor.size)
                 rule.check_file(str(model), path, kind)
         self._looked_ahead.put(key, value=True)
+
+    def _config(self, document: Manifest, model: Model, head: Head) -> bytes | None:
+        """The config, where the format reads it; kept, as the pull wants it too. Raises BadArtifact for one that is too
+        large to be asked for so early, IntegrityError for other bytes.
+        """
+        descriptor, scope = document.config, model.repository.scope
+        if descriptor is None or not formats.reads_config(document):
+            return None
+        if descriptor.data is not None:
+            return descriptor.data
+        if self._store.has_blob(descriptor.digest, scope):
+            return self._store.read_document(descriptor.digest)
+        if descriptor.size > HEAD_BYTES:
+            raise BadArtifact(f"its config has {descriptor.size} bytes")
+        data = head(descriptor, descriptor.size) or b""
+        hasher = descriptor.digest.hasher()
+        hasher.update(data)
+        if hasher.hexdigest() != descriptor.digest.hex:
+            raise IntegrityError(f"the config of {model} came with other bytes than its digest names")
+        self._store.put_document(data, descriptor.digest, scope)
+        return data
 
     def look_through(self, check: Check, rule: Rule, what: str, tree: Tree) -> None:
         """Raise Forbidden for a file of the tree that the rule doesn't allow; a tree that passed isn't read again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,30 @@ def test_a_large_pickle_by_another_name_is_not_pulled(make_node: MakeNode, tmp_p
     blobs = [request for request in it.node.registry.requests() if request.digest]
     assert len(blobs) == 2  # the first bytes of each file
     assert sum(request.size for request in blobs) == len(b"{}\n") + HEAD_BYTES
+    it.node.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        pytest.param(lambda d: push.modelkit(d, packing="raw"), "model.safetensors", id="ModelKit"),
+        pytest.param(lambda d: push.ollama([("model", d / "model.safetensors")]), "model.gguf", id="Ollama"),
+    ],
+)
+def test_a_large_pickle_is_not_pulled_where_the_config_says_what_it_is(
+    make_node: MakeNode, tmp_path: Path, build: Callable[[Path], push.Artifact], name: str
+) -> None:
+    it = ruled(make_node, tmp_path, '[default]\ndeny_files = ["pickle"]\n')
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(pickle.dumps({"a": bytes(4 << 20)}))
+    artifact = build(directory)
+    pusher = push.Pusher(it.node.registry.host, it.node.registry.connection)
+    pushed = pusher.artifact(it.node.repository, "one", artifact)
+    it.node.registry.forget()
+    it.refused(pushed.reference, match=rf"'{name}' \(pickle\)")
+    blobs = [request.size for request in it.node.registry.requests() if request.digest]
+    assert sorted(blobs) == [push.measure(artifact.config.content)[1], HEAD_BYTES]
     it.node.assert_nothing_left()
 
 
