@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Node, contents, write_model
 from tests.fakes import push
-from tests.fakes.containerd import Containerd
+from tests.fakes.containerd import USERS, Containerd
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
 
@@ -22,10 +23,12 @@ def files(tmp_path: Path) -> Path:
     return write_model(tmp_path / "model")
 
 
-@pytest.fixture
-def containerd(short: Path) -> Iterator[Containerd]:
-    with Containerd(short / "c") as started:
-        yield started
+@pytest.fixture(scope="module")
+def containerd() -> Iterator[Containerd]:
+    with tempfile.TemporaryDirectory(prefix="mm-c-") as name:
+        Path(name).chmod(0o711)
+        with Containerd(Path(name) / "c") as started:
+            yield started
 
 
 def listing(directory: Path) -> str:
@@ -64,3 +67,17 @@ def test_a_container_reads_on_while_driver_and_registry_are_gone(
     node.kubelet.delete(pod)
     node.kubelet.wait_gone(pod)
     assert node.kubelet.leftovers() == []
+
+
+def test_a_container_with_users_of_its_own_reads_where_an_admin_left_the_flags_away(
+    make_node: Callable[..., Node], containerd: Containerd, files: Path
+) -> None:
+    node = make_node(settings={"publish": {"mount_flags": []}})
+    pod = node.pod("reader", node.pusher.artifact("llm/tiny", "v1", push.modelpack(files)).reference)
+    node.kubelet.wait_running(pod)
+    command = (
+        f"read -r inside outside count < /proc/self/uid_map; echo $inside:$outside:$count; {SUMS}; touch /model/new"
+    )
+    read = containerd.run("reader", node.mount(pod), "sh", "-c", command, own_users=True)
+    assert read.stdout == f"{USERS}\n{listing(files)}", read.stderr
+    assert "Read-only file system" in read.stderr

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,8 @@ from tests.cluster import images
 
 IMAGE = "localhost/busybox:test"
 PROGRAMS = ("sh", "cat", "find", "sort", "xargs", "sha256sum", "touch", "true")
+USERS = "0:100000:65536"
+"""A container's root and other users, and who they are outside."""
 PATIENCE_SECONDS = 120.0
 _LOOK_SECONDS = 0.05
 _UNUSED = (
@@ -29,8 +31,9 @@ _UNUSED = (
 
 
 class Containerd:
-    """All that it has is below `directory`, which must be short: its sockets are there. Use as a context manager; at
-    its end nothing of it runs, and no control group of it is left. The image has busybox with PROGRAMS.
+    """All that it has is below `directory`, which must be short, for its sockets, and open to all, for containers that
+    are somebody else. Use as a context manager; at its end nothing of it runs, and no control group of it is left. The
+    image has busybox with PROGRAMS.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -67,22 +70,17 @@ class Containerd:
     ) -> None:
         self._end()
 
-    def command(self, name: str, source: Path, *command: str) -> list[str]:
-        """The command line of a container that sees `source` at /model, as a pod's does: bound, read-only. It ends with
-        its program, and has this command's standard streams.
+    def run(self, name: str, source: Path, *command: str, own_users: bool = False) -> subprocess.CompletedProcess[str]:
+        """A container that sees `source` at /model, as a pod's does: bound, read-only; to its end. With `own_users` it
+        has a user namespace, in which its root is nobody of this machine.
         """
-        mount = f"type=bind,src={source},dst=/model,options=rbind:ro"
-        return self._line("run", "--rm", "--net-host", "--mount", mount, IMAGE, name, *command)
-
-    def run(self, name: str, source: Path, *command: str) -> subprocess.CompletedProcess[str]:
-        """That container, to its end."""
-        line = self.command(name, source, *command)
+        line = self._container(name, source, command, ("--uidmap", USERS, "--gidmap", USERS) if own_users else ())
         return subprocess.run(line, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS)
 
     @contextlib.contextmanager
     def running(self, name: str, source: Path, *command: str) -> Iterator[subprocess.Popen[str]]:
-        """That container while the block runs; its standard input and output are pipes."""
-        line = self.command(name, source, *command)
+        """Such a container while the block runs; its standard input and output are pipes."""
+        line = self._container(name, source, command)
         process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             yield process
@@ -90,6 +88,10 @@ class Containerd:
             if process.poll() is None:
                 subprocess.run(self._line("tasks", "kill", "--signal", "SIGKILL", name), check=False)
             process.communicate(timeout=PATIENCE_SECONDS)
+
+    def _container(self, name: str, source: Path, command: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+        mount = f"type=bind,src={source},dst=/model,options=rbind:ro"
+        return self._line("run", "--rm", *options, "--mount", mount, IMAGE, name, *command)
 
     def _line(self, *arguments: str) -> list[str]:
         return ["ctr", "--address", str(self._socket), "--namespace", self._namespace, *arguments]
