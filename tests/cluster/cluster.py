@@ -311,10 +311,12 @@ class Cluster:
             "kubeAPIQPS": 200,
             "kubeAPIBurst": 400,
         }
-        (self.directory / "kubelet.yaml").write_text(yaml.safe_dump(config))
+        # Where kubeadm has it: the driver reads there how much of the disk this kubelet wants free, which is nothing.
+        file = KUBELET_ROOT / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
         self._start(
             "kubelet",
-            f"kubelet --config {at}/kubelet.yaml --kubeconfig {at}/node.kubeconfig --hostname-override {NODE} "
+            f"kubelet --config {file} --kubeconfig {at}/node.kubeconfig --hostname-override {NODE} "
             f"--node-ip {NODE_ADDRESS} --cert-dir {at}/kubelet-pki -v 2".split(),
         )
         wait("the node is ready", self.node_ready, START_SECONDS)

@@ -28,6 +28,9 @@ PAUSE = "localhost/pause:e2e"
 BUSYBOX = "localhost/busybox:e2e"
 PROVISIONER = "localhost/csi-provisioner:e2e"
 DRIVER = "localhost/modelmount:e2e"
+ORAS = "localhost/oras:e2e"
+ENGINE = "localhost/llama:e2e"
+ENGINE_PROGRAM = ROOT / "tests/engines/llama_server.py"
 BASE_PACKAGES = (
     "python3-minimal",
     "python3",
@@ -76,6 +79,33 @@ def all_of_them() -> list[Path]:
         _kept(cache, PROVISIONER, _sum(provisioner), lambda out, work: program(out, PROVISIONER, provisioner, work)),
         _kept(cache, DRIVER, _sources(), lambda out, work: driver(out, DRIVER, work)),
     ]
+
+
+def of_engines() -> list[Path]:
+    """The archives with llama.cpp, and with oras for who copies models; scripts/engines makes what goes into them."""
+    oras, cache = tool("oras"), tools_cache() / "images"
+    sources = _sum(Path(__file__), ENGINE_PROGRAM, ROOT / "requirements/engines.txt", Path("/var/lib/dpkg/status"))
+    return [
+        _kept(cache, ORAS, _sum(oras), lambda out, work: program(out, ORAS, oras, work)),
+        _kept(cache, ENGINE, sources, lambda out, work: _engine(out, ENGINE, work)),
+    ]
+
+
+def gguf() -> Path:
+    """The real model that came with llama.cpp. Raises FileNotFoundError where scripts/engines wasn't run."""
+    for found in (tools_cache() / "engines/llama").rglob("*.gguf"):
+        return found
+    raise FileNotFoundError("there is no model for engines; run scripts/engines --install")
+
+
+def _engine(archive: Path, name: str, work: Path) -> None:
+    base = work / "base"
+    debian(base, (*BASE_PACKAGES, "libgomp1"))
+    (package,) = (tools_cache() / "engines/llama").glob("lib/python3*/site-packages/xllamacpp")
+    shutil.copytree(package, base / "usr/lib/python3/dist-packages/xllamacpp")
+    shutil.copy(ENGINE_PROGRAM, base / ENGINE_PROGRAM.name)
+    entry = ["/usr/bin/python3", f"/{ENGINE_PROGRAM.name}"]
+    write(archive, name, base, {"Env": [f"PATH={PYTHON_PATH}"], "Entrypoint": entry, "User": "65534"})
 
 
 def _kept(cache: Path, name: str, key: str, make: Callable[[Path, Path], None]) -> Path:

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -194,14 +194,21 @@ class World:
             config.write_text(f'{{"number": {self._models}, "of": "{config.parent.name}"}}\n')
         return self.push(source, through=through, private=private)
 
-    def push(self, source: Path, *, through: str | None = None, private: bool = False) -> Model:
-        """What lies in a directory, as a model of its own repository."""
+    def push(
+        self,
+        source: Path,
+        *,
+        through: str | None = None,
+        private: bool = False,
+        build: Callable[[Path], push.Artifact] = push.modelpack,
+    ) -> Model:
+        """What lies in a directory, as a model of its own repository; `build` makes the artifact."""
         self._models += 1
         name = f"models/m{self._models}"
         registry = self.private if private else self.registry
         login = push.basic("robot", "right") if private else None
         pusher = push.Pusher(registry.host, registry.connection, authorization=login)
-        pushed = pusher.artifact(name, "v1", push.modelpack(source))
+        pushed = pusher.artifact(name, "v1", build(source))
         manifest = json.loads(pushed.document)
         self._sizes |= {each["digest"]: each["size"] for each in (manifest["config"], *manifest["layers"])}
         if through is not None or pushed.size >= RANGED_BYTES:
