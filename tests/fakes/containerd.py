@@ -119,8 +119,9 @@ class Containerd:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for group in Path("/sys/fs/cgroup").glob(f"**/{self._namespace}"):
-            for path in (*group.rglob("*/"), group):
+        groups = Path("/sys/fs/cgroup")  # one tree, or one for each controller
+        for group in (groups / self._namespace, *groups.glob(f"*/{self._namespace}")):
+            for path in (*group.glob("*/"), group):
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
