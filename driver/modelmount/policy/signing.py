@@ -186,6 +186,19 @@ def lacking(
     return f"{nothing} that counts: {'; '.join(reasons[:MOST_REASONS])}"
 
 
+def signers(
+    demand: Demand, authorities: Collection[str], statements: Iterable[Statement], asked: Asked, now: float
+) -> set[str]:
+    """Who signed the statements that meet the demand; nobody where it takes some that nobody signed."""
+    return {
+        signer.name
+        for statement in statements
+        if _is_candidate(demand, statement) and not _fault(demand, authorities, statement, asked, now)
+        for signer in statement.signers
+        if signer.authority in authorities
+    }
+
+
 def _is_candidate(demand: Demand, statement: Statement) -> bool:
     if isinstance(demand, Attestation):
         return demand.is_about(statement.predicate) or (bool(statement.problem) and not statement.predicate)

@@ -5,6 +5,7 @@ Each method asks the registry anew, wherever it was redirected to before: what s
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from modelmount.registry.credentials import Credential
 from modelmount.transport.body import Body
 from modelmount.transport.pool import Answer, Pool, Request
 from modelmount.transport.retry import Policy
+from modelmount.transport.url import Url
 
 ACCEPT: Final = ", ".join((*MANIFESTS, *INDEXES))
 """Everything that is read; some registries convert what isn't asked for, others answer 404."""
@@ -37,6 +39,9 @@ PATIENCE_SECONDS: Final = 5.0
 longer is for the caller's own back-off, and a registry that is down costs nobody its time-out several times.
 """
 
+MOST_PAGES: Final = 16
+"""Of a list of referrers, which together may have MAX_DOCUMENT_BYTES."""
+
 T = TypeVar("T")
 
 
@@ -47,6 +52,14 @@ class Document:
     data: bytes = field(repr=False)
     media_type: str | None
     digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Referrers:
+    """A list of referrers as the registry wrote it, in pages; not `is_whole` where it goes on beyond what is read."""
+
+    pages: tuple[bytes, ...] = field(repr=False)
+    is_whole: bool = True
 
 
 class Client:
@@ -106,11 +119,29 @@ class Client:
         what = called or _name(repository, tag)
         return self._patiently(lambda deadline: self._manifest(repository, tag, credential, deadline, what))
 
-    def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> bytes | None:
-        """The list of what refers to the manifest `digest`, its first page, as the registry wrote it; None where it
-        keeps no such lists (distribution-spec 1.1, "Unavailable Referrers API").
+    def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> Referrers | None:
+        """The list of what refers to the manifest `digest`; None where the registry keeps no such lists
+        (distribution-spec 1.1, "Unavailable Referrers API"). Further pages are read up to MOST_PAGES, from the
+        registry's own origin only, within the time of one document and PATIENCE_SECONDS. Raises BadArtifact for a first
+        page of more than MAX_DOCUMENT_BYTES.
         """
-        return self._patiently(lambda deadline: self._referrers(repository, digest, credential, deadline))
+        what = f"the referrers of {_name(repository, digest)}"
+        first = endpoint.referrers(self._settings, repository, digest)
+        following: Url | None = first
+        pages: list[bytes] = []
+        left = MAX_DOCUMENT_BYTES
+        end = time.monotonic() + self._settings.pull.document_timeout_seconds
+        while following is not None and following.same_origin(first) and len(pages) < MOST_PAGES:
+            request = Request("GET", following, repository.registry, what, {"Accept": OCI_INDEX})
+            found = self._patiently(functools.partial(self._page, request, repository, credential, left, end))
+            if found is None and not pages:
+                return None
+            data, following = found or (None, None)
+            if data is None:
+                return Referrers(tuple(pages), is_whole=False)
+            pages.append(data)
+            left -= len(data)
+        return Referrers(tuple(pages), is_whole=following is None)
 
     def document_blob(self, repository: Repository, descriptor: Descriptor, credential: Credential) -> bytes:
         """A small blob whole, verified. Raises BadArtifact when it says to be larger than MAX_DOCUMENT_BYTES,
@@ -191,26 +222,23 @@ class Client:
             raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
         return Document(data, media_type, _verified(data, tag, what, named))
 
-    def _referrers(
-        self, repository: Repository, digest: Digest, credential: Credential, deadline: float
-    ) -> bytes | None:
-        what = f"the referrers of {_name(repository, digest)}"
-        request = Request(
-            "GET",
-            endpoint.referrers(self._settings, repository, digest),
-            repository.registry,
-            what,
-            {"Accept": OCI_INDEX},
-        )
-        with self._authenticator.send(request, repository, credential, deadline) as answer:
+    def _page(
+        self, request: Request, repository: Repository, credential: Credential, most: int, end: float, deadline: float
+    ) -> tuple[bytes | None, Url | None] | None:
+        """One page of referrers, None for one of more than `most` bytes, and where the next one is; None where there is
+        no such list.
+        """
+        with self._authenticator.send(request, repository, credential, min(end, deadline)) as answer:
             if answer.status in _NO_REFERRERS:
                 return None
             if answer.status != 200:
-                raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
-            data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
-        if data is None:
-            raise BadArtifact(f"{what} are more than the {MAX_DOCUMENT_BYTES} bytes that are read")
-        return data
+                home = endpoint.home(self._settings, repository.registry)
+                raise answers.meaning(answer, request.what, credential, home)
+            data = answer.body.read_all(most, min(end, deadline))
+            following = endpoint.following(request.url, answer.header_values("link"))
+        if data is None and most == MAX_DOCUMENT_BYTES:
+            raise BadArtifact(f"{request.what} are more than the {most} bytes that are read")
+        return data, following
 
     def _head(
         self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from modelmount.config import Settings
@@ -12,6 +13,7 @@ from modelmount.oci.reference import Repository
 from modelmount.transport.url import Url
 
 _API_HOSTS: Final[Mapping[str, str]] = {"docker.io": "registry-1.docker.io"}
+_NEXT: Final = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel\s*=\s*"?next\b', re.ASCII | re.IGNORECASE)
 _TOKEN_HOSTS: Final[Mapping[str, tuple[str, ...]]] = {"docker.io": ("auth.docker.io",)}
 
 
@@ -28,6 +30,18 @@ def blob(settings: Settings, repository: Repository, digest: Digest) -> Url:
 def referrers(settings: Settings, repository: Repository, digest: Digest) -> Url:
     """The URL of the list of what refers to a manifest. Raises InvalidRequest like `manifest`."""
     return _url(settings, repository, f"referrers/{digest}")
+
+
+def following(page: Url, links: Iterable[str]) -> Url | None:
+    """Where a list goes on after `page`, by its `Link` headers (RFC 8288, distribution-spec 1.1); None where it ends or
+    names no URL. It may be anywhere.
+    """
+    for found in _NEXT.finditer(", ".join(links)):
+        try:
+            return page.join(found[1])
+        except ValueError:
+            continue
+    return None
 
 
 def uploads(settings: Settings, repository: Repository) -> Url:

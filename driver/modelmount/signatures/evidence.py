@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from modelmount.errors import BadArtifact, IntegrityError, NotFound, Unavailable
@@ -19,7 +20,7 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import Manifest
 from modelmount.oci.reference import Repository
 from modelmount.policy.signing import Attestation, Demand, Signature
-from modelmount.registry.client import Document
+from modelmount.registry.client import MOST_PAGES, Document, Referrers
 from modelmount.registry.credentials import Credential
 from modelmount.signatures.messages import Kind, Piece
 
@@ -33,7 +34,7 @@ BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
 PREDICATE: Final = "dev.sigstore.bundle.predicateType"
 CREATED: Final = "org.opencontainers.image.created"
 
-MOST_PIECES: Final = 24
+MOST_PIECES: Final = 64
 """So many are fetched: a model has one or two signatures and a handful of attestations."""
 MOST_BYTES: Final = 16 << 20
 """All pieces together; each is a document, of which `manifest.MAX_DOCUMENT_BYTES` are read."""
@@ -50,22 +51,19 @@ class Documents(Protocol):
     def manifest(self, repository: Repository, tag: str | Digest, credential: Credential, what: str = ...) -> Document:
         """A manifest, its bytes compared with the digest where one was asked for."""
 
-    def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> bytes | None:
+    def referrers(self, repository: Repository, digest: Digest, credential: Credential) -> Referrers | None:
         """The list of what refers to a manifest; None where the registry keeps none."""
 
     def document_blob(self, repository: Repository, descriptor: Descriptor, credential: Credential) -> bytes:
         """A small blob, verified."""
 
 
-def listed(client: Documents, repository: Repository, digest: Digest, credential: Credential) -> list[Descriptor]:
-    """What refers to the manifest, by the registry's list or, where it has none, by the tag that stands for one."""
-    data = client.referrers(repository, digest, credential)
-    if data is None:
-        try:
-            data = client.manifest(repository, _tag(digest), credential).data
-        except NotFound:
-            return []
-    return referrers.parse(data)
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What there is. `beyond` is the rest of a sentence about what else there is and wasn't read; mostly empty."""
+
+    pieces: list[Piece]
+    beyond: str = ""
 
 
 def gather(
@@ -75,14 +73,17 @@ def gather(
     demands: Sequence[Demand],
     credential: Credential,
     own: Descriptor | None = None,
-) -> list[Piece]:
-    """What the demands may be about. Requests: the list of referrers (two where its registry keeps none), two for each
-    piece in it, and one for each of cosign's tags with one for each piece there. `own` is the model's own file with a
-    signature of its files, where it has one.
+) -> Evidence:
+    """What the demands may be about. Requests: the list of referrers (one a page, two where its registry keeps none),
+    two for each piece in it, and one for each of cosign's tags with one for each piece there. `own` is the model's own
+    file with a signature of its files, where it has one.
 
     Raises what the registry's answers mean; what isn't there is no error.
     """
-    return _Search(client, repository, digest, demands, credential).run(own)
+    found = _Search(client, repository, digest, demands, credential).run(own)
+    if found.beyond:
+        log.warning("of what is said about %s@%s not all was read: %s", repository, digest, found.beyond)
+    return found
 
 
 class _Search:
@@ -101,9 +102,10 @@ class _Search:
         self._bundles = bool(forms & {"bundle", "model"}) or bool(self._attestations)
         self._pieces: list[Piece] = []
         self._bytes = 0
+        self._beyond = ""
         self._deadline = time.monotonic() + SECONDS
 
-    def run(self, own: Descriptor | None) -> list[Piece]:
+    def run(self, own: Descriptor | None) -> Evidence:
         if own is not None and self._files:
             self._pieces.append(Piece(kind="bundle", artifact=str(own.digest), data=self._blob(own)))
         for descriptor in self._listed():
@@ -120,16 +122,25 @@ class _Search:
             self._take_tag(f"{_tag(self._digest)}.sig")
         if self._attestations:
             self._take_tag(f"{_tag(self._digest)}.att")
-        return self._pieces
+        return Evidence(self._pieces, self._beyond)
 
     def _listed(self) -> list[Descriptor]:
+        """What refers to the manifest, by the registry's list or, where it has none, by the tag that stands for one."""
         try:
-            return listed(self._client, self._repository, self._digest, self._credential)
+            found = self._client.referrers(self._repository, self._digest, self._credential)
+            if found is None:
+                tagged = self._client.manifest(self._repository, _tag(self._digest), self._credential)
+                return referrers.parse(tagged.data)
+            if not found.is_whole:
+                self._beyond = f"its registry's list goes on after {len(found.pages)} pages, and {MOST_PAGES} are read"
+            return [each for page in found.pages for each in referrers.parse(page)]
         except _IN_NOBODYS_WAY as e:
             self._pass_over(e)
             return []
 
     def _take_tag(self, tag: str) -> None:
+        if self._is_full:
+            return
         self._look_at_the_clock()
         try:
             found = self._client.manifest(self._repository, tag, self._credential)
@@ -139,6 +150,8 @@ class _Search:
         self._take((_parsed(found), str(found.digest)), "")
 
     def _manifest(self, digest: Digest) -> tuple[Manifest | None, str]:
+        if self._is_full:
+            return None, ""
         self._look_at_the_clock()
         try:
             return _parsed(self._client.manifest(self._repository, digest, self._credential)), str(digest)
@@ -151,7 +164,8 @@ class _Search:
         if manifest is None:
             return
         for layer, piece in self._kinds(manifest, kind):
-            if len(self._pieces) >= MOST_PIECES or self._bytes + layer.size > MOST_BYTES:
+            if self._is_full or self._bytes + layer.size > MOST_BYTES:
+                self._beyond = f"there is more than the {MOST_PIECES} pieces and {MOST_BYTES >> 20} MiB that are read"
                 return
             self._look_at_the_clock()
             data = layer.data
@@ -169,6 +183,14 @@ class _Search:
                     made_at=manifest.annotations.get(CREATED, ""),
                 )
             )
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether no more is fetched."""
+        full = len(self._pieces) >= MOST_PIECES
+        if full and not self._beyond:
+            self._beyond = f"there may be more than the {MOST_PIECES} pieces that are read"
+        return full
 
     def _blob(self, layer: Descriptor) -> bytes:
         try:

@@ -39,8 +39,20 @@ KEPT_RECORDS = 256
 Judge = Callable[[Task], list[Statement]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What came of looking, for all who waited for it. `beyond` is what wasn't read."""
+
+    ended: float
+    statements: list[Statement]
+    beyond: str = ""
+    failed: ProcessError | Unavailable | None = None
+
+
 class Finder:
-    """Knows what is signed. Thread-safe; of many who ask about one model in one repository, one looks."""
+    """Knows what is signed. Thread-safe; of many who ask about one model in one repository, one looks, and what comes
+    of it, be it that the registry or the process fails, is for all who waited.
+    """
 
     def __init__(self, store: Store, client: Documents, judge: Judge = process.judge) -> None:
         """Asks nobody yet. `judge` says which signatures are good."""
@@ -48,23 +60,24 @@ class Finder:
         self._looking: Recent[tuple[str, str, str], threading.Lock] = Recent(KEPT_LOCKS)
         self._material_of: Recent[str, tuple[Rule, material.Signature, Material]] = Recent(KEPT_RECORDS)
         self._known: Recent[tuple[str, str, str], list[Statement]] = Recent(KEPT_RECORDS)
-        self._looked: Recent[tuple[str, str, str], tuple[float, list[Statement]]] = Recent(KEPT_RECORDS)
+        self._looked: Recent[tuple[str, str, str], _Look] = Recent(KEPT_RECORDS)
 
-    def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> bool:
-        """Whether the record says that the rule's demands are met, now and with today's keys. Nobody is asked. Raises
-        Forbidden where the keys can't be read.
+    def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> list[str] | None:
+        """By whose signatures the record meets the rule's demands, now and with today's keys; None where it doesn't.
+        Nobody is asked. Raises Forbidden where the keys can't be read.
         """
-        return self._is_recorded(self._material(rule), reference, manifest)
+        return self._recorded(self._material(rule), reference, manifest)
 
-    def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> None:
+    def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> list[str]:
         """Raise Forbidden unless the rule's demands are met by what is said about `manifest`, the digest that is to be
-        mounted and is in the store, in the repository of `reference`. Where the record doesn't meet them, the registry
-        is asked, and raises what its answers mean.
+        mounted and is in the store, in the repository of `reference`; return who signed that. Where the record doesn't
+        meet them, the registry is asked, and raises what its answers mean.
         """
         repository = reference.repository
         found = self._material(rule)
-        if self._is_recorded(found, reference, manifest):
-            return
+        recorded = self._recorded(found, reference, manifest)
+        if recorded is not None:
+            return recorded
         key = (repository.scope, str(manifest), found.bound)
         looking, began = self._looking.setdefault(key, threading.Lock), time.monotonic()
         if not looking.acquire(timeout=WAIT_SECONDS):
@@ -73,58 +86,67 @@ class Finder:
                 f"{WAIT_SECONDS:.0f} s; the next try may find them"
             )
         try:
-            if self._is_recorded(found, reference, manifest):
-                return  # somebody else looked meanwhile
-            last = self._looked.get(key)
-            if last is not None and last[0] >= began:  # and this is what there is
-                statements = last[1]
-            else:
-                statements = self._look(rule, found, reference, manifest, credential)
-                self._looked.put(key, (time.monotonic(), statements))
+            recorded = self._recorded(found, reference, manifest)
+            if recorded is not None:
+                return recorded  # somebody else looked meanwhile
+            look = self._looked.get(key)
+            if look is None or look.ended < began:
+                look = self._look(rule, found, reference, manifest, credential)
+                self._looked.put(key, look)
         finally:
             looking.release()
-        lacking = _lacking(found, statements, reference, manifest)
+        if isinstance(look.failed, ProcessError):
+            raise rule.refuse(f"the process that checks signatures {look.failed}") from look.failed
+        if look.failed is not None:
+            raise Unavailable(look.failed.message, retry_after=look.failed.retry_after) from look.failed
+        lacking = _lacking(found, look.statements, reference, manifest)
         if lacking:
-            raise rule.refuse(lacking)
+            raise rule.refuse(f"{lacking}; {look.beyond}" if look.beyond else lacking)
+        names = _signers(found, look.statements, reference, manifest)
         log.info(
             "signatures were checked",
-            extra={"fields": {"model": f"{repository}@{manifest}", "rule": rule.name, "signers": _names(statements)}},
+            extra={"fields": {"model": f"{repository}@{manifest}", "rule": rule.name, "signers": names}},
         )
+        return names
 
-    def _is_recorded(self, found: Material, reference: Reference, manifest: Digest) -> bool:
+    def _recorded(self, found: Material, reference: Reference, manifest: Digest) -> list[str] | None:
         key = (reference.repository.scope, str(manifest), found.bound)
         statements = self._known.get(key)
         if statements is None:
             record = records.read(self._store, reference.repository, manifest, found.bound)
             if record is None:
-                return False
+                return None
             statements = record.statements
             self._known.put(key, statements)
-        return not _lacking(found, statements, reference, manifest)
+        if _lacking(found, statements, reference, manifest):
+            return None
+        return _signers(found, statements, reference, manifest)
 
     def _look(
         self, rule: Rule, found: Material, reference: Reference, manifest: Digest, credential: Credential
-    ) -> list[Statement]:
+    ) -> _Look:
+        """What is found out is recorded; a refusal of this credential is raised, and nobody else's matter."""
         repository = reference.repository
         document = self._store.read_document(manifest)
         contents = Contents.of(manifests.parse(document))
-        own = contents.signature
-        pieces = evidence.gather(self._client, repository, manifest, found.demands, credential, own)
         statements: list[Statement] = []
-        if pieces:
-            task = Task(
-                digest=str(manifest),
-                manifest=document,
-                files=contents.files,
-                keys=list(found.keys),
-                identities=list(found.identities),
-                roots=list(found.roots),
-                pieces=pieces,
+        try:
+            gathered = evidence.gather(
+                self._client, repository, manifest, found.demands, credential, contents.signature
             )
-            try:
+            if gathered.pieces:
+                task = Task(
+                    digest=str(manifest),
+                    manifest=document,
+                    files=contents.files,
+                    keys=list(found.keys),
+                    identities=list(found.identities),
+                    roots=list(found.roots),
+                    pieces=gathered.pieces,
+                )
                 statements = self._judge(task)
-            except ProcessError as e:
-                raise rule.refuse(f"the process that checks signatures {e}") from e
+        except (ProcessError, Unavailable) as e:
+            return _Look(time.monotonic(), [], failed=e)
         record = Record(
             version=records.VERSION,
             digest=str(manifest),
@@ -136,7 +158,7 @@ class Finder:
         )
         records.write(self._store, repository, manifest, record)
         self._known.put((repository.scope, str(manifest), found.bound), statements)
-        return statements
+        return _Look(time.monotonic(), statements, gathered.beyond)
 
     def _material(self, rule: Rule) -> Material:
         """Read anew where a file isn't what it was, or the policy was read anew."""
@@ -161,8 +183,13 @@ def _lacking(found: Material, statements: list[Statement], reference: Reference,
     return ""
 
 
-def _names(statements: list[Statement]) -> list[str]:
-    return sorted({signer.name for each in statements for signer in each.signers})
+def _signers(found: Material, statements: list[Statement], reference: Reference, manifest: Digest) -> list[str]:
+    """Of the statements that count."""
+    asked, now = Asked(reference, str(manifest)), time.time()
+    names: set[str] = set()
+    for demand, authorities in zip(found.demands, found.authorities, strict=True):
+        names |= signing.signers(demand, authorities, statements, asked, now)
+    return sorted(names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def survey(
     """Everything beside a manifest, in the order of its registry. What can't be taken apart here, because this
     installation lacks what it takes, is there by its kind only. Raises what the registry's answers mean.
     """
-    pieces = evidence.gather(client, repository, manifest, _ANYTHING, credential, contents.signature)
+    pieces = evidence.gather(client, repository, manifest, _ANYTHING, credential, contents.signature).pieces
     known = list(records.of(store, repository, manifest)) if store is not None else []
     found = []
     for statement in _read(str(manifest), contents.files, pieces):

@@ -1,5 +1,5 @@
-"""The audit log: which pod of which namespace mounted which digest when, by which proof, and who was refused. One JSON
-object a line, in a file of its own, rotated by size.
+"""The audit log: which pod of which namespace mounted which digest when, by which proof and whose signatures, and who
+was refused. One JSON object a line, in a file of its own, rotated by size.
 
 A call only puts its entry into memory; a thread writes. A disk that doesn't take entries any more delays no pod: what
 doesn't fit into memory is dropped, and counted by an entry that says so. There are no secrets in it: an account is the

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -54,11 +54,11 @@ _TROUBLE = (Unavailable, NotFound, Unauthenticated, IntegrityError)
 class FindsSignatures(Protocol):
     """Knows what is signed: `signatures.finder.Finder`."""
 
-    def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> bool:
-        """Whether the record of the manifest meets the rule's demands."""
+    def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> list[str] | None:
+        """By whose signatures the record of the manifest meets the rule's demands; None where it doesn't."""
 
-    def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> None:
-        """Raise Forbidden unless the manifest meets the rule's demands."""
+    def require(self, rule: Rule, reference: Reference, manifest: Digest, credential: Credential) -> list[str]:
+        """By whose signatures the manifest meets the rule's demands. Raises Forbidden where it doesn't."""
 
 
 class Policing:
@@ -175,6 +175,8 @@ class Check:
     rule: Rule | None
     policy_id: str
     policing: Policing
+    signers: list[str] = field(default_factory=list)
+    """By whose signatures it passed, once it did; empty where none are demanded."""
 
     def enforce(self, decide: Callable[[], None]) -> None:
         """Run it; where the rule only warns, a refusal is logged."""
@@ -213,7 +215,7 @@ class Check:
             if finder is None:
                 raise rule.refuse("nobody checks signatures here")
             try:
-                finder.require(rule, reference, model.manifest, credential)
+                self.signers[:] = finder.require(rule, reference, model.manifest, credential)
             except (Cancelled, Pending, Forbidden):
                 raise
             except ModelMountError as e:
@@ -228,7 +230,9 @@ class Check:
         rule, finder = self.rule, self.policing.signatures
         if rule is None or not rule.demands or rule.mode == "warn":
             return True
-        return finder is not None and finder.require_recorded(rule, reference, manifest)
+        found = finder.require_recorded(rule, reference, manifest) if finder is not None else None
+        self.signers[:] = found or ()
+        return found is not None
 
     def heads(self, model: Model, selection: Selection, head: Head) -> None:
         """Raise Forbidden by the first bytes of files that have yet to be pulled, as their source sends them: early, so

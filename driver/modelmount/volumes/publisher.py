@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -143,14 +143,15 @@ class Audits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """How a publish ended well, and by which proof and account the model may be read; by its lease where nobody was
-    asked.
+    """How a publish ended well, and by which proof, account and signatures the model may be read; by its lease where
+    nobody was asked.
     """
 
     how: How
     lease: Lease
     proof: Proof | Literal["lease"] = "lease"
     account: str = ""
+    signers: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class Publisher:
             self._news.mounted(pod(request.attributes), lease)
         if how != "live":
             more = {"digest": lease.manifest, "proof": published.proof, "registry_account": published.account}
-            self._record("mounted", request, model=lease.reference, how=how, **more)
+            self._record("mounted", request, model=lease.reference, how=how, signers=published.signers, **more)
 
     def unpublish(self, volume_id: str, target_path: str) -> None:
         """End the publication; done already is success, and so is a target that was never ours, which is left alone.
@@ -289,7 +290,7 @@ class Publisher:
         if now.binding is not None and self._may_remount(check, now.binding, spec):
             lease = self._publications.make(wanted, None, attempt)
             if lease is not None:
-                return Published("remounted", lease)
+                return Published("remounted", lease, signers=check.signers)
         return self._decide(wanted, now.binding, request, check, attempt)
 
     def _may_remount(self, check: Check, lease: Lease, spec: VolumeSpec) -> bool:
@@ -322,12 +323,12 @@ class Publisher:
         check.signed(wanted.spec.reference, model, credential)
         made = self._make(wanted, model, check, attempt)
         if made is not None:
-            return Published("cached", made, model.proof, credential.username)
+            return Published("cached", made, model.proof, credential.username, check.signers)
         if policy != "Never":
             self._look_ahead(wanted, model, credential, check, attempt)
         made = self._pull_and_make(wanted, model, credential, check, attempt)
         how: How = "cached" if policy == "Never" else "pulled"
-        return Published(how, made, model.proof, credential.username)
+        return Published(how, made, model.proof, credential.username, check.signers)
 
     def _look_ahead(self, wanted: Wanted, model: Model, credential: Credential, check: Check, attempt: Attempt) -> None:
         def head(descriptor: Descriptor, count: int) -> bytes | None:

@@ -9,25 +9,30 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from modelmount.errors import Forbidden, Unavailable
+from modelmount.errors import Forbidden, ModelMountError, Unauthenticated, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
 from modelmount.policy.signing import Statement
+from modelmount.registry.client import DOCUMENT_TRIES, MOST_PAGES
 from modelmount.registry.credentials import Credential
 from modelmount.signatures import process, records
 from modelmount.signatures.finder import Finder
 from modelmount.signatures.messages import Task
+from modelmount.signatures.process import ProcessError
+from modelmount.volumes.audit import Audit
 from modelmount.volumes.policing import Policing
 from modelmount.volumes.publisher import Publisher
 from tests.fakes import push, signing
@@ -35,7 +40,7 @@ from tests.fakes.gateway import Fault, Gateway, instead
 from tests.fakes.registry import Registry
 from tests.fakes.signing import Key
 from tests.fakes.sigstore import ISSUER, Sigstore
-from tests.fakes.wire import Answer, Asked
+from tests.fakes.wire import Answer, Asked, WireServer
 from tests.unit.volumes.conftest import EVENT_SECONDS, POD_UID, Call, MakeNode, Node, Request, contents
 
 pytestmark = [pytest.mark.mount, pytest.mark.registry]
@@ -495,3 +500,159 @@ def test_a_process_that_fails_refuses(it: Signed, trick: str, why: str) -> None:
     it.refused(f"the process that checks signatures ({why})")
     node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client))
     it.mounts()  # nothing was kept of it
+
+
+# -- how much is looked at, how often, and what is written down of it
+
+
+class CountingLock:
+    """Says how many wanted it."""
+
+    wanted: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.release = self._lock.release
+
+    def acquire(self, timeout: float) -> bool:
+        self.wanted.append(1)
+        return self._lock.acquire(timeout=timeout)
+
+
+@pytest.mark.parametrize("fails", ["the process", "the registry"])
+def test_a_look_that_fails_is_everybodys_who_waits_for_it(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', 'repository = "any"')
+    it.sign("simple")
+    monkeypatch.setattr(CountingLock, "wanted", [])
+    monkeypatch.setattr("modelmount.signatures.finder.threading", SimpleNamespace(Lock=CountingLock))
+    looks: list[str] = []
+
+    def all_wait(at: str) -> None:
+        looks.append(at)
+        end = time.monotonic() + EVENT_SECONDS
+        while len(CountingLock.wanted) < 8 and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def judge(task: Task) -> list[Statement]:
+        all_wait("the process")
+        raise ProcessError("gave no answer")
+
+    def down(asked: Asked, gateway: Gateway) -> Answer:
+        all_wait("the registry")
+        return Answer(503)
+
+    if fails == "the registry":
+        gateway.play(Fault(lambda asked: "/referrers/" in asked.path, down, times=None))
+    reference, credential = Reference.parse(it.through), Credential.anonymous()
+    model = it.node.resolver.resolve(reference, "IfNotPresent", credential)
+    finder = Finder(it.node.store, it.node.client, judge if fails == "the process" else process.judge)
+    policing = Policing(it.node.store, str(it.policy), finder)
+
+    def look(_: int) -> ModelMountError:
+        with pytest.raises((Forbidden, Unavailable)) as told:
+            policing.begin(reference, {}).signed(reference, model, credential)
+        return told.value
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(look, range(8)))
+    assert len({(type(each), each.message) for each in found}) == 1
+    assert set(looks) == {fails}
+    assert len(looks) <= (1 if fails == "the process" else DOCUMENT_TRIES)
+    before = len(looks)
+    look(0)  # who comes later looks anew
+    assert len(looks) > before
+
+
+def test_what_one_credential_is_refused_is_nobody_elses_matter(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway
+) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', 'repository = "any"')
+    it.sign("simple")
+    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, instead(Answer(403))))
+    with pytest.raises(Unauthenticated, match="no access"):
+        it.publish(it.through)
+    assert contents(it.publish(it.through)) == FILES
+
+
+def paged(gateway: Gateway, it: Signed, following: Callable[[int], str]) -> None:
+    """Its list has one entry a page, and `following` says where it goes on."""
+    entries = it.attacher.listed(it.pushed)
+
+    def answer(asked: Asked, gateway: Gateway) -> Answer:
+        number = int(asked.query.partition("page=")[2] or 0)
+        page = {"schemaVersion": 2, "mediaType": push.INDEX, "manifests": entries[number : number + 1]}
+        link = following(number)
+        headers = [("Content-Type", push.INDEX), *([("Link", link)] if link else [])]
+        return Answer(200, json.dumps(page).encode(), headers)
+
+    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, answer, times=None))
+
+
+def test_every_page_of_a_list_of_referrers_is_read(make_node: MakeNode, tmp_path: Path, gateway: Gateway) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    for _ in range(2):
+        it.sign("bundle", it.stranger)
+    it.sign("bundle")
+    count = len(it.attacher.listed(it.pushed))
+
+    def following(number: int) -> str:
+        there = f"</v2/{it.pushed.repository}/referrers/{it.pushed.digest}?page={number + 1}>"
+        return f'{there}; rel="next"' if number + 1 < count else '</elsewhere>; rel="first"'
+
+    paged(gateway, it, following)
+    assert contents(it.publish(it.through)) == FILES
+    asked = [each.query for each in gateway.asked() if "/referrers/" in each.path]
+    assert asked == ["", *(f"page={number}" for number in range(1, count))]
+
+
+def test_a_list_of_referrers_ends_after_so_many_pages_and_a_refusal_says_so(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway
+) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    paged(gateway, it, lambda number: f"<?page={number + 1}>; rel=next")
+    it.refused(f"has no signature; its registry's list goes on after {MOST_PAGES} pages", it.through)
+    assert sum("/referrers/" in each.path for each in gateway.asked()) == MOST_PAGES
+
+
+def test_a_list_of_referrers_that_goes_on_elsewhere_is_not_followed_there(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway
+) -> None:
+    it = Signed(make_node, tmp_path, gateway)
+    with WireServer() as elsewhere:
+        paged(gateway, it, lambda _: f'<{elsewhere.url}/v2/x/referrers/y>; rel="next"')
+        it.refused("has no signature; its registry's list goes on after 1 page", it.through)
+        assert elsewhere.asked() == []
+
+
+def test_so_many_pieces_are_read_and_a_refusal_says_so(it: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelmount.signatures.evidence.MOST_PIECES", 2)
+    for _ in range(2):
+        it.sign("bundle", it.stranger)
+    it.sign("bundle")
+    it.refused("one is by none of the keys .*there may be more than the 2 pieces that are read")
+    monkeypatch.setattr("modelmount.signatures.evidence.MOST_PIECES", 3)
+    it.mounts()
+
+
+def test_the_audit_log_says_who_signed_what_is_mounted(it: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelmount.volumes.audit.CLOSE_SECONDS", EVENT_SECONDS)
+    audit = Audit(str(it.directory / "audit.jsonl"), 1 << 20)
+    node = it.node
+    rooms = (node.store, node.resolver, node.puller, node.credentials, node.settings)
+    node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client), audit=audit)
+    it.sign("simple", it.stranger)
+    it.sign("simple")
+    it.mounts("one")
+    it.mounts("two")  # by the record
+    it.demand()
+    it.mounts("three")  # and where nobody has to sign
+    audit.close()
+    lines = [json.loads(line) for line in (it.directory / "audit.jsonl").read_text().splitlines()]
+    fingerprint = hashlib.sha256(_der(it.key.pem)).hexdigest()
+    signer = f"key prod.pub (sha256:{fingerprint[:12]})"
+    assert [line["digest"] for line in lines] == [it.pushed.digest] * 3
+    assert [line.get("signers") for line in lines] == [[signer], [signer], None]
