@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ OTHER_BYTES = 64 << 10
 """Headers, the manifest, the other file."""
 IN_FLIGHT_BYTES = WEIGHTS_BYTES // 2
 """What the registry had handed to connections that were divided: sent, counted by it, and never received."""
+SECONDS = 120.0
 SCALE = 1 / 60
 """The kubelet's two minutes become two seconds."""
 
@@ -242,3 +244,39 @@ def test_the_cli_beside_the_driver_joins_the_same_download(slow: SlowNode, files
     slow.node.kubelet.wait_running(pod)
     assert slow.served(pushed) <= WEIGHTS_BYTES + IN_FLIGHT_BYTES
     assert pushed.digest in done.stdout
+
+
+def test_a_pull_on_the_command_line_makes_way_for_a_pod_and_goes_on_after_it(
+    slow: SlowNode, files: Path, tmp_path: Path
+) -> None:
+    pushed, node = slow.put(files), slow.node
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "pods/model.safetensors").write_bytes(random_bytes(4 << 20, 2))
+    wanted = push.modelpack(tmp_path / "pods")
+    node.pusher.artifact("llm/pods", "v1", wanted)
+    slow.let_go(SLOW)
+    with Proxy(node.registry.port, hold_at=1 << 20) as pods:
+        node.driver.stop()
+        node.driver.settings |= {"pull": {"connections": 1}, "registries": {pods.host: {"plain_http": True}}}
+        node.driver.start()
+        said = tmp_path / "said"
+        with (
+            said.open("wb") as out,
+            subprocess.Popen(
+                node.driver.command("pull", slow.reference, "--json"), env=node.driver.environment(), stdout=out
+            ) as pulling,
+        ):
+            slow.wait_partial(4 << 20)
+            slow.let_go(TRICKLE)
+            pod = node.pod("patient", f"{pods.host}/llm/pods:v1")
+            node.kubelet.wait_until(lambda: pods.passed >= 1 << 20, "the pod's model to be under way")
+            before = len(slow.weights_answers(pushed))
+            node.kubelet.wait_until(lambda: len(slow.weights_answers(pushed)) > before, "the other pull to make way")
+            assert pulling.poll() is None
+            pods.hold_at = None
+            node.kubelet.wait_running(pod)
+            slow.let_go()
+            assert pulling.wait(SECONDS) == 0
+    assert len(slow.weights_answers(pushed)) > before + 1
+    result = json.loads(said.read_text().splitlines()[-1])["result"]
+    assert result["fetched_bytes"] <= result["bytes"] + OTHER_BYTES

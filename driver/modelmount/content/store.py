@@ -23,7 +23,7 @@ from modelmount.errors import BadArtifact, Internal, Precondition
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import MAX_DOCUMENT_BYTES
 from modelmount.system import atomic
-from modelmount.system.lock import ByteLocks, FileLock, LockTimeout, StoreLock
+from modelmount.system.lock import ByteLocks, Counts, FileLock, LockTimeout, StoreLock
 
 MIGRATION_SECONDS = 5.0
 """How long the command line waits for another process that migrates the store, or for a driver that ends."""
@@ -139,6 +139,10 @@ class Store:
     def small_locks(self) -> ByteLocks:
         """The locks of small blobs, by the same names, of which each costs next to nothing. Raises OSError."""
         return ByteLocks(f"{self._text}/locks/smalls")
+
+    def connection_counts(self) -> Counts:
+        """What each process on this root says of its connections."""
+        return Counts(f"{self._text}/locks/connections")
 
     # -- presence and scopes
 

@@ -1,12 +1,14 @@
-"""The node's connections among its jobs: a waiting pod's job before a prefetch, then equal shares."""
+"""The node's connections among its jobs: a waiting pod's job before a prefetch, also in another process, then equal
+shares.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Protocol
 
 WISH_SECONDS: Final = 1.0
 """A wish for one more counts for so long; whoever still wants one asks again."""
@@ -15,18 +17,39 @@ TURN_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.25
 
 
+class Others(Protocol):
+    """Other processes that share these connections: `neighbours.Neighbours`. Only called with the lock held."""
+
+    def tell(self, awaited: Mapping[str, int]) -> None:
+        """How many are awaited here, by registry."""
+
+    def have(self, registry: str | None = None) -> int:
+        """How many are awaited there, at one registry or altogether."""
+
+    def close(self) -> None:
+        """Nobody here has or wants any."""
+
+
 class Connections:
-    """At most `limit` at a time on this node, and at most `of_registry(registry)` to one registry. Thread-safe.
+    """At most `limit` at a time in this process, and at most `of_registry(registry)` to one registry. Thread-safe.
 
     Who comes first: jobs that somebody waits for, then those with fewer connections, then those that have waited
     longer. Nothing is taken away; whoever has too many is told so, and gives one back when it can.
+
+    Of other processes, prefetches count what is awaited there as taken; jobs that somebody waits for look at nobody
+    else's, so that a process which is stopped holds none of them up.
     """
 
     def __init__(
-        self, limit: int, of_registry: Callable[[str], int], clock: Callable[[], float] = time.monotonic
+        self,
+        limit: int,
+        of_registry: Callable[[str], int],
+        clock: Callable[[], float] = time.monotonic,
+        others: Others | None = None,
     ) -> None:
-        """All are free."""
+        """All are free. Without `others` this process is alone."""
         self._limit, self._of_registry, self._clock = limit, of_registry, clock
+        self._others = others
         self._taken: Counter[str] = Counter()
         self._shares: list[Share] = []
         self._changed = threading.Condition()
@@ -67,7 +90,8 @@ class Connections:
     def is_wanted(self, share: Share, *, promise: bool) -> bool:
         """For `Share.is_wanted` and, with a `promise`, `Share.yields`."""
         with self._changed:
-            wanted = any(self._should_yield(share, other) for other in self._wanting(share))
+            self._tell()  # whether somebody waits for a job changes with time
+            wanted = self._makes_way(share) or any(self._should_yield(share, other) for other in self._wanting(share))
             if wanted and promise:
                 share.leaving += 1
             return wanted
@@ -89,6 +113,18 @@ class Connections:
         """Who has none and waits for none doesn't count."""
         if not share.count and share in self._shares:
             self._shares.remove(share)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._others is None:
+            return
+        awaited: Counter[str] = Counter()
+        for each in self._shares:
+            if each.count and each.is_awaited():
+                awaited[each.registry] += each.count
+        self._others.tell(awaited)
+        if not self._shares:
+            self._others.close()
 
     def _wanting(self, but: Share) -> Iterator[Share]:
         now = self._clock()
@@ -108,7 +144,24 @@ class Connections:
             if each.rank < share.rank and (each.registry == share.registry or self._free(each.registry) > 0)
         ]
         same = sum(each.registry == share.registry for each in first)
-        return self._free() > len(first) and self._free(share.registry) > same
+        there = 0 if share.is_awaited() else self._elsewhere()
+        at_registry = 0 if share.is_awaited() else self._elsewhere(share.registry)
+        return self._free() - there > len(first) and self._free(share.registry) - at_registry > same
+
+    def _elsewhere(self, registry: str | None = None) -> int:
+        return 0 if self._others is None else self._others.have(registry)
+
+    def _makes_way(self, share: Share) -> bool:
+        """Whether others have so many for waiting pods that one must go here, and `share` is the one to give it."""
+        if share.is_awaited() or not share.kept:
+            return False
+        for registry in (None, share.registry):
+            holders = [each for each in self._shares if each.kept > 0 and registry in {None, each.registry}]
+            limit = self._limit if registry is None else self._of_registry(registry)
+            more = sum(each.kept for each in holders) + self._elsewhere(registry) > limit
+            if more and max(holders, key=_wealth) is share:
+                return True
+        return False
 
     def _should_yield(self, share: Share, other: Share) -> bool:
         """Whether `other` can't have one, deserves it more, and `share` is the one that should give it up."""

@@ -27,6 +27,7 @@ from modelmount.oci.digest import Digest
 from modelmount.pull import possession, verdicts
 from modelmount.pull.connections import Connections
 from modelmount.pull.job import Job, State
+from modelmount.pull.neighbours import Neighbours
 from modelmount.pull.peek import peek
 from modelmount.pull.plan import Plan, make_plan
 from modelmount.pull.progress import PULL_PHASES, Phase, Snapshot
@@ -67,7 +68,9 @@ class Puller:
         self._store, self._resolver, self._source, self._settings = store, resolver, source, settings
         self._admission = admission
         self._connections = Connections(
-            settings.pull.connections, lambda registry: settings.registry(registry).connections
+            settings.pull.connections,
+            lambda registry: settings.registry(registry).connections,
+            others=Neighbours(store),
         )
         self._lock = threading.Lock()
         self._jobs: dict[_Key, tuple[Job, PullRecord]] = {}

@@ -22,7 +22,9 @@ from typing import Final, Self, TypeVar
 
 FIRST_DELAY_SECONDS: Final = 0.001
 LONGEST_DELAY_SECONDS: Final = 0.025
+COUNTED_MOST: Final = 4096
 T = TypeVar("T")
+_STRUCT_FLOCK: Final = "hhqqi0q"
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 _FLOCK: Final = re.compile(
     r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+[0-9a-f]+:[0-9a-f]+:(?P<inode>\d+)\s", re.ASCII
@@ -191,6 +193,69 @@ class ByteLocks:
             os.close(fd)
 
 
+class Counts:
+    """Numbers by name that everybody else on the same file sees, a locked byte each: what is said ends with its holder.
+
+    As with `ByteLocks`, each object is one voice, also in this process. The caller sees to it that one thread at a time
+    uses it. The file is open from the first call that needs it until `close`; every call but that raises OSError.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """The file is made on first use with mode 0600, in a directory that exists."""
+        self._path = os.fspath(path)
+        self._fd = -1
+        self._mine: dict[str, list[int]] = {}
+
+    def say(self, name: str, count: int) -> None:
+        """From now on it is `count` of `name` here. Of all objects together, COUNTED_MOST of a name are seen."""
+        mine = self._mine.setdefault(name, [])
+        while len(mine) > count:
+            self._set(fcntl.F_UNLCK, mine.pop())
+        begin = _field(name)
+        for position in range(begin, begin + COUNTED_MOST):
+            if len(mine) >= count:
+                break
+            if position not in mine and self._set(fcntl.F_WRLCK, position):
+                mine.append(position)
+
+    def elsewhere(self, name: str) -> int:
+        """How many of `name` all others have together."""
+        return self._locked(_field(name), COUNTED_MOST)
+
+    def close(self) -> None:
+        """Say nothing any more. Twice is harmless."""
+        fd, self._fd = self._fd, -1
+        self._mine.clear()
+        if fd >= 0:
+            os.close(fd)
+
+    def _set(self, kind: int, position: int) -> bool:
+        try:
+            fcntl.fcntl(self._open(), fcntl.F_OFD_SETLK, _range(kind, position, 1))
+        except OSError as e:
+            if e.errno in {errno.EAGAIN, errno.EACCES}:
+                return False
+            raise
+        return True
+
+    def _locked(self, start: int, length: int) -> int:
+        """Bytes in this range that others have locked: the kernel names one such stretch, and any at that."""
+        if length <= 0:
+            return 0
+        answer = fcntl.fcntl(self._open(), fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK, start, length))
+        kind, _, first, count, _ = (int(each) for each in struct.unpack(_STRUCT_FLOCK, answer))
+        if kind == fcntl.F_UNLCK:
+            return 0
+        end = start + length
+        low, high = max(start, first), min(end, first + count) if count else end
+        return high - low + self._locked(start, low - start) + self._locked(high, end - high)
+
+    def _open(self) -> int:
+        if self._fd < 0:
+            self._fd = os.open(self._path, _FLAGS, 0o600)
+        return self._fd
+
+
 class StoreLock:
     """The store-wide lock: many shared holders or one exclusive, where a waiting exclusive one stops new shared ones.
 
@@ -222,9 +287,14 @@ def _byte(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
 
 
+def _field(name: str) -> int:
+    """Where a name's bytes begin, COUNTED_MOST of them."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) * COUNTED_MOST
+
+
 def _range(kind: int, start: int, length: int) -> bytes:
     """A `struct flock`; 0 bytes are all up to the end."""
-    return struct.pack("hhqqi0q", kind, os.SEEK_SET, start, length, 0)
+    return struct.pack(_STRUCT_FLOCK, kind, os.SEEK_SET, start, length, 0)
 
 
 def _patiently(

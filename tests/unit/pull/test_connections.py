@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
+from pathlib import Path
 
 import pytest
 
+from modelmount.content.store import Store
 from modelmount.pull.connections import TURN_SECONDS, WISH_SECONDS, Connections, Share
+from modelmount.pull.neighbours import Neighbours
 
 SECONDS = 30.0
 
@@ -222,3 +227,104 @@ def test_nobody_overdraws_however_many_threads_take_and_give() -> None:
     assert len(seen) == 240
     assert max(seen) <= 5
     assert all(share.count == 0 and share.leaving == 0 for share in shares)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def processes(store: Store, limit: int, of_registry: int) -> tuple[Connections, Connections]:
+    """What two processes on one store have each."""
+    first, second = (Connections(limit, lambda registry: of_registry, others=Neighbours(store)) for _ in range(2))
+    return first, second
+
+
+def give(share: Share) -> int:
+    """How many it gives back because others need them more."""
+    count = 0
+    while share.yields():
+        share.release()
+        count += 1
+    return count
+
+
+def test_a_prefetch_makes_way_for_a_pod_of_another_process_and_comes_back_after_it(store: Store) -> None:
+    mine, drivers = processes(store, 4, 4)
+    prefetch, pod = mine.share("one", lambda: False), drivers.share("one")
+    assert take(prefetch, 4) == 4
+    assert take(pod, 3) == 3  # it waits for nobody else's
+    assert give(prefetch) == 3
+    assert take(prefetch) == 0
+    pod.release()
+    assert take(prefetch, 3) == 1
+    assert give(prefetch) == 0
+    for _ in range(2):
+        pod.release()
+    assert take(prefetch, 4) == 2
+    assert give(pod) == 0
+
+
+def test_of_other_processes_only_what_is_awaited_counts_and_only_for_a_prefetch(store: Store) -> None:
+    mine, drivers = processes(store, 2, 2)
+    first, second = mine.share("one", lambda: False), drivers.share("one", lambda: False)
+    assert take(first, 2) == take(second, 2) == 2
+    assert give(first) == give(second) == 0
+    pods = [mine.share("two"), drivers.share("two")]
+    assert give(first) == give(second) == 0
+    first.release()
+    first.release()
+    assert take(pods[0], 2) == 2
+    assert give(second) == 2
+    assert take(pods[1], 2) == 2
+    assert give(pods[0]) == give(pods[1]) == 0
+
+
+def test_a_pod_at_one_registry_leaves_a_prefetch_at_another_what_the_node_has_left(store: Store) -> None:
+    mine, drivers = processes(store, 3, 2)
+    prefetch, pod = mine.share("one", lambda: False), drivers.share("two")
+    assert take(prefetch, 2) == 2
+    assert take(pod, 1) == 1
+    assert give(prefetch) == 0
+    assert take(pod, 1) == 1
+    assert give(prefetch) == 1
+
+
+def test_a_prefetch_that_somebody_begins_to_wait_for_is_told_to_others(store: Store) -> None:
+    mine, drivers = processes(store, 1, 1)
+    joined: list[bool] = []
+    prefetch, other = mine.share("one", lambda: bool(joined)), drivers.share("one", lambda: False)
+    assert take(prefetch) == take(other) == 1
+    assert give(other) == give(prefetch) == 0
+    joined.append(True)
+    assert give(prefetch) == 0
+    assert give(other) == 1
+
+
+def test_nothing_is_open_when_nobody_has_any(store: Store) -> None:
+    mine, _ = processes(store, 1, 1)
+    share = mine.share("one", lambda: False)
+    path = str(store.root / "locks" / "connections")
+    assert take(share) == 1
+    assert not share.is_wanted
+    assert path in opened()
+    share.release()
+    assert not share.is_wanted
+    assert path not in opened()
+
+
+def opened() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the listing's own
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
+def test_where_the_store_cannot_tell_there_are_no_others(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    mine, drivers = processes(store, 1, 1)
+    prefetch, pod = mine.share("one", lambda: False), drivers.share("one")
+    (store.root / "locks" / "connections").mkdir()
+    assert take(prefetch) == take(pod) == 1
+    assert give(prefetch) == 0
+    assert len([each for each in caplog.records if "make way" in each.message]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,37 @@ def test_a_prefetch_gives_its_only_connection_to_a_pods_job_and_goes_on_afterwar
     offsets = [offset for digest, offset in bench.source.opens if digest == LARGE_DIGEST]
     assert offsets[0] == 0
     assert HELD_FROM <= offsets[1] < len(LARGE)  # it was interrupted, and went on from there
+    assert prefetch.progress.fetched_bytes == len(LARGE)
+
+
+def test_a_prefetch_makes_way_for_a_pods_job_of_another_process_and_loses_nothing(bench: Bench) -> None:
+    pods = os.urandom(300_000)
+    prefetched, wanted = bench.model(("model.bin", LARGE)), bench.model(("model.bin", pods))
+    under_way, pod_done, alone = threading.Event(), threading.Event(), threading.Event()
+    asked_meanwhile: list[int] = []
+
+    def in_step(digest: Digest, position: int) -> None:
+        if digest == LARGE_DIGEST and position >= HELD_FROM:
+            under_way.set()
+            pod_done.wait(0.5)  # each piece, as long as the pod's job isn't done
+        if digest == Digest.of(pods):
+            deadline = time.monotonic() + SECONDS
+            while bench.source.open_now > 1 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            alone.set()
+            asked_meanwhile.append(bench.opened()[LARGE_DIGEST])
+
+    bench.source.gate = in_step
+    prefetch = bench.puller().ensure(prefetched, EVERYTHING, ANONYMOUS, prefetch=True)
+    assert under_way.wait(SECONDS)
+    tree_of(bench.puller().ensure(wanted, EVERYTHING, ANONYMOUS))
+    pod_done.set()
+    assert alone.is_set()
+    assert set(asked_meanwhile) == {1}
+    assert (tree_of(prefetch) / "model.bin").read_bytes() == LARGE
+    offsets = [offset for digest, offset in bench.source.opens if digest == LARGE_DIGEST]
+    assert offsets[0] == 0
+    assert HELD_FROM <= offsets[1] < len(LARGE)
     assert prefetch.progress.fetched_bytes == len(LARGE)
 
 

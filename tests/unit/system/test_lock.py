@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from modelmount.system.lock import ByteLocks, FileLock, Held, LockCancelled, LockTimeout, StoreLock
+from modelmount.system.lock import ByteLocks, Counts, FileLock, Held, LockCancelled, LockTimeout, StoreLock
 
 from .processes import line, start, stop
 
@@ -60,6 +60,15 @@ print("child gone", flush=True)
 sys.stdin.read()
 """
 )
+
+SAY = """
+import sys
+from modelmount.system.lock import Counts
+counts = Counts(sys.argv[1])
+counts.say("a", 5)
+print("said", flush=True)
+sys.stdin.read()
+"""
 
 
 def is_free(path: Path) -> bool:
@@ -499,3 +508,37 @@ def test_who_is_told_that_an_unlock_failed_holds_nothing_all_the_same(
     with locks.exclusive(timeout=0), pytest.raises(LockTimeout):
         locks.shared(timeout=0)
     locks.shared(timeout=0).release()
+
+
+def test_counts_are_what_all_others_say(path: Path) -> None:
+    voices = [Counts(path) for _ in range(3)]
+    for turn in (1, 3, 2):  # so that what they have lies between each other's
+        for n, voice in enumerate(voices):
+            voice.say("a", turn + n)
+            voice.say("b", n)
+    assert [voice.elsewhere("a") for voice in voices] == [3 + 4, 2 + 4, 2 + 3]
+    assert [voice.elsewhere("b") for voice in voices] == [1 + 2, 0 + 2, 0 + 1]
+    assert voices[0].elsewhere("c") == 0
+    voices[1].close()
+    voices[1].close()
+    assert voices[0].elsewhere("a") == 4
+    voices[1].say("a", 1)
+    assert voices[0].elsewhere("a") == 5
+    for voice in voices:
+        voice.close()
+
+
+def test_what_a_process_said_ends_with_it(path: Path) -> None:
+    here, there = Counts(path), start(SAY, str(path))
+    try:
+        assert line(there) == "said"
+        assert here.elsewhere("a") == 5
+    finally:
+        stop(there)
+    assert here.elsewhere("a") == 0
+    here.close()
+
+
+def test_counts_that_are_no_use_say_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Counts(tmp_path / "nowhere" / "counts").say("a", 1)
