@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -52,6 +52,10 @@ class MemorySource:
         digest = Digest.of(content)
         self.blobs[digest] = content
         return Descriptor(MEDIA_TYPE, digest, len(content))
+
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        return {}
 
     def blame(self, descriptor: Descriptor, reason: str) -> bool:
         """There is but this one."""

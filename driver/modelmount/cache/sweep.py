@@ -144,7 +144,8 @@ class Sweep:
             path.unlink(missing_ok=True)
         directory = self._store.root / "models" / model.hex
         if (directory / "verdicts").exists():
-            (directory / "facts.json").unlink(missing_ok=True)  # what was learnt of its bytes is worth keeping
+            for name in ("facts.json", "sources.json"):  # what was learnt of its bytes is worth keeping
+                (directory / name).unlink(missing_ok=True)
             for name in ("proofs", "signatures"):
                 self._discard(directory / name, f"{name}-{model.hex}")
         else:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelmount.cache.census import Census
 from modelmount.content import pins
 from modelmount.content.pins import Pin
 from modelmount.content.store import Store
@@ -34,6 +35,19 @@ class Entry:
     used_at: float
     leases: tuple[Lease, ...] = field(default=())
     pins: tuple[Pin, ...] = field(default=())
+    sources: Mapping[str, int] = field(default_factory=dict)
+    """Bytes that its pulls received, by who sent them; what was here for other models isn't among them."""
+
+
+def sizes(census: Census) -> dict[str, tuple[int, int]]:
+    """What each model takes of the disk, by its hex digits: bytes for it alone, and bytes that others need too."""
+    users = census.users()
+    found = {}
+    for hex_digits, model in census.models.items():
+        names = census.names_of(model) & census.items.keys()
+        alone = sum(census.items[name].bytes for name in names if len(users[name]) == 1)
+        found[hex_digits] = alone, sum(census.items[name].bytes for name in names) - alone
+    return found
 
 
 def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:
@@ -84,6 +98,7 @@ def _entry(
         used_at=directory.stat().st_mtime,
         leases=(*held.get(facts.digest, ()), *(held.get(tree.id, ()) if tree is not None else ())),
         pins=tuple(pinned.get(facts.digest, ())),
+        sources=verdicts.sources(store, digest.hex),
     )
 
 

@@ -9,7 +9,7 @@ import click
 from modelmount import config, wiring
 from modelmount.cache.census import Census, Model
 from modelmount.cache.shares import Quotas
-from modelmount.cli import output
+from modelmount.cli import catalogue, output
 from modelmount.cli.options import json_option, output_of, settings_options
 from modelmount.content import pulls
 
@@ -34,12 +34,11 @@ def du(context: click.Context, effective: config.Effective) -> None:
     shelf = wiring.existing(effective.settings)
     census = Census() if shelf is None else shelf.collector.reader.read()
     reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
-    users = census.users()
-    rows = sorted(
-        ((*_sizes(census, users, model), model) for model in census.models.values()), key=lambda row: -(row[0] + row[1])
-    )
+    sizes = catalogue.sizes(census)
+    rows = sorted(((*sizes[model.hex], model) for model in census.models.values()), key=lambda row: -(row[0] + row[1]))
     spaces = [] if shelf is None else _namespaces(effective.settings, shelf)
     partial = sum(each.bytes for each in census.partials.values())
+    users = census.users()
     unnamed = sum(item.bytes for item in census.items.values() if item.name not in users)
     if say.json:
         say.object(
@@ -75,12 +74,6 @@ def _namespaces(settings: config.Settings, shelf: wiring.Shelf) -> list[tuple[st
     quotas = Quotas.of(settings.cache)
     charged = shelf.collector.shares().charged
     return sorted(((name, count, quotas.quota(name)) for name, count in charged.items()), key=lambda e: (-e[1], e[0]))
-
-
-def _sizes(census: Census, users: dict[str, frozenset[str]], model: Model) -> tuple[int, int]:
-    names = census.names_of(model) & census.items.keys()
-    alone = sum(census.items[name].bytes for name in names if len(users[name]) == 1)
-    return alone, sum(census.items[name].bytes for name in names) - alone
 
 
 def _plain(model: Model, alone: int, shared: int) -> dict[str, Any]:

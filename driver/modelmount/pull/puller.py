@@ -224,15 +224,20 @@ class Puller:
         plan = make_plan(manifest, config, self._settings.limits, job.selection, _revision(model))
         verdicts.record_facts(store, plan.facts(model.manifest), job.namespace)
         _warn(plan.layout.warnings)
-        while True:
-            self._fetch_missing(transfer, source, plan, record, job)
-            job.progress.enter("linking")
-            with store.locks.shared():
-                placement = plan.placement(store, scope)
-                if placement is not None:
-                    _warn(placement.warnings)
-                    return trees.build(store, scope, model.manifest, job.selection.key, placement)
-            log.warning("content vanished before it was linked; fetching it again")
+        try:
+            while True:
+                self._fetch_missing(transfer, source, plan, record, job)
+                job.progress.enter("linking")
+                with store.locks.shared():
+                    placement = plan.placement(store, scope)
+                    if placement is not None:
+                        _warn(placement.warnings)
+                        return trees.build(store, scope, model.manifest, job.selection.key, placement)
+                log.warning("content vanished before it was linked; fetching it again")
+        finally:
+            others = source.elsewhere
+            own = job.progress.fetched_bytes - sum(others.values())
+            verdicts.note_sources(store, model.manifest, {source.name: own, **others})
 
     def _fetch_missing(self, transfer: Transfer, source: BlobSource, plan: Plan, record: PullRecord, job: Job) -> None:
         missing = plan.missing(self._store, transfer.scope)

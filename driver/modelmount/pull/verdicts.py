@@ -9,7 +9,8 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,8 @@ from modelmount.snapshots.unpack import RULES
 from modelmount.system import atomic
 
 log = logging.getLogger(__name__)
+
+_SOURCES = "sources.json"
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -97,24 +100,46 @@ def mark_used(store: Store, manifest: Digest, namespace: str = "") -> None:
     directory = f"{store.root}/models/{manifest.hex}"
     try:
         if namespace and used_by(store, manifest.hex) != namespace:
-            _note_namespace(directory, namespace)
+            _note(directory, "namespace", namespace.encode())
         os.utime(directory)
     except FileNotFoundError:
         return
 
 
-def _note_namespace(directory: str, namespace: str) -> None:
-    """Derived and of little worth: what a crash or a full disk loses is written again with the next use, and no volume
-    ends or begins later for it.
+def _note(directory: str, name: str, data: bytes) -> None:
+    """Of little worth: what a crash or a full disk loses is written again with the next use, or not at all, and no
+    volume ends or begins later for it.
     """
-    temporary = f"{directory}/.namespace.{secrets.token_hex(8)}"
+    temporary = f"{directory}/.{name}.{secrets.token_hex(8)}"
     try:
-        Path(temporary).write_text(namespace, encoding="utf-8")
-        os.replace(temporary, f"{directory}/namespace")
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, f"{directory}/{name}")
+    except FileNotFoundError:
+        return  # the model is gone
     except OSError as e:
-        log.warning("cannot note who uses %s: %s", directory, e.strerror)
+        log.warning("cannot note the %s of %s: %s", name, directory, e.strerror)
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def note_sources(store: Store, manifest: Digest, came: Mapping[str, int]) -> None:
+    """So many bytes of this model came from these sources, by their names, besides what came before. Never raises."""
+    more = {name: count for name, count in came.items() if count > 0}
+    if more:
+        found = Counter(sources(store, manifest.hex))
+        found.update(more)
+        _note(f"{store.root}/models/{manifest.hex}", _SOURCES, msgspec.json.encode(found))
+
+
+def sources(store: Store, hex_digits: str) -> dict[str, int]:
+    """Bytes that pulls of the manifest with these hex digits received, whatever became of them, by the source's name.
+    What was here for other models isn't among them; nothing where nothing is noted.
+    """
+    try:
+        data = atomic.read_file(f"{store.root}/models/{hex_digits}/{_SOURCES}")
+        return msgspec.json.decode(data, type=dict[str, int])
+    except (OSError, msgspec.DecodeError):
+        return {}
 
 
 def used_by(store: Store, hex_digits: str) -> str:

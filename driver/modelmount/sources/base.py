@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -43,6 +44,10 @@ class BlobSource(Protocol):
     @property
     def name(self) -> str:
         """Who is meant when its bytes are wrong; stays the same, fits into a file name."""
+
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        """Bytes that came through this from others than `name`, by their names, so far."""
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Begin to receive the blob, from `offset` up to `end` (None: its own) if it can; a source that can't sends

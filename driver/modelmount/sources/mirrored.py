@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -45,11 +46,18 @@ class MirroredSource:
         self._lock = threading.Lock()
         self._useless: set[tuple[str, Digest | None]] = set()
         self._served: dict[Digest, set[str]] = {}
+        self._came: Counter[str] = Counter()
 
     @property
     def name(self) -> str:
         """The registry, as it stands in references."""
         return self._origin.name
+
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        """What the mirrors sent, whatever became of it."""
+        with self._lock:
+            return dict(self._came)
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Open it at the first mirror that can, else at the registry. Raises what the registry's answer means."""
@@ -94,7 +102,7 @@ class MirroredSource:
         else:
             with self._lock:
                 self._served.setdefault(digest, set()).add(name)
-            return _FromMirror(name, opened, descriptor, end, turn)
+            return _FromMirror(name, opened, descriptor, end, turn, self._count)
         turn.close()
         return None
 
@@ -107,6 +115,11 @@ class MirroredSource:
         except IntegrityError:
             return False
         return True
+
+    def _count(self, name: str, count: int) -> None:
+        telemetry.mirror_bytes_total.labels(name).inc(count)
+        with self._lock:
+            self._came[name] += count
 
     def _give_up(self, name: str, digest: Digest | None, outcome: str) -> None:
         """The mirror is no use to this job: for one blob, or (None) for all."""
@@ -124,8 +137,16 @@ class MirroredSource:
 class _FromMirror:
     """A blob that a mirror serves. Its failures are the mirror's, and Unavailable to the reader, who asks anew."""
 
-    def __init__(self, name: str, opened: Opened, descriptor: Descriptor, end: int | None, turn: Turn) -> None:
-        self._name, self._opened, self._turn = name, opened, turn
+    def __init__(
+        self,
+        name: str,
+        opened: Opened,
+        descriptor: Descriptor,
+        end: int | None,
+        turn: Turn,
+        counted: Callable[[str, int], None],
+    ) -> None:
+        self._name, self._opened, self._turn, self._counted = name, opened, turn, counted
         self._digest, self._size = descriptor.digest, descriptor.size
         self._end = descriptor.size if end is None else end
         self._position = opened.offset
@@ -156,7 +177,7 @@ class _FromMirror:
             raise Unavailable(f"mirror {self._name} sends more of {self._digest} than there is")
         self._position += count
         if count:
-            telemetry.mirror_bytes_total.labels(self._name).inc(count)
+            self._counted(self._name, count)
             self._turn.heard()
         elif self._position < self._end:
             self._fail(f"it ended {self._digest} after {self._position} of {self._size} bytes")

@@ -166,6 +166,11 @@ class LayoutSource:
         """The layout's place, in short."""
         return self._name
 
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        """Nothing comes from anybody else."""
+        return {}
+
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> _Opened:
         """Open the file. Raises as every source does."""
         path, digest = self._layout.path, descriptor.digest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from modelmount.errors import IntegrityError
 from modelmount.oci.descriptor import Descriptor
@@ -34,6 +34,11 @@ class RegistrySource:
     def name(self) -> str:
         """The registry, as it stands in references; a mirror's own name."""
         return self._name
+
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        """Nothing comes from anybody else."""
+        return {}
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Ask the registry for the blob, wherever it was redirected to before. Raises as every source does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -51,6 +51,11 @@ class ThrottledSource:
     def name(self) -> str:
         """The other source's."""
         return self._source.name
+
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        """The other source's."""
+        return self._source.elsewhere
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Open it at the other source."""

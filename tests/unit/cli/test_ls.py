@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.cli.conftest import Machine
+from tests.unit.cli.conftest import LARGE, Machine
 
 
 @pytest.mark.registry
@@ -22,7 +22,8 @@ def test_pulled_models_with_their_references(machine: Machine) -> None:
     machine.push(tag="latest")
     machine.run("pull", first.reference)
     machine.run("pull", f"{first.host}/llm/tiny")
-    (machine.directory / "model/config.json").write_text("{}")
+    changed = '{"model_type": "mamba"}'
+    (machine.directory / "model/config.json").write_text(changed)
     second = machine.push(tag="v2")
     machine.run("pull", second.reference)
     newest, oldest = machine.run("ls", "--json").object["models"]
@@ -30,10 +31,16 @@ def test_pulled_models_with_their_references(machine: Machine) -> None:
     assert oldest["digest"] == first.digest
     assert oldest["references"] == [f"{first.host}/llm/tiny:latest", first.reference]
     assert (oldest["complete"], oldest["files"], oldest["in_use"]) == (True, 3, [])
+    assert newest["shared"] == oldest["shared"] >= LARGE - LARGE % 256  # the weights and the packed directory
+    assert newest["exclusive"] > 0 < oldest["exclusive"]
+    assert (newest["sources"], oldest["sources"]) == ({first.host: len(changed)}, {first.host: first.size})
     heading, *rows = machine.run("ls").out.splitlines()
-    assert heading.split() == ["REFERENCE", "DIGEST", "SIZE", "FILES", "LAST", "USE", "IN", "USE", "BY"]
+    assert heading.split() == [
+        *("REFERENCE", "DIGEST", "SIZE", "SHARED", "FILES", "LAST", "USE", "SOURCE", "IN", "USE", "BY")
+    ]
     assert len(rows) == 3
     assert second.digest[:19] in rows[0]
+    assert rows[0][heading.index("SOURCE") :].startswith(f"{first.host} ")
 
 
 @pytest.mark.registry

@@ -16,6 +16,7 @@ from modelmount.content.backoff import Backoff
 from modelmount.errors import IntegrityError
 from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.digest import Digest
+from modelmount.pull import verdicts
 from modelmount.pull.job import Job, Waiter
 from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Resolver
@@ -73,11 +74,17 @@ def bench(tmp_path: Path) -> Iterator[MirroredBench]:
         client.close()
 
 
+def sources(bench: MirroredBench) -> list[dict[str, int]]:
+    """What is noted of who sent each model."""
+    return [verdicts.sources(bench.store, hex_digits) for hex_digits, _ in verdicts.pulled_models(bench.store)]
+
+
 def test_a_mirror_that_is_well_spares_the_registry(bench: MirroredBench) -> None:
     root = tree_of(bench.pull(("model.bin", WEIGHTS), ("config.json", SMALL)))
     assert (root / "model.bin").read_bytes() == WEIGHTS
     assert (root / "config.json").read_bytes() == SMALL
     assert bench.source.opens == []
+    assert sources(bench) == [{"mirror": len(WEIGHTS) + len(SMALL)}]
 
 
 @pytest.mark.parametrize("content", [WEIGHTS, SMALL], ids=["large", "small"])
@@ -117,6 +124,8 @@ def test_a_mirror_that_breaks_off_costs_no_byte_twice(bench: MirroredBench) -> N
     root = tree_of(bench.pull(("model.bin", WEIGHTS)))
     assert (root / "model.bin").read_bytes() == WEIGHTS
     assert [offset for _, offset in bench.source.opens] == [len(WEIGHTS) // 2]
+    half = len(WEIGHTS) // 2
+    assert sources(bench) == [{"mirror": half, bench.source.name: len(WEIGHTS) - half}]
 
 
 def test_a_mirror_has_no_more_connections_than_it_may_and_the_registry_serves_the_rest(bench: MirroredBench) -> None:

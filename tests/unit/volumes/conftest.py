@@ -67,6 +67,10 @@ class HeldSource:
             raise TimeoutError("the test never opened the gate")
         return self._source.open(descriptor, offset, end)
 
+    @property
+    def elsewhere(self) -> Mapping[str, int]:
+        return {}
+
     def blame(self, descriptor: Descriptor, reason: str) -> bool:
         return self._source.blame(descriptor, reason)
 
