@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.e2e.conftest import random_bytes
-from tests.fakes.gateway import Act, Fault, edit, header, instead, spoil
-from tests.fakes.wire import Answer, blob, challenge, document, redirect
+from tests.fakes.gateway import Act, Fault, Gateway, edit, header, instead, spoil
+from tests.fakes.wire import Answer, Asked, blob, challenge, document, redirect
 from tests.hostile.case import (
     ABORTED,
     DENIED,
@@ -100,6 +100,23 @@ def realm(value: str) -> Callable[[World], Act]:
         return instead(challenge(f'Bearer realm="{text}",service="x"'))
 
     return act
+
+
+def realms_in_turn(world: World, repository: str) -> Attack:
+    """Each challenge names another token server, on the registry's own host, whose token is refused in turn."""
+    numbers = itertools.count()
+    next_realm: Act = lambda asked, gateway: challenge(  # noqa: E731
+        f'Bearer realm="{gateway.url}/token-{next(numbers)}",service="x"'
+    )
+    attack = locked(lambda world: next_realm)(world, repository)
+    world.guarded.play(Fault(lambda asked: asked.path.startswith("/token-"), instead(document({"token": "t"})), None))
+
+    def evidence() -> str:
+        calls, count = world.calls + 1, next(numbers)  # one may be under way
+        assert count <= 8 * calls, count
+        return f"{attack.evidence()}; {count} realms in {calls} calls"
+
+    return replace(attack, evidence=evidence)
 
 
 def large_token(world: World, repository: str) -> Attack:
@@ -239,6 +256,16 @@ def bad_chunks(answer: Answer) -> Answer:
     return replace(answer, raw=head, body=b"-5\r\n" + answer.body, cut_after=len(answer.body))
 
 
+def whole(asked: Asked, gateway: Gateway) -> Answer:
+    """The blob from its first byte, whatever was asked for."""
+    return gateway.forward(asked, without={"range"})
+
+
+def shorter(answer: Answer) -> Answer:
+    """Half of the range, in a message that is whole."""
+    return replace(answer, body=answer.body[: len(answer.body) // 2])
+
+
 def span(value: str | None) -> Act:
     return edit(lambda answer: header(answer, "Content-Range", value))
 
@@ -372,6 +399,7 @@ CASES = [
     Case(
         "H1 the same challenge for ever", locked(lambda world: instead(challenge('Basic realm="x"'))), DENIED, NO_ACCESS
     ),
+    Case("H1 another realm each time", realms_in_turn, DENIED, NO_ACCESS),
     Case(
         "H1 challenges that nobody can answer",
         locked(lambda world: instead(challenge("Negotiate", "Bearer"))),
@@ -424,6 +452,8 @@ CASES = [
     Case("H4 as a number", led_to("http://2852039166/"), DENIED, "not connected to|may follow"),
     Case("H4 another cloud's", led_to("http://100.100.100.200/"), DENIED, "not connected to"),
     Case("H4 the unspecified address", led_to("http://0.0.0.0:1/"), DENIED, "not connected to"),
+    Case("H4 site-local", led_to("http://[fec0::1]/"), DENIED, "not connected to"),
+    Case("H4 an address of the protocol's own", led_to("http://192.0.0.8/"), DENIED, "not connected to"),
     Case("H4 by a name", led_to("http://metadata.test/"), DENIED, "not connected to"),
     Case("H5 a name that changes its mind", rebinding, DENIED, "metadata-service address", partial=True),
     Case("H5 a name with a forbidden address among others", named("mixed.test", shown=True), OK),
@@ -471,6 +501,8 @@ CASES = [
         "encoded",
     ),
     Case("H11 another range", goes_on(span(f"bytes 0-{LARGE - 1}/{LARGE}")), OK),
+    Case("H11 all of it instead of a range", goes_on(whole), OK),
+    Case("H11 fewer bytes than the range", goes_on(edit(shorter)), OK),
     Case("H11 several parts", goes_on(edit(in_parts)), OK),
     Case("H11 a range that is none", goes_on(span("bytes ½-/*")), OK),
     Case("H11 416", goes_on(instead(Answer(416))), OK),
