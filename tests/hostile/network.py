@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tests.e2e.conftest import random_bytes
+from tests.fakes import push
 from tests.fakes.gateway import Act, Fault, Gateway, edit, header, instead, spoil
 from tests.fakes.wire import Answer, Asked, blob, challenge, document, redirect
 from tests.hostile.case import (
@@ -285,6 +286,33 @@ def linked(world: World, repository: str) -> Attack:
     link = f'<{world.elsewhere.url}/v2/x/referrers?n=1>; rel="next"'
     world.fault(repository, ANYTHING, edit(lambda answer: header(answer, "Link", link)))
     return Attack(pushed.reference, pushed.host, shows=found)
+
+
+def referrers(answer: Callable[[World], Act]) -> Prepare:
+    """A list of what refers to a model that has to be attested. It has nothing that counts."""
+
+    def prepare(world: World, repository: str) -> Attack:
+        return spoilt("/referrers/", answer(world), evidence=asked_at_most(60))(world, repository)
+
+    return prepare
+
+
+def listed(count: int, *links: str) -> Answer:
+    """That many referrers, none of a kind that matters, and links to more of them."""
+    entry = {**descriptor(b"x", media_type=push.MANIFEST), "artifactType": "application/vnd.example"}
+    index = {"schemaVersion": 2, "mediaType": push.INDEX, "manifests": [entry] * count}
+    return document(index, 200, *(("Link", f'<{link}>; rel="next"') for link in links))
+
+
+def pages_without_end(world: World) -> Act:
+    """Each page names the next one."""
+    numbers = itertools.count()
+    return lambda asked, gateway: listed(2, f"{asked.path}?page={next(numbers)}")
+
+
+def page_elsewhere(world: World) -> Act:
+    """The next page is on another host."""
+    return lambda asked, gateway: listed(2, f"{world.elsewhere.url}{asked.path}?page=2")
 
 
 def in_this_environment(world: World, repository: str) -> Attack:
@@ -591,6 +619,15 @@ CASES = [
         "in time",
     ),
     Case("H22 links to further pages elsewhere", linked, OK),
+    Case("H22 referrers on pages without end", referrers(pages_without_end), DENIED, "no attestation"),
+    Case("H22 referrers whose next page is elsewhere", referrers(page_elsewhere), DENIED, "no attestation"),
+    Case("H22 referrers by the thousand", referrers(lambda world: instead(listed(5000))), DENIED, "no attestation"),
+    Case(
+        "H22 referrers of more than 4 MiB",
+        referrers(lambda world: instead(document({"manifests": [], "x": "y" * (4 << 20)}))),
+        DENIED,
+        "no attestation",
+    ),
     Case("H23 a name that doesn't exist", named("gone.test"), UNAVAILABLE, "doesn't resolve"),
     Case("H23 a resolver that says nothing", named("silent.test"), UNAVAILABLE, "in time"),
     Case("H23 an address of a family that leads nowhere", named("six.test"), UNAVAILABLE, "refused|can't be reached"),

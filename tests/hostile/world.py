@@ -42,6 +42,13 @@ SCALE = 0.04
 SECONDS = 100.0
 """Until something that has to happen has happened, on whatever machine."""
 PASSWORD = "open-sesame-7"
+POLICY = """[default]
+[[rule]]
+name = "attested"
+models = ["{host}/hostile/h22-referrers-*"]
+attestations = [{{ type = "sbom" }}]
+"""
+"""Of what matters of referrers, the list is asked for; of nothing else."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,10 @@ class World:
         home = self._long / "home"
         home.mkdir()
         (home / ".netrc").write_text(f"default login mallory password {PASSWORD}\n")
+        policy = self._long / "policy.toml"
+        policy.write_text(POLICY.format(host=self.front.host))
         self.driver = stack.enter_context(
-            Driver(self.directory, self._hosts(), settings=self._settings(), environment=self._environment(home))
+            Driver(self.directory, self._hosts(), settings=self._settings(policy), environment=self._environment(home))
         )
         self.pid, self.born = self.driver.pid, self.driver.born()
         self.kubelet = stack.enter_context(Kubelet(self.driver.kubelet_root, scale=SCALE))
@@ -224,10 +233,10 @@ class World:
         files = {"config.json": repository.encode(), "weights/model.bin": hashlib.sha256(repository.encode()).digest()}
         if host in {self.front.host, self.guarded.host}:
             locked = host == self.guarded.host
-            reference = self.model(f"{repository}-good", files, locked=locked).reference
+            reference = self.model(f"good/{repository}", files, locked=locked).reference
         else:
             document, blobs = scripted_model(files)
-            reference = self.scripted(f"{repository}-good", document, blobs).reference
+            reference = self.scripted(f"good/{repository}", document, blobs).reference
         password = PASSWORD if host == self.guarded.host else None
         pod, call = self.publish(Attack(reference, host, password=password), "good", grpc.StatusCode.OK)
         assert call.code is grpc.StatusCode.OK, call
@@ -332,8 +341,9 @@ class World:
         }
 
     @staticmethod
-    def _settings() -> dict[str, Any]:
+    def _settings(policy: Path) -> dict[str, Any]:
         return {
+            "policy_file": str(policy),
             "limits": {"model_bytes": MODEL_BYTES, "archive_entries": ENTRIES, "free_bytes": 1 << 20},
             "cache": {"max_bytes": STORE_BYTES},
             "pull": {
