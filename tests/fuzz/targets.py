@@ -43,6 +43,7 @@ from modelmount.volumes import choices
 from tests.fakes import push, signing
 from tests.fakes.archives import COMPRESS, END, directory, extended, file, header, long_name, record
 from tests.fakes.evil_archives import ROWS
+from tests.fuzz import packages
 from tests.unit.snapshots.archives import Directory, headers_of
 
 LIMITS = unpack.Limits(bytes=1 << 20, entries=100)
@@ -381,6 +382,16 @@ TARGETS: Mapping[str, Target] = {
             b"AAAA",
             b"subject",
         ),
+    ),
+    "headers": Target(
+        packages.read_headers,
+        packages.headers(),
+        (b"GGUF", b'"shape"', b'"dtype"', b"[1e999]", b"[-1]", b"9" * 40, b"general.file_type", b"\xff" * 8, b"\0" * 8),
+    ),
+    "layout": Target(
+        packages.read_layout,
+        packages.layouts(),
+        (b"oci-layout", b"index.json", b"blobs/sha256/", *TAR_WORDS, *JSON_WORDS[:8]),
     ),
     "attributes": Target(
         read_attributes,

@@ -21,6 +21,11 @@ MAX_HEADER_BYTES: Final = 100_000_000
 MAX_GGUF_BYTES: Final = 256 << 20
 """So much of a GGUF file is read at most: tokenizers of large vocabularies lie before what is wanted."""
 _MAX_ENTRIES: Final = 1 << 20
+_MAX_DIMENSIONS: Final = 64
+"""Of a tensor, as in PyTorch; GGUF knows four."""
+_MAX_GGUF_DIMENSIONS: Final = 8
+_MAX_PARAMETERS: Final = 1 << 63
+_MAX_WORD: Final = 200
 _SPLIT_BYTES: Final = 1 << 16
 
 # fmt: off
@@ -56,7 +61,8 @@ def safetensors(file: File) -> Weights | None:
             types: Counter[str] = Counter()
             for name, tensor in tensors.items():
                 if name != "__metadata__":
-                    types[str(tensor["dtype"])] += math.prod(map(int, tensor["shape"]))
+                    types[_word(tensor["dtype"])] += _parameters(tensor["shape"])
+            _at_most(types.total(), _MAX_PARAMETERS)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
     return Weights(types.total(), dict(types))
@@ -86,9 +92,13 @@ def _gguf(stream: _Stream) -> Weights:
     parameters = 0
     for _ in range(tensors):
         stream.skip(stream.number("Q"))
-        parameters += math.prod(stream.number("Q") for _ in range(_at_most(stream.number("I"), 8)))
+        parameters += _parameters(
+            [stream.number("Q") for _ in range(_at_most(stream.number("I"), _MAX_GGUF_DIMENSIONS))]
+        )
         stream.skip(4 + 8)
-    words = {key: value for key, value in values.items() if isinstance(value, str) and key.startswith("general.")}
+    _at_most(parameters, _MAX_PARAMETERS)
+    texts = {key: value for key, value in values.items() if isinstance(value, str) and key.startswith("general.")}
+    words = {key: value for key, value in texts.items() if len(value) <= _MAX_WORD}
     number = values.get("general.file_type")
     if isinstance(number, int) and number in _FILE_TYPES:
         words["general.file_type"] = _FILE_TYPES[number]
@@ -155,6 +165,21 @@ def _exactly(file: Readable, count: int) -> bytes:
     while len(data) < count and (piece := file.read(count - len(data))):
         data += piece
     return bytes(data)
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_WORD:
+        raise ValueError
+    return value
+
+
+def _parameters(shape: object) -> int:
+    """How many a tensor of this shape has."""
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError
+    if not all(type(size) is int and 0 <= size <= _MAX_PARAMETERS for size in shape):
+        raise ValueError
+    return math.prod(shape)
 
 
 def _at_most(count: int, most: int) -> int:

@@ -44,6 +44,7 @@ def test_a_gguf_header_is_counted_and_quoted(tmp_path: Path) -> None:
     }
 
 
+ENDLESS = b'{"a": {"dtype": "F32", "shape": [1e999]}}'
 STRANGE = json.dumps({"a": {"dtype": 1, "shape": ["x"]}}).encode()
 HEADER = b'{"a": {"dtype": "F32", "shape": [1]}}'
 
@@ -58,6 +59,10 @@ HEADER = b'{"a": {"dtype": "F32", "shape": [1]}}'
         (2).to_bytes(8, "little") + b"[]",
         (11).to_bytes(8, "little") + b'{"a": null}',
         len(STRANGE).to_bytes(8, "little") + STRANGE,
+        len(ENDLESS).to_bytes(8, "little") + ENDLESS,
+        safetensors({"a": ("F32", [1 << 62, 4])}),
+        safetensors({"a": ("F32", [-1])}),
+        safetensors({"a": ("F" * 1000, [1])}),
     ],
 )
 def test_what_is_no_safetensors_file_says_nothing(tmp_path: Path, data: bytes) -> None:
@@ -78,6 +83,7 @@ def test_what_is_no_safetensors_file_says_nothing(tmp_path: Path, data: bytes) -
         gguf([("k", 9, b"\x08\0\0\0" + b"\xff" * 8)], []),
         gguf([("k", 8, b"\xff" * 8)], []),
         gguf([], [[1] * 9]),
+        gguf([], [[(1 << 64) - 1] * 8]),
         b"GGUF\x03\0\0\0" + b"\xff" * 16,
     ],
 )
