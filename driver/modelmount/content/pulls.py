@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,15 @@ from modelmount.content.diskerrors import translated
 from modelmount.content.store import Store
 from modelmount.errors import NoSpace
 from modelmount.oci.digest import Digest
-from modelmount.system import disk
+from modelmount.system import atomic, disk
 from modelmount.system.lock import Held, LockTimeout
 
 log = logging.getLogger(__name__)
 
+LOOKS = 3
+"""How often a claim is decided without the lock before others have to wait for it: somebody else was quicker each time.
+"""
+_ADMISSION_BYTES = 16
 MANIFEST = "manifest"
 """The form in which a claim holds a model."""
 
@@ -80,30 +84,63 @@ class PullRecord:
         """Hold these digests and reserve what their downloads still need, in place of what was claimed before; or raise
         NoSpace saying how much is needed and free, and claim nothing new. Atomic against every other job.
 
-        `room` is how much more all pulls together may write; it is asked under the lock, after what they were promised
-        has been counted, so that bytes which arrive meanwhile count twice rather than not at all. `quota` is called
-        under the lock too, with the downloads that these claims add and those of the same namespace's other pulls, each
-        whole until it is committed; it may raise NoSpace.
+        `room` is how much more all pulls together may write; it is asked after what they were promised has been
+        counted, so that bytes which arrive meanwhile count twice rather than not at all. `quota` is called with the
+        downloads that these claims add and those of the same namespace's other pulls, each whole until it is committed;
+        it may raise NoSpace. Both may be called several times: all that is slow to read is read without the lock, and
+        counts if nobody was admitted since.
         """
         wanted = {claim.ingest: claim for claim in claims}
+        for _ in range(LOOKS):
+            with translated("record a pull"):
+                admission = self._last_admission()
+                self._require_room(wanted, room, quota)
+            if self._admit(wanted, admission):
+                return
+        # Others keep coming: they wait now.
+        self._admit(wanted, None, lambda: self._require_room(wanted, room, quota))
+
+    def _require_room(
+        self, wanted: Mapping[str, Claim], room: Callable[[], int], quota: Callable[[int, int], None] | None
+    ) -> None:
+        """Raise NoSpace if the claims don't fit beside what was admitted so far."""
+        others = _others(self.store, besides=self.id)
+        promised = sum(_outstanding(self.store, claim) for claim in others.values())
+        if quota is not None:
+            of_it = _downloads(self.store, namespace_of(wanted.values()), besides=self.id)
+            more = {name: claim for name, claim in wanted.items() if name not in of_it}
+            quota(_unfinished(self.store, more.values()), _unfinished(self.store, of_it.values()))
+        needed = sum(_beyond(self.store, claim, others.get(name)) for name, claim in wanted.items())
+        available = room() - promised if needed else 0
+        if needed > available:
+            others_hold = f" (other pulls hold {_human(promised)})" if promised else ""
+            raise NoSpace(
+                f"{_human(needed)} more are needed on {self.store.root}, {_human(max(0, available))} are free for "
+                f"it{others_hold}",
+                short_bytes=needed - available,
+            )
+
+    def _admit(
+        self, wanted: Mapping[str, Claim], seen: bytes | None, decide: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Write the claims down, if nobody was admitted since `seen` (None: whoever was), and if `decide` lets them."""
         # The store lock keeps a sweep from a record half-written; `space` is a leaf and comes last.
-        with self.store.locks.shared(), self.store.lock("space").acquire(), translated("record a pull"):
-            others = _others(self.store, besides=self.id)
-            promised = sum(_outstanding(self.store, claim) for claim in others.values())
-            if quota is not None:
-                of_it = _downloads(self.store, namespace_of(wanted.values()), besides=self.id)
-                more = {name: claim for name, claim in wanted.items() if name not in of_it}
-                quota(_unfinished(self.store, more.values()), _unfinished(self.store, of_it.values()))
-            needed = sum(_beyond(self.store, claim, others.get(name)) for name, claim in wanted.items())
-            available = room() - promised if needed else 0
-            if needed > available:
-                others_hold = f" (other pulls hold {_human(promised)})" if promised else ""
-                raise NoSpace(
-                    f"{_human(needed)} more are needed on {self.store.root}, {_human(max(0, available))} are free for "
-                    f"it{others_hold}",
-                    short_bytes=needed - available,
-                )
+        with self.store.locks.shared(), self.store.lock("space").acquire() as held, translated("record a pull"):
+            if seen is not None and self._last_admission() != seen:
+                return False
+            decide()
+            # Before the record: whoever looks between the two looks again.
+            with Path(held.path).open("r+b", buffering=0) as file:
+                file.write(secrets.token_bytes(_ADMISSION_BYTES))
             self._write(list(wanted.values()))
+            return True
+
+    def _last_admission(self) -> bytes:
+        """Differs from before once any job of any process was admitted since."""
+        try:
+            return atomic.read_file(f"{self.store.root}/locks/space")
+        except FileNotFoundError:
+            return b""  # nobody ever was
 
     def hold(self, claims: Iterable[Claim]) -> None:
         """Hold these digests, and reserve nothing: so that nothing of them goes while room is made. Raises NoSpace,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +22,7 @@ from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
 from modelmount.errors import Cancelled, NoSpace
 from modelmount.oci.digest import Digest
+from modelmount.system.lock import FileLock, Held
 from tests.faults import oracle
 from tests.unit.system.processes import mounted
 
@@ -215,3 +220,103 @@ def test_free_inodes_are_kept(tmp_path: Path) -> None:
         with pytest.raises(NoSpace, match=r"must stay free to be made; .* lower cache\.free_inodes"):
             node.pull("c", MIB)
         node.records[-1].close()
+
+
+@dataclass
+class Looks:
+    """What is opened and listed while the `space` lock is held in this process, and how often it was."""
+
+    held: bool = False
+    times: int = 0
+    found: list[str] = field(default_factory=list)
+
+
+_looks: list[Looks] = []
+
+
+def _audit(event: str, arguments: tuple[object, ...]) -> None:
+    for each in _looks:
+        if each.held and event in {"open", "os.listdir", "os.scandir"}:
+            each.found.append(str(arguments[0]))
+
+
+@functools.cache
+def _hook() -> None:
+    """Once and for good: there is no way to take one off."""
+    sys.addaudithook(_audit)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
+    mine = Looks()
+    acquire, release = FileLock.acquire, Held.release
+
+    def acquired(lock: FileLock, **options: Any) -> Held:
+        held = acquire(lock, **options)
+        if lock.path.endswith("/space"):
+            mine.held, mine.times = True, mine.times + 1
+        return held
+
+    def released(held: Held, **options: Any) -> None:
+        if held.path.endswith("/space"):
+            mine.held = False
+        release(held, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", acquired)
+    monkeypatch.setattr(Held, "release", released)
+    _hook()
+    _looks.append(mine)
+    yield mine
+    mine.held = False
+    _looks.remove(mine)
+
+
+def test_however_much_is_here_next_to_nothing_is_read_under_the_lock(node: Node, looks: Looks) -> None:
+    node.bound(namespace_bytes=8 * MIB, max_bytes=12 * MIB)
+    for name in "abcdef":
+        node.put(name, 1000, namespace="team")
+    node.pull("first", MIB, namespace="team")
+    looks.found.clear()
+    looks.times = 0
+    node.pull("second", MIB, namespace="team")
+    assert looks.times == 1
+    root = node.shelf.store.root
+    own = {f"{root}/locks/space", f"{root}/pulls/.{node.records[-1].id}.tmp"}
+    assert set(looks.found) == own
+    assert len(looks.found) <= 4
+
+
+def test_what_was_decided_before_another_was_admitted_is_decided_again(node: Node) -> None:
+    """The other one comes while the first look is under way, and is gone again before it is written down."""
+    node.bound(namespace_bytes=10 * MIB)
+    claim = Claim("cd" * 32, "raw", f"{'cd' * 32}-{SCOPE}-raw", 6 * MIB)
+    whole = Claim.of_manifest(Digest.of(b"m"), SCOPE, "team")
+    record = PullRecord.open(node.shelf.store, [whole])
+    node.records.append(record)
+    decided: list[tuple[int, int]] = []
+
+    def quota(needed: int, promised: int) -> None:
+        decided.append((needed, promised))
+        if len(decided) == 1:
+            node.pull("other", MIB, namespace="team")
+
+    record.claim([whole, claim], room=lambda: 100 * MIB, quota=quota)
+    assert decided == [(6 * MIB, 0), (6 * MIB, MIB)]
+
+
+def test_whoever_is_always_late_makes_the_others_wait(node: Node) -> None:
+    claim = Claim("cd" * 32, "raw", f"{'cd' * 32}-{SCOPE}-raw", MIB)
+    record = PullRecord.open(node.shelf.store, [])
+    node.records.append(record)
+    rooms = 0
+
+    def room() -> int:
+        nonlocal rooms
+        rooms += 1
+        if rooms <= pulls.LOOKS:
+            node.pull(f"other {rooms}", 1000)
+        return 100 * MIB
+
+    record.claim([claim], room=room)
+    assert rooms == pulls.LOOKS + 1
+    assert pulls.outstanding_bytes(node.shelf.store) == MIB + pulls.LOOKS * 1000
