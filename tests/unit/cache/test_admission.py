@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from modelmount.content.store import Store
 from modelmount.errors import Cancelled, NoSpace
 from modelmount.oci.digest import Digest
 from modelmount.system.lock import FileLock, Held
+from tests.fakes import opens
 from tests.faults import oracle
 from tests.unit.system.processes import mounted
 
@@ -231,21 +230,6 @@ class Looks:
     found: list[str] = field(default_factory=list)
 
 
-_looks: list[Looks] = []
-
-
-def _audit(event: str, arguments: tuple[object, ...]) -> None:
-    for each in _looks:
-        if each.held and event in {"open", "os.listdir", "os.scandir"}:
-            each.found.append(str(arguments[0]))
-
-
-@functools.cache
-def _hook() -> None:
-    """Once and for good: there is no way to take one off."""
-    sys.addaudithook(_audit)
-
-
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
     mine = Looks()
@@ -264,11 +248,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
 
     monkeypatch.setattr(FileLock, "acquire", acquired)
     monkeypatch.setattr(Held, "release", released)
-    _hook()
-    _looks.append(mine)
-    yield mine
-    mine.held = False
-    _looks.remove(mine)
+    with opens.watched(lambda path: mine.found.append(path) if mine.held else None):
+        yield mine
 
 
 def test_however_much_is_here_next_to_nothing_is_read_under_the_lock(node: Node, looks: Looks) -> None:

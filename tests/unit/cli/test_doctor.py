@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from modelmount import config
+from modelmount.cache import ground
 from modelmount.cli import cli, examinations
 from modelmount.cli.examinations import Finding, Level, kubelet, machine, network, storage
 from modelmount.content.store import Store
-from modelmount.system import confine
+from modelmount.system import confine, mount
 from tests.fakes.driver import Driver
 from tests.fakes.registry import Registry, Tls
 from tests.unit.cli.conftest import Machine
@@ -109,6 +111,38 @@ def test_without_rights_it_looks_on(directory: Path) -> None:
     assert done.returncode == 1
     assert "this process runs as user 65534" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_root_that_this_user_cannot_read_is_told(directory: Path) -> None:
+    store = directory / "store"
+    store.mkdir(mode=0)
+    os.chown(store, 65534, 65534)
+    directory.chmod(0o755)
+    command = [sys.executable, "-m", "modelmount", "doctor", "--json", "--root", str(store)]
+    done = subprocess.run([*AS_NOBODY, *command], capture_output=True, text=True, env=Driver(directory).environment())
+    (found,) = [f for f in json.loads(done.stdout)["findings"] if f["name"] == "store"]
+    assert (found["level"], done.returncode) == ("FAIL", 1)
+    assert found["message"] == f"{store} can't be read and written by user 65534, whose it is"
+    assert found["remedy"] == "look at its mode and its file system, or choose another root"
+
+
+NFS = "36 35 0:52 / {place} rw,relatime shared:7 - nfs4 filer.example.com:/export rw,vers=4.2,hard,proto=tcp"
+"""A line of /proc/self/mountinfo, as the kernel writes it for such a mount."""
+
+
+def test_a_file_system_of_the_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(tmp_path / "store")
+    line = NFS.format(place=tmp_path / "store")
+    there = [*mount.mountinfo(), *mount.parse_mountinfo(line.encode())]
+    monkeypatch.setattr(mount, "mountinfo", lambda: there)
+    found = {f.name: f for f in storage.store(settings(tmp_path))}["disk"]
+    assert (found.level, found.message) == (
+        Level.WARN,
+        f"{tmp_path}/store is on nfs4: locks and speed are the network's",
+    )
+    assert found.remedy == "use a local disk"
+    (trouble,) = ground.file_system(tmp_path / "store")  # what the driver says when it starts
+    assert (trouble.message, trouble.remedy, trouble.fatal) == (found.message, found.remedy, False)
 
 
 def test_a_controller_needs_no_rights_store_or_kubelet(tmp_path: Path) -> None:

@@ -23,19 +23,11 @@ def store(settings: Settings) -> Iterator[Finding]:
     if settings.mode == "controller":
         return
     root = Path(settings.root)
-    if not root.exists():
-        place = ground.nearest(root)
-        text = f"{root} isn't there yet; it is made at first use"
-        yield (
-            ok("store", text)
-            if os.access(place, os.W_OK)
-            else warn("store", f"{text}, but {place} can't be written", "run as root, or choose another root")
-        )
-    else:
-        yield from _existing(root)
-    found = [_finding("disk", trouble) for trouble in ground.file_system(root)]
-    entry = ground.mount_of(ground.nearest(root))
-    yield from found or ([ok("disk", f"{root} is on {entry.fstype}")] if entry is not None else [])
+    try:
+        yield from _place(root)
+    except OSError as e:
+        text = f"the store {root} cannot be looked at: {e.strerror}"
+        yield fail("store", text, "choose another root, or repair its file system")
 
 
 def space(settings: Settings) -> Iterator[Finding]:
@@ -73,6 +65,22 @@ def driver(settings: Settings) -> Iterator[Finding]:
         yield ok("driver", f"no driver runs on {settings.root}")
     else:
         yield ok("driver", f"{lock.named(holder)} serves {settings.root}")
+
+
+def _place(root: Path) -> Iterator[Finding]:
+    if not root.exists():
+        place = ground.nearest(root)
+        text = f"{root} isn't there yet; it is made at first use"
+        yield (
+            ok("store", text)
+            if os.access(place, os.W_OK)
+            else warn("store", f"{text}, but {place} can't be written", "run as root, or choose another root")
+        )
+    else:
+        yield from _existing(root)
+    found = [_finding("disk", trouble) for trouble in ground.file_system(root)]
+    entry = ground.mount_of(ground.nearest(root))
+    yield from found or ([ok("disk", f"{root} is on {entry.fstype}")] if entry is not None else [])
 
 
 def _existing(root: Path) -> Iterator[Finding]:
