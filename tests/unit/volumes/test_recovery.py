@@ -8,11 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from modelmount.config import Settings
+from modelmount.content.ingest import RAW, Ingest
+from modelmount.content.store import Store
 from modelmount.errors import Precondition
+from modelmount.oci.digest import Digest
 from modelmount.system import atomic, host
 from modelmount.volumes import recovery
 from modelmount.volumes.leases import target_lock_name
-from tests.fakes import mounts
+from tests.fakes import mounts, opens
+from tests.unit.cache.shelf import Shelf, content
 from tests.unit.system.processes import bound, mounted
 from tests.unit.volumes.conftest import Node, contents
 
@@ -285,3 +290,40 @@ def test_the_boot_and_namespace_are_those_of_this_process(node: Node) -> None:
     node.restart()
     assert [path.stat().st_mtime_ns for path in node.lease_files()] == before  # nothing to rewrite, nothing written
     assert node.lease(node.target()).mount_namespace == host.mount_namespace()
+
+
+def test_after_an_unclean_stop_only_what_could_be_torn_is_read(tmp_path: Path) -> None:
+    """What has its name was durable before it got it: however much that is, a start reads none of it. Of a download the
+    next pull reads what its journal speaks of, and nothing else.
+    """
+    shelf = Shelf(Store(tmp_path / "store"))
+    root = shelf.store.root
+    made = [shelf.put(f"model-{n}", {"a": content(f"{n}", 5000)}, packed={"b": b"b"}) for n in range(5)]
+    shelf.lease(made[0], boot="another")
+    name = shelf.partial("torn", 3 << 20)
+    half_made = [root / each for each in ("blobs/sha256/.torn.1", "trees/.torn.2", "refs/.torn.3")]
+    for path in half_made:
+        path.write_bytes(b"torn")
+    seen: list[str] = []
+    with opens.watched(seen.append):
+        found = recovery.recover(shelf.store, Settings(root=str(root), kubelet_root=str(tmp_path / "kubelet")))
+    assert found.waiting == 1
+    assert [path for path in half_made if path.exists()] == []
+    assert read_of(root, seen) <= {"volumes", "locks"}
+    seen.clear()
+    digest = Digest.of(content("torn", 3 << 20))
+    with opens.watched(seen.append), shelf.store.lock(f"ingest-{name}").acquire(timeout=0) as held:
+        ingest = Ingest.open(shelf.store, digest, (3 << 20) + 1, "ab" * 16, RAW, held)
+        assert ingest.missing == ((3 << 20, (3 << 20) + 1),)
+        ingest.close()
+    files = [path for path in seen if path.startswith(f"{root}/") and Path(path).is_file()]
+    assert {path for path in files if "/locks/" not in path} == {
+        f"{root}/ingest/{name}/journal",
+        f"{root}/ingest/{name}/data",
+    }
+
+
+def read_of(root: Path, paths: list[str]) -> set[str]:
+    """The rooms of the store of which files were opened."""
+    files = {Path(path) for path in paths if path.startswith(f"{root}/")}
+    return {path.relative_to(root).parts[0] for path in files if path.is_file()}
