@@ -53,7 +53,8 @@ class TokenServer:
 
     `users` and `anonymous` may be changed while it runs. `lifetime_seconds` is what tokens really last (the registry
     allows 60 s of leeway) and, unless `expires_in` says something else, what the answer promises. `harbor_style`
-    answers 200 with a powerless token for wrong credentials, where others say 401. While `broken`, it answers 503.
+    answers 200 with a powerless token for wrong credentials, where others say 401. While `broken`, it answers 503. Its
+    clock is `ahead_seconds` ahead of the registry's.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class TokenServer:
         self.expires_in = expires_in
         self.harbor_style = harbor_style
         self.broken = False
+        self.ahead_seconds = 0
         self.requests: list[TokenRequest] = []
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._certificate = _self_signed(self._key)
@@ -112,7 +114,7 @@ class TokenServer:
         self.requests.append(TokenRequest(name, scopes, 200))
         token = self._sign(name or "", [access for s in scopes if (access := _granted(s, allowed)) is not None])
         lifetime = self.lifetime_seconds if self.expires_in is None else self.expires_in
-        issued = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        issued = (datetime.now(UTC) + timedelta(seconds=self.ahead_seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
         return 200, {"token": token, "access_token": token, "expires_in": lifetime, "issued_at": issued}
 
     def _who(self, authorization: str | None) -> tuple[str | None, Mapping[str, tuple[str, ...]], bool]:
@@ -132,7 +134,7 @@ class TokenServer:
         return name, user.access, False
 
     def _sign(self, subject: str, access: list[dict[str, Any]]) -> str:
-        now = int(time.time())
+        now = int(time.time()) + self.ahead_seconds
         der = self._certificate.public_bytes(serialization.Encoding.DER)
         head = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(der).decode()]}
         auth = self.auth

@@ -182,6 +182,21 @@ def challenging_for_the_nodes_credential(w: World) -> None:
     assert all("authorization" not in each.headers for each in asked)
 
 
+def challenging_for_the_nodes_credential_at_its_token_server(w: World) -> None:
+    realm = f'Bearer realm="http://{w.tokens.host}/token",service="test-registry",scope="repository:team-n/shared:pull"'
+    w.evil.on("/v2/team-n/lure/manifests/v1", challenge(realm))
+    before = len(w.tokens.requests)
+    refused(w, f"{w.evil.host}/team-n/lure:v1")
+    assert "node" not in {each.user for each in w.tokens.requests[before:]}
+
+
+def redirecting_to_what_the_node_may_read(w: World) -> None:
+    w.evil.on("/v2/team-n/away/manifests/v1", redirect(f"{w.registry.url}/v2/team-n/shared/manifests/v1"))
+    before = len(w.tokens.requests)
+    refused(w, f"{w.evil.host}/team-n/away:v1")
+    assert w.tokens.requests[before:] == []  # whoever is redirected answers no challenge there
+
+
 def challenging_for_ever(w: World) -> None:
     w.evil.on("/v2/bob/ever/manifests/v1", challenge('Basic realm="x"'))
     refused(w, f"{w.evil.host}/bob/ever:v1", w.login("bob"))
@@ -278,7 +293,8 @@ def spelling_a_namespace_like_hers(w: World) -> None:
 
 
 def setting_what_only_an_admin_may(w: World) -> None:
-    for key in ("verification", "plain_http", "sharing", "policy_file", "docker_config"):
+    keys = ("verification", "on_registry_down", "anonymous", "plain_http", "sharing", "policy_file", "docker_config")
+    for key in keys:
         assert w.attempt(w.secret.reference, {}, {key: "never"}).code is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -296,6 +312,27 @@ def putting_tokens_among_the_attributes(w: World) -> None:
 def naming_her_repository_in_other_spellings(w: World) -> None:
     for spelling in ("team-a//secret", "team-b/../team-a/secret", "team-a/secret/", "TEAM-A/secret", "team-a%2Fsecret"):
         assert w.attempt(f"{w.registry.host}/{spelling}:v1", w.login("bob")).code is not grpc.StatusCode.OK
+
+
+def naming_her_registry_in_other_spellings(w: World) -> None:
+    """What a rule keeps for her namespace is so under every name of its registry, and no name leads to this node."""
+    port = w.registry.port
+    hosts = ("localhost", "127.1", "0x7f.1", "2130706433", "127.0.0.2", "[::1]", "[::ffff:127.0.0.1]", "127.0.0.1.")
+    for host in (*(f"{each}:{port}" for each in hosts), f"127.0.0.1:0{port}", f"bob@127.0.0.1:{port}"):
+        for repository in ("team-p/ruled", "team-a/secret"):
+            refused(w, f"{host}/{repository}:v1", w.login("bob"))
+
+
+def naming_her_model_by_another_drivers_attribute(w: World) -> None:
+    alias = "model.csi.modelpack.org/reference"
+    for reference in (w.secret.reference, w.ruled.reference):
+        with pytest.raises(grpc.RpcError) as told:
+            w.driver.publish(
+                "volume-alias", w.driver.target("bob-alias"), {alias: reference, NAMESPACE: "team-b"}, w.login("bob")
+            )
+        w.messages.append(str(told.value.details()))
+        assert told.value.code() in REFUSED
+        refused(w, w.own.reference, w.login("bob"), {alias: reference})  # and one beside his own
 
 
 # -- evicting and delaying
@@ -431,6 +468,8 @@ def down(w: World, secrets: dict[str, str]) -> None:
         redirecting_to_her_manifest,
         challenging_for_her_repository,
         challenging_for_the_nodes_credential,
+        challenging_for_the_nodes_credential_at_its_token_server,
+        redirecting_to_what_the_node_may_read,
         challenging_for_ever,
         calling_himself_her_registry,
         proving_possession_with_zeros,
@@ -451,6 +490,8 @@ def down(w: World, secrets: dict[str, str]) -> None:
         leaving_his_tree_by_path,
         putting_tokens_among_the_attributes,
         naming_her_repository_in_other_spellings,
+        naming_her_registry_in_other_spellings,
+        naming_her_model_by_another_drivers_attribute,
         needing_more_room_than_there_is,
         filling_the_cache,
         declaring_many_files,

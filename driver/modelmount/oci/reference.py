@@ -146,7 +146,7 @@ def _checked_registry(text: str, registry: str) -> str:
     host, colon, port = registry.rpartition(":")
     if not colon or registry.endswith("]"):
         host, port = registry, ""
-    elif not (port.isdigit() and len(port) <= len(str(_MAX_PORT)) and 1 <= int(port) <= _MAX_PORT):
+    elif not (port.isdigit() and port[0] != "0" and len(port) <= len(str(_MAX_PORT)) and int(port) <= _MAX_PORT):
         raise _refused(text, "has a bad port")
     if not _HOST.fullmatch(host):
         raise _refused(text, "has a bad registry host")

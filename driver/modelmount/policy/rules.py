@@ -24,13 +24,14 @@ from typing import Annotated, Literal
 import msgspec
 
 from modelmount.errors import Forbidden, InvalidRequest
-from modelmount.oci.reference import Reference
+from modelmount.oci.reference import Reference, Repository, split_port
 from modelmount.policy import signing
 from modelmount.policy.kinds import Kind
 from modelmount.policy.signing import Attestation, Demand, Signature
 
 MAX_BYTES = 1 << 20
 _DEFAULT = "default"
+_HUB = ("docker.io", "registry-1.docker.io")
 
 
 class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,10 +124,12 @@ class Policy:
         """The rule that decides. Where nobody knows the namespace, rules about namespaces can't be told to match or
         not: raises Forbidden for models that one of them is about, unless it only warns.
         """
-        model = str(reference.repository)
+        names = _names(reference.repository)
         best, rank = self._default, (-1, False)
         for rule in self._rules:
-            longest = max((len(each) for each in rule.models if fnmatch.fnmatchcase(model, each)), default=-1)
+            longest = max(
+                (len(each) for each in rule.models for name in names if fnmatch.fnmatchcase(name, each)), default=-1
+            )
             if longest < 0:
                 continue
             if rule.namespaces and not namespace and rule.mode == "enforce":
@@ -138,6 +141,17 @@ class Policy:
             if (longest, bool(rule.namespaces)) > rank:
                 best, rank = rule, (longest, bool(rule.namespaces))
         return best
+
+
+def _names(repository: Repository) -> set[str]:
+    """A repository in all ways to write its registry: rules are about the registry that is asked, not about the
+    spelling that somebody chose. https is port 443, and Docker Hub's API has a name of its own.
+    """
+    host = repository.registry.removesuffix(":443")
+    hosts = {host, *(_HUB if host in _HUB else ())}
+    if split_port(host)[1] is None:
+        hosts |= {f"{each}:443" for each in hosts}
+    return {f"{each}/{repository.repository}" for each in hosts}
 
 
 def read(path: Path) -> Policy:

@@ -114,6 +114,7 @@ def test_a_reference_is_taken_apart(text: str, expected: tuple[str, str, str | N
         pytest.param("reg.ıo/a", id="R7-dotless-i"),
         pytest.param("reg.io:/a", id="port-missing"),
         pytest.param("reg.io:0/a", id="port-zero"),
+        pytest.param("reg.io:0443/a", id="port-in-another-spelling"),
         pytest.param("reg.io:65536/a", id="port-too-large"),
         pytest.param("reg.io:0655350/a", id="port-of-seven-digits"),
         pytest.param("reg.io:+80/a", id="port-with-sign"),

@@ -65,6 +65,28 @@ def test_the_longest_pattern_decides_then_who_names_namespaces_then_the_first(
     assert read(tmp_path, RULES).rule(namespace, Reference.parse(model)).name == rule
 
 
+@pytest.mark.parametrize(
+    ("pattern", "model", "is_meant"),
+    [
+        ("harbor.example.com/secret/*", "harbor.example.com:443/secret/x", True),
+        ("harbor.example.com:443/secret/*", "harbor.example.com/secret/x", True),
+        ("harbor.example.com/secret/*", "HARBOR.example.com/secret/x", True),
+        ("docker.io/secret/*", "registry-1.docker.io/secret/x", True),
+        ("docker.io/secret/*", "registry-1.docker.io:443/secret/x", True),
+        ("docker.io/secret/*", "index.docker.io/secret/x", True),
+        ("*fd00::1]/secret/*", "[fd00::1]:443/secret/x", True),
+        ("harbor.example.com/secret/*", "harbor.example.com:8443/secret/x", False),
+        ("harbor.example.com:8443/secret/*", "harbor.example.com/secret/x", False),
+        ("harbor.example.com:8443/secret/*", "harbor.example.com:8443/secret/x", True),
+    ],
+)
+def test_a_rule_is_about_a_registry_however_its_host_is_written(
+    tmp_path: Path, pattern: str, model: str, is_meant: bool
+) -> None:
+    text = f'[default]\n[[rule]]\nname = "secret"\nmodels = ["{pattern}"]\nallow = false\n'
+    assert read(tmp_path, text).rule("dev", Reference.parse(model)).name == ("secret" if is_meant else "default")
+
+
 def test_without_a_namespace_rules_about_namespaces_refuse(tmp_path: Path) -> None:
     for namespace in ("", None):
         with pytest.raises(Forbidden, match=r"rule 'ours'.*podInfoOnMount"):

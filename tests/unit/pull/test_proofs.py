@@ -246,7 +246,19 @@ def test_one_repository_that_is_down_says_nothing_of_another(tmp_path: Path) -> 
     assert asked == ["other"]
 
 
-@pytest.mark.parametrize("credential", [BOB, WRONG, NOBODY], ids=["another", "a guessed one", "none"])
+SPELLINGS = {
+    "another": BOB,
+    "a guessed one": WRONG,
+    "none": NOBODY,
+    "one that ends elsewhere": Credential(username="alicea", password="-secret"),
+    "its halves in the wrong places": Credential(username="a-secret", password="alice"),
+    "its password as an identity token": Credential(username="alice", identity_token="a-secret"),
+    "its password as a registry token": Credential(registry_token="a-secret"),
+    "its name alone": Credential(username="alice"),
+}
+
+
+@pytest.mark.parametrize("credential", SPELLINGS.values(), ids=list(SPELLINGS))
 def test_a_registry_that_is_down_opens_nothing_that_was_never_proved(bench: Bench, credential: Credential) -> None:
     bench.read(ALICE)
     bench.registry.stop()

@@ -7,11 +7,12 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from modelmount.errors import Forbidden, Unauthenticated, Unavailable
+from modelmount.errors import Forbidden, ModelMountError, Unauthenticated, Unavailable
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
 from modelmount.registry.tokens import Key, Tokens
@@ -423,6 +424,40 @@ def test_a_token_without_a_lifetime_is_used_once(server: WireServer, expires_in:
         assert len(server.asked()) == 2
 
 
+@pytest.mark.parametrize(
+    "slow",
+    [
+        Answer(body=b'{"token": "one"}', stall_after=0),
+        Answer(body=b'{"token": "one"}', stall_after=5),
+        Answer(body=b'{"token": "one"}' + b" " * 10_000, drip=(1, 0.05)),
+    ],
+    ids=["silent", "silent in the middle", "dripping"],
+)
+def test_h6_a_slow_token_server_is_named_within_the_time_and_delays_nobody_else(
+    server: WireServer, tokens: WireServer, slow: Answer
+) -> None:
+    server.on("/token", slow)
+    tokens.on("/token", document({"token": "two"}))
+    with tokens_of(server, time.monotonic, tokens) as (kept, key, _):
+        told: list[ModelMountError] = []
+
+        def wait() -> None:
+            with pytest.raises(Unavailable) as caught:
+                kept.get(key, None, "the model", soon(1.0))
+            told.append(caught.value)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        while not server.asked("/token") and waiting.is_alive():
+            threading.Event().wait(0.01)
+        other = replace(key, registry=tokens.host, server=Url.parse(f"{tokens.url}/token"))
+        assert kept.get(other, None, "another model", soon(60.0)) == "two"
+        waiting.join()
+    assert told[0].message.startswith("the model: ")
+    assert server.host in told[0].message
+    assert len(server.asked("/token")) <= 1
+
+
 def test_who_waits_for_anothers_fetch_waits_no_longer_than_its_own_deadline(server: WireServer) -> None:
     server.on("/token", Answer(body=b"{", stall_after=0))
     with tokens_of(server, time.monotonic) as (tokens, key, _):
@@ -442,9 +477,11 @@ def test_who_waits_for_anothers_fetch_waits_no_longer_than_its_own_deadline(serv
 
 
 @contextlib.contextmanager
-def tokens_of(server: WireServer, clock: Callable[[], float]) -> Iterator[tuple[Tokens, Key, Callable[[], str]]]:
+def tokens_of(
+    server: WireServer, clock: Callable[[], float], *others: WireServer
+) -> Iterator[tuple[Tokens, Key, Callable[[], str]]]:
     """Tokens over a real pool with a clock of the test's own, a key, and how to get its token."""
-    pool = Pool(settings_for(server))
+    pool = Pool(settings_for(server, *others))
     tokens = Tokens(pool, clock)
     key = Key(server.host, Url.parse(f"{server.url}/token"), "", "repository:llm/tiny:pull", ANONYMOUS)
     yield tokens, key, lambda: tokens.get(key, None, "x", soon())

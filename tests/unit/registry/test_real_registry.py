@@ -2,10 +2,12 @@
 
 import http.server
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ from modelmount.config import Pull, Registry, Settings
 from modelmount.errors import Forbidden, NotFound, Unauthenticated, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference, Repository
+from modelmount.registry.auth import MAX_ROUNDS
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
 from tests.fakes import push, registry, tokens
@@ -161,6 +164,52 @@ def test_h17_a_token_that_expires_during_a_pull_is_replaced(
             client.exists(repository, manifest, ALICE)
         server.lifetime_seconds = 300
         assert drain(client.blob(repository, weights, 5, ALICE)) == WEIGHTS[5:]
+
+
+@pytest.mark.parametrize("ahead", [7200, -7200], ids=["not yet good", "over already"])
+def test_h17_a_token_server_with_another_clock_is_a_refusal_until_the_clocks_agree(
+    tmp_path: Path, model: push.Artifact, make_client: MakeClient, ahead: int
+) -> None:
+    """The registry takes no such token, however long it says to be good for. It is asked for twice at most."""
+    users = {"alice": tokens.User(ALICE.password)}
+    with (
+        tokens.TokenServer(tmp_path, users=users) as server,
+        registry.Registry(tmp_path / "registry", token=server.auth) as real,
+    ):
+        pushed = pushed_with_token(real, server, model)
+        repository, manifest, _ = place(pushed)
+        client = make_client(listed(real.host, plain_http=True))
+        server.ahead_seconds = ahead
+        server.requests.clear()
+        with pytest.raises(Forbidden, match="not found or no access"):
+            client.exists(repository, manifest, ALICE)
+        assert len(server.requests) <= 2 * MAX_ROUNDS  # a HEAD, and a GET for the reason
+        server.ahead_seconds = 0
+        client.exists(repository, manifest, ALICE)
+
+
+@pytest.mark.parametrize("jump", [86400.0, -86400.0], ids=["ahead", "behind"])
+def test_our_own_clock_matters_to_no_token(
+    tmp_path: Path, model: push.Artifact, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """Neither when it is wrong from the beginning nor when it is set while a token is good."""
+    users = {"alice": tokens.User(ALICE.password)}
+    with (
+        tokens.TokenServer(tmp_path, users=users, expires_in=3600) as server,
+        registry.Registry(tmp_path / "registry", token=server.auth) as real,
+    ):
+        pushed = pushed_with_token(real, server, model)
+        repository, manifest, _ = place(pushed)
+        client = make_client(listed(real.host, plain_http=True))
+        server.requests.clear()
+        client.exists(repository, manifest, ALICE)
+        ours = SimpleNamespace(**{name: getattr(time, name) for name in ("monotonic", "sleep")})
+        ours.time = lambda: time.time() + jump
+        for module in ("registry.tokens", "registry.client", "registry.answers", "transport.pool"):
+            monkeypatch.setattr(f"modelmount.{module}.time", ours, raising=False)
+        client.exists(repository, manifest, ALICE)
+        make_client(listed(real.host, plain_http=True)).exists(repository, manifest, ALICE)
+        assert [request.status for request in server.requests] == [200, 200]
 
 
 def test_a_registry_with_its_own_ca(tmp_path: Path, model: push.Artifact, make_client: MakeClient) -> None:

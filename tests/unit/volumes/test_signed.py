@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
+from modelmount.cache.collector import Collector
+from modelmount.config import Cache
 from modelmount.errors import Forbidden, ModelMountError, Unauthenticated, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Reference
@@ -656,3 +659,24 @@ def test_the_audit_log_says_who_signed_what_is_mounted(it: Signed, monkeypatch: 
     signer = f"key prod.pub (sha256:{fingerprint[:12]})"
     assert [line["digest"] for line in lines] == [it.pushed.digest] * 3
     assert [line.get("signers") for line in lines] == [[signer], [signer], None]
+
+
+def test_a_model_that_is_evicted_leaves_nothing_that_says_it_was_here(it: Signed) -> None:
+    """Neither proofs nor signatures nor what its tag meant: the next pod is as the first one."""
+    it.sign("simple")
+    target = it.publish("", "one")
+    store, manifest = it.node.store, Digest.parse(it.pushed.digest)
+    model = store.root / "models" / manifest.hex
+    assert {"proofs", "signatures", "facts.json"} <= {each.name for each in model.iterdir()}
+    it.node.publisher.unpublish("one", str(target))
+    swept = Collector(store, lambda: Cache(grace_seconds=0)).collect(math.inf)
+    assert len(swept.models) == 1
+    known = ("models", "views", "refs", "trees", "blobs", "scopes", "unpacked", "volumes", "pulls", "trash")
+    left = [path for name in known for path in (store.root / name).rglob("*") if path.is_file()]
+    assert left == []
+    assert not model.exists()
+    it.node.registry.forget()
+    it.mounts("two")
+    asked = [(r.method, r.path.rpartition("/")[2]) for r in it.node.registry.manifest_requests()]
+    assert asked[0] == ("GET", "v1")
+    assert it.weights() > 0
