@@ -44,7 +44,9 @@ def _at(document: object, way: tuple[str, ...]) -> object:
 def _text(value: object) -> str:
     if isinstance(value, list):
         value = ", ".join(text for item in value if (text := _text(item)))
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    if not isinstance(value, str | int | float):
         return ""
     text = str(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

@@ -42,6 +42,34 @@ def described(config_type: str, config: dict[str, Any], **more: Any) -> dict[str
             id="ModelPack",
         ),
         pytest.param(
+            "application/vnd.cncf.model.config.v1+json",
+            {
+                "descriptor": {
+                    "sourceURL": "https://example.com/llama",
+                    "docURL": "https://example.com/doc",
+                    "datasetsURL": ["https://example.com/a", "https://example.com/b"],
+                    "revision": "a1b2",
+                },
+                "config": {
+                    "capabilities": {
+                        "reasoning": True,
+                        "toolUsage": False,
+                        "knowledgeCutoff": "2025-01-01T00:00:00Z",
+                    }
+                },
+            },
+            {
+                "source": "https://example.com/llama",
+                "documentation": "https://example.com/doc",
+                "datasets": "https://example.com/a, https://example.com/b",
+                "revision": "a1b2",
+                "reasoning": "yes",
+                "tools": "no",
+                "knowledge": "2025-01-01T00:00:00Z",
+            },
+            id="ModelPack: where it comes from and what it can do",
+        ),
+        pytest.param(
             "application/vnd.kitops.modelkit.config.v1+json",
             {"package": {"name": "kit", "authors": ["a", "b"]}, "model": {"framework": "pytorch"}},
             {"name": "kit", "authors": "a, b", "framework": "pytorch"},
