@@ -204,6 +204,16 @@ def test_the_tests_that_prove_what_is_promised_are_there(document: str) -> None:
     assert named - there == set()
 
 
+def test_the_tests_that_the_operations_name_are_there() -> None:
+    named = {
+        name
+        for path in (ROOT / "docs/operations").glob("*.md")
+        for name in re.findall(r"`(tests/[\w./]+)`", path.read_text())
+    }
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
