@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.cluster import images
+from tests.fakes import mounts
 
 IMAGE = "localhost/busybox:test"
 PROGRAMS = ("sh", "cat", "find", "sort", "xargs", "sha256sum", "touch", "true")
@@ -119,6 +120,7 @@ class Containerd:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        mounts.detach_below(self.directory)
         groups = Path("/sys/fs/cgroup")  # one tree, or one for each controller
         for group in (groups / self._namespace, *groups.glob(f"*/{self._namespace}")):
             for path in (*group.glob("*/"), group):
