@@ -28,7 +28,7 @@ SPARED_SECONDS: Final = 2.0
 
 class Governor:
     """Told what happens, answers how many connections are wanted; from one thread, but for `complain`. `rate` is the
-    latest it was told.
+    latest it was told, `each` what one connection had of that.
     """
 
     def __init__(self, first: int, limit: int, clock: Callable[[], float] = monotonic) -> None:
@@ -36,7 +36,7 @@ class Governor:
         self.limit = max(1, limit)
         self.wanted = min(max(1, first), self.limit)
         self._clock = clock
-        self.rate = 0.0
+        self.rate = self.each = 0.0
         self._rate_before = 0.0
         self._held_until = self._spared_until = 0.0
         self._slow = self._settling = False
@@ -55,13 +55,12 @@ class Governor:
         if not busy or not rate:
             return self.wanted  # nothing came: nothing is known
         if ours > OUR_SHARE:
-            self._slow = False
-            return self.wanted
-        self.rate = rate
+            return self.wanted  # what was known of the connections before holds
+        self.rate, self.each = rate, rate / busy
         if self._settling:  # the last change was in the middle of what this rate is about
             self._settling = False
             return self.wanted
-        knew, self._slow = self._slow, rate / busy < FAST_BYTES_PER_SECOND
+        knew, self._slow = self._slow, self.each < FAST_BYTES_PER_SECOND
         idle = busy < self.wanted and knew  # whoever has nothing to do finds something once they are known to be slow
         if not self._slow or idle or self._clock() < self._held_until:
             return self.wanted

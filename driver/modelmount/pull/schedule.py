@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from modelmount.errors import Cancelled
-from modelmount.pull import smalls
+from modelmount.pull import fetch, smalls
 from modelmount.pull.connections import Share
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.governor import Governor
@@ -26,11 +26,13 @@ from modelmount.system.lock import Held
 
 FIRST_CONNECTIONS: Final = 4
 """Connections that a job with that many parts begins with."""
-WORTH_SECONDS: Final = 1.0
-"""A connection's work is divided only while the job will take longer than this."""
+WORTH_SECONDS: Final = 0.5
+"""What a connection is at is divided only when it would take longer than this by itself."""
 SEGMENT_SECONDS: Final = 1.0
 SEGMENT_BYTES: Final = (8 << 20, 64 << 20)
 """A divided blob's segments take about this long, within these bounds: few requests, and little lost with one."""
+WINDOW_ROUNDS: Final = 1.5
+"""So many segments for each connection fit into what fetching may be ahead of hashing."""
 LAST_SECONDS: Final = 0.15
 """Segments become shorter towards the end, to so much, so that all connections end together."""
 LARGE_BLOBS: Final = max(2, min(4, os.cpu_count() or 1))
@@ -284,19 +286,28 @@ class Schedule:
         """All that is left goes to one connection, unless connections are slow."""
         if not self._governor.may_split:
             return None
-        each = self._governor.rate / max(1, self._threads)
         free = sum(active.download.segments.free_bytes for active in self._active)
-        length = max(each * LAST_SECONDS, min(each * SEGMENT_SECONDS, free / max(1, self._threads)))
-        return int(max(SEGMENT_BYTES[0], min(length, SEGMENT_BYTES[1])))
+        shortest = self._governor.rate / max(1, self._threads) * LAST_SECONDS
+        return self._bounded(max(shortest, free / max(1, self._threads)))
 
     def _divide(self) -> bool:
-        """Take from somebody who has much left, if connections are slow and the job would take long as it is."""
+        """Take from whoever has most left, if connections are slow and that one would be long at it."""
         if not self._governor.may_split:
             return False
-        length = int(max(SEGMENT_BYTES[0], self._governor.rate / max(1, self._threads) * SEGMENT_SECONDS))
-        if self._job.progress.bytes_left < self._governor.rate * WORTH_SECONDS:
+        segments = [segment for active in self._active for segment in active.download.segments.owned]
+        longest = max((segment.missing for segment in segments), default=0)
+        if longest < self._governor.each * WORTH_SECONDS:
             return False
+        length = self._bounded(longest / (self._idle + 2))
         return any(active.download.share(length) for active in self._active if not active.ending)
+
+    def _bounded(self, length: float) -> int:
+        """A segment's length: as said, but for what it takes to fetch it, and so that hashing, which waits for the
+        first, is no farther behind the last than it may be.
+        """
+        least, most = SEGMENT_BYTES
+        window = fetch.WINDOW_BYTES / (WINDOW_ROUNDS * self._governor.limit)
+        return int(max(least, min(length, most, window, self._governor.each * SEGMENT_SECONDS)))
 
     def _interrupt_one(self) -> None:
         """Have the thread with the longest way to go look up from its segment: its connection may be for another job.

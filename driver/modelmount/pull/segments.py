@@ -106,11 +106,11 @@ class Segments:
             return segment
 
     def share(self, length: int, front: int) -> bool:
-        """Draw in the end of an owned segment with much left, so that others can take what lies behind; whether there
-        was one. Its owner stops at the new end. Nobody can begin behind `front` yet.
+        """Draw in the end of the owned segment with most left, so that others can take what lies behind; whether there
+        was one with enough. Its owner stops at the new end. Nobody can begin behind `front` yet.
         """
         with self._lock:
-            for segment in self._owned:
+            for segment in sorted(self._owned, key=lambda each: each.missing, reverse=True):
                 cut = min(_aligned(segment.position + length, segment.end), front)
                 if cut - segment.position < ALIGNMENT_BYTES:
                     continue

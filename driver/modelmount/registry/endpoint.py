@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from modelmount.config import Settings
@@ -68,4 +69,4 @@ def token_hosts(settings: Settings, registry: str) -> tuple[str, ...]:
 
 def _url(settings: Settings, repository: Repository, rest: str) -> Url:
     root = home(settings, repository.registry)
-    return root.join(f"{root.target}{repository.repository}/{rest}")
+    return replace(root, target=f"{root.target}{repository.repository}/{rest}")

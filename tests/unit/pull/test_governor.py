@@ -41,6 +41,14 @@ def test_what_this_node_is_slow_at_is_not_the_connections_doing() -> None:
     assert made.observe(50 * MB, 1, 0.1) == 4
 
 
+def test_what_is_known_of_connections_holds_while_this_node_is_slow() -> None:
+    made = Governor(1, 16, Clock())
+    made.observe(100 * MB, 2)
+    made.observe(400 * MB, 1, 0.9)
+    assert made.may_split
+    assert made.each == 50 * MB
+
+
 def test_a_stall_of_the_disk_holds_nothing() -> None:
     clock = Clock()
     made = Governor(1, 32, clock)

@@ -71,6 +71,13 @@ def test_a_segment_with_little_left_is_its_owner_s() -> None:
     assert owner.end == 100 * MB
 
 
+def test_the_segment_with_most_left_is_the_one_that_is_shared() -> None:
+    segments = Segments([(0, 100 * MB)])
+    first, second = taken(segments, 20 * MB), taken(segments)
+    assert segments.share(8 * MB, MUCH)
+    assert (first.end, second.end) == (20 * MB, 28 * MB)
+
+
 def test_a_segment_is_shared_no_farther_than_what_has_its_place() -> None:
     segments = Segments([(0, 100 * MB)])
     owner = taken(segments)
