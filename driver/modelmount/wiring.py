@@ -149,11 +149,14 @@ class Node:
         self.audit.close()
 
 
-def existing(settings: Settings) -> Shelf | None:
-    """The store for reading, None where there is none. Raises Precondition when it can't be used."""
-    if not Path(settings.root).exists():
+def existing(settings: Settings, *, to_look: bool = False) -> Shelf | None:
+    """The store for reading, None where there is none; `to_look` changes nothing of it, not even an older version's
+    layout. Raises Precondition when it can't be used.
+    """
+    root = Path(settings.root)
+    if not root.exists() or (to_look and not (root / "version").exists()):
         return None
-    store = Store(Path(settings.root))
+    store = Store(root, to_look=to_look)
     return Shelf(store, Leases(store), Collector(store, lambda: settings.cache))
 
 

@@ -266,17 +266,22 @@ def test_a_pull_on_the_command_line_makes_way_for_a_pod_and_goes_on_after_it(
                 node.driver.command("pull", slow.reference, "--json"), env=node.driver.environment(), stdout=out
             ) as pulling,
         ):
-            slow.wait_partial(4 << 20)
-            slow.let_go(TRICKLE)
-            pod = node.pod("patient", f"{pods.host}/llm/pods:v1")
-            node.kubelet.wait_until(lambda: pods.passed >= 1 << 20, "the pod's model to be under way")
-            before = len(slow.weights_answers(pushed))
-            node.kubelet.wait_until(lambda: len(slow.weights_answers(pushed)) > before, "the other pull to make way")
-            assert pulling.poll() is None
-            pods.hold_at = None
-            node.kubelet.wait_running(pod)
-            slow.let_go()
-            assert pulling.wait(SECONDS) == 0
+            try:
+                slow.wait_partial(4 << 20)
+                before = len(slow.weights_answers(pushed))
+                slow.let_go(TRICKLE)
+                pod = node.pod("patient", f"{pods.host}/llm/pods:v1")
+                node.kubelet.wait_until(lambda: pods.passed >= 1 << 20, "the pod's model to be under way")
+                node.kubelet.wait_until(
+                    lambda: len(slow.weights_answers(pushed)) > before, "the other pull to make way"
+                )
+                assert pulling.poll() is None
+                pods.hold_at = None
+                node.kubelet.wait_running(pod)
+                slow.let_go()
+                assert pulling.wait(SECONDS) == 0
+            finally:
+                pulling.kill()
     assert len(slow.weights_answers(pushed)) > before + 1
     result = json.loads(said.read_text().splitlines()[-1])["result"]
     assert result["fetched_bytes"] <= result["bytes"] + OTHER_BYTES

@@ -106,9 +106,10 @@ def realm(value: str) -> Callable[[World], Act]:
 def realms_in_turn(world: World, repository: str) -> Attack:
     """Each challenge names another token server, on the registry's own host, whose token is refused in turn."""
     numbers = itertools.count()
-    next_realm: Act = lambda asked, gateway: challenge(  # noqa: E731
-        f'Bearer realm="{gateway.url}/token-{next(numbers)}",service="x"'
-    )
+
+    def next_realm(asked: Asked, gateway: Gateway) -> Answer:
+        return challenge(f'Bearer realm="{gateway.url}/token-{next(numbers)}",service="x"')
+
     attack = locked(lambda world: next_realm)(world, repository)
     world.guarded.play(Fault(lambda asked: asked.path.startswith("/token-"), instead(document({"token": "t"})), None))
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from modelmount.config import Settings
 from modelmount.pull.progress import human_bytes
-from modelmount.system import mount
-from modelmount.system.mount import MountEntry
+from modelmount.system import mountinfo
 
 ON_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "afs", "lustre"})
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
@@ -57,7 +56,7 @@ def directory(root: Path) -> Iterator[Trouble]:
 
 def file_system(root: Path) -> Iterator[Trouble]:
     """What the root is on, and whether its rooms are on the same."""
-    entry = mount_of(nearest(root))
+    entry = mountinfo.mount_of(nearest(root))
     if entry is None:
         return
     place = f"{root} is on {entry.fstype}"
@@ -71,7 +70,7 @@ def file_system(root: Path) -> Iterator[Trouble]:
     elif entry.fstype in ON_NETWORK:
         yield Trouble(f"{place}: locks and speed are the network's", "use a local disk", fatal=False)
     rooms = [Path(os.path.realpath(root)) / room for room in _LINKED_ROOMS]
-    for point in sorted({Path(each.mount_point) for each in mount.mountinfo()}):
+    for point in sorted({Path(each.mount_point) for each in mountinfo.mountinfo()}):
         # What is mounted deeper, on a tree say, is no part of the store's own.
         if any(point == room or (room.name == "blobs" and point.parent == room) for room in rooms):
             remedy = "unmount it: hard links between its parts are how the store saves space"
@@ -87,17 +86,6 @@ def budget(settings: Settings) -> Iterator[Trouble]:
     if most is not None and most > total:
         text = f"cache.max_bytes is {human_bytes(most)}, more than the disk at {place} has"
         yield Trouble(text, "lower it, or leave it out", fatal=False)
-
-
-def mount_of(path: Path) -> MountEntry | None:
-    """The mount that shows `path`, here; None where there is no saying."""
-    real = Path(os.path.realpath(path))
-    above: MountEntry | None = None
-    for entry in mount.mountinfo():
-        nearer = above is None or len(entry.mount_point) >= len(above.mount_point)
-        if nearer and real.is_relative_to(entry.mount_point):
-            above = entry
-    return above
 
 
 def nearest(path: Path) -> Path:

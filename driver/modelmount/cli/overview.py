@@ -1,5 +1,5 @@
 """How a node stands, looked at from outside: the store's names, the kernel's tables, the kubelet's records. A driver is
-not asked, so that all of it is known while none runs; no network, nothing written.
+not asked, so that all of it is known while none runs; no network, and nothing of the store is changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from modelmount.content.pulls import Claim
 from modelmount.content.store import Store
 from modelmount.errors import ModelMountError
 from modelmount.pull import resolver, verdicts
-from modelmount.system import disk, host, lock
+from modelmount.system import disk, host, lock, mountinfo
 from modelmount.system.target import TargetRoots
 from modelmount.volumes import kubelet, standing
 from modelmount.volumes.leases import Lease
@@ -98,10 +98,10 @@ def look(settings: Settings) -> Overview:
     place = ground.nearest(root)
     there = msgspec.structs.replace(settings, root=str(place))
     bounds = limits.read(there)
-    shelf = wiring.existing(settings)
+    shelf = wiring.existing(settings, to_look=True)
     plan = None if shelf is None else shelf.collector.plan(0)
     reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
-    entry = ground.mount_of(place)
+    entry = mountinfo.mount_of(place)
     free = disk.free_bytes(place)
     return Overview(
         driver=lock.holder(root / "locks/driver"),

@@ -76,9 +76,10 @@ class Auth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     record_seconds: LongSeconds = 3600.0
     """How long a proof counts with `record`; 0 means for as long as the model is here."""
     on_registry_down: Literal["deny", "allow_recorded", "allow_any"] = "allow_recorded"
-    """What new pods may read of what is here while the registry can't be asked. `deny`: nothing. `allow_recorded`: what
-    the same credential proved within `grace_seconds`. `allow_any`: everything, also who never proved anything; whoever
-    can bring trouble about between this node and a registry opens what is here of it.
+    """What new pods may read of what is here while the registry can't be asked. `deny`: nothing but what needs no word
+    of the registry's (`record_seconds`, `preloaded`). `allow_recorded`: what the same credential proved within
+    `grace_seconds`. `allow_any`: everything, also who never proved anything; whoever can bring trouble about between
+    this node and a registry opens what is here of it.
     """
     grace_seconds: LongSeconds = 86400.0
     """How long a proof counts while the registry is down, also with `always`; 0: none does then."""

@@ -58,10 +58,10 @@ class NewLayer:
 class Store:
     """One root directory. Cheap to construct; holds no state that isn't on disk."""
 
-    def __init__(self, root: Path, *, as_it_is: bool = False) -> None:
+    def __init__(self, root: Path, *, as_it_is: bool = False, to_look: bool = False) -> None:
         """Open the store at `root`, or make one (0700) where there is nothing or an empty directory. One of an older
         layout version is migrated first, if no driver uses it; `as_it_is` leaves that to `migrate`, and until then only
-        its locks are of use.
+        its locks are of use. With `to_look` nothing is made, changed or migrated: there has to be one.
 
         Raises Precondition for a layout version that isn't ours, for a directory with somebody's files in it, and where
         it can't be used; of the first two nothing has changed. Raises NoSpace where there is no room for it.
@@ -71,6 +71,9 @@ class Store:
         self.locks = StoreLock(root / "locks")
         with self._opening():
             version = _check(root)
+            if to_look:
+                _require_ours(root, version)
+                return
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
             self._make_rooms()
@@ -361,6 +364,14 @@ def _check(root: Path) -> int | None:
             f"{root} isn't a store, and isn't empty ({foreign!r} is in it); choose a directory of the store's own"
         )
     return versions.found(root)
+
+
+def _require_ours(root: Path, version: int | None) -> None:
+    if version != versions.VERSION:
+        raise Precondition(
+            f"the store {root} has layout version {version}, and this modelmount reads {versions.VERSION}; start the "
+            "driver, which migrates it"
+        )
 
 
 def _is(data: bytes, digest: Digest) -> bool:

@@ -31,7 +31,7 @@ from modelmount.policy.signing import Attestation, Demand, Signature
 
 MAX_BYTES = 1 << 20
 _DEFAULT = "default"
-_HUB = ("docker.io", "registry-1.docker.io")
+_HUB = ("docker.io", "registry-1.docker.io", "registry.hub.docker.com")
 
 
 class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -221,6 +221,7 @@ class Puller:
         source = self._source(model, lambda: job.credential)
         transfer = Transfer(store, scope, source, job, self._settings, self._connections)
         config = transfer.config(manifest)
+        before = sum(source.elsewhere.values())
         plan = make_plan(manifest, config, self._settings.limits, job.selection, _revision(model))
         verdicts.record_facts(store, plan.facts(model.manifest), job.namespace)
         _warn(plan.layout.warnings)
@@ -236,7 +237,7 @@ class Puller:
                 log.warning("content vanished before it was linked; fetching it again")
         finally:
             others = source.elsewhere
-            own = job.progress.fetched_bytes - sum(others.values())
+            own = job.progress.fetched_bytes - (sum(others.values()) - before)
             verdicts.note_sources(store, model.manifest, {source.name: own, **others})
 
     def _fetch_missing(self, transfer: Transfer, source: BlobSource, plan: Plan, record: PullRecord, job: Job) -> None:

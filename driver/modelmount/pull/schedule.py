@@ -294,12 +294,17 @@ class Schedule:
         """Take from whoever has most left, if connections are slow and that one would be long at it."""
         if not self._governor.may_split:
             return False
-        segments = [segment for active in self._active for segment in active.download.segments.owned]
-        longest = max((segment.missing for segment in segments), default=0)
-        if longest < self._governor.each * WORTH_SECONDS:
-            return False
-        length = self._bounded(longest / (self._idle + 2))
-        return any(active.download.share(length) for active in self._active if not active.ending)
+        longest = {
+            active.download: max((segment.missing for segment in active.download.segments.owned), default=0)
+            for active in self._active
+            if not active.ending
+        }
+        for download, missing in sorted(longest.items(), key=lambda each: each[1], reverse=True):
+            if missing < self._governor.each * WORTH_SECONDS:
+                return False
+            if download.share(self._bounded(missing / (self._idle + 2))):
+                return True
+        return False
 
     def _bounded(self, length: float) -> int:
         """A segment's length: as said, but for what it takes to fetch it, and so that hashing, which waits for the

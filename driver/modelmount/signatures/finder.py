@@ -96,9 +96,9 @@ class Finder:
         finally:
             looking.release()
         if isinstance(look.failed, ProcessError):
-            raise rule.refuse(f"the process that checks signatures {look.failed}") from look.failed
+            raise rule.refuse(f"the process that checks signatures {look.failed}")
         if look.failed is not None:
-            raise Unavailable(look.failed.message, retry_after=look.failed.retry_after) from look.failed
+            raise Unavailable(look.failed.message, retry_after=look.failed.retry_after)
         lacking = _lacking(found, look.statements, reference, manifest)
         if lacking:
             raise rule.refuse(f"{lacking}; {look.beyond}" if look.beyond else lacking)
@@ -145,8 +145,11 @@ class Finder:
                     pieces=gathered.pieces,
                 )
                 statements = self._judge(task)
-        except (ProcessError, Unavailable) as e:
-            return _Look(time.monotonic(), [], failed=e)
+        except ProcessError as e:
+            # Never the one that was raised: its traceback would keep all that was gathered, and the credential.
+            return _Look(time.monotonic(), [], failed=ProcessError(str(e)))
+        except Unavailable as e:
+            return _Look(time.monotonic(), [], failed=Unavailable(e.message, retry_after=e.retry_after))
         record = Record(
             version=records.VERSION,
             digest=str(manifest),

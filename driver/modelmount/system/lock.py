@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from modelmount.system import mountinfo
+
 FIRST_DELAY_SECONDS: Final = 0.001
 LONGEST_DELAY_SECONDS: Final = 0.025
 COUNTED_MOST: Final = 4096
@@ -27,7 +29,7 @@ T = TypeVar("T")
 _STRUCT_FLOCK: Final = "hhqqi0q"
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY
 _FLOCK: Final = re.compile(
-    r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+[0-9a-f]+:[0-9a-f]+:(?P<inode>\d+)\s", re.ASCII
+    r"FLOCK\s+ADVISORY\s+WRITE\s+(?P<pid>-?\d+)\s+(?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+):(?P<inode>\d+)\s", re.ASCII
 )
 
 
@@ -132,9 +134,11 @@ def holder(path: Path) -> int | None:
         inode = path.stat().st_ino
     except FileNotFoundError:
         return None
-    # Devices are compared by nobody, for the table shows others than stat does on some file systems.
+    # The table shows the file system's own device, as mountinfo does; stat has others on btrfs.
+    shown = mountinfo.mount_of(path)
     for match in _FLOCK.finditer(Path("/proc/locks").read_text(encoding="ascii")):
-        if int(match["inode"]) == inode:
+        device = (int(match["major"], 16), int(match["minor"], 16))
+        if int(match["inode"]) == inode and (shown is None or shown.device == device):
             return int(match["pid"])
     return None
 

@@ -54,6 +54,17 @@ def mountinfo(pid: int | None = None) -> list[MountEntry]:
     return parse_mountinfo(data)
 
 
+def mount_of(path: Path) -> MountEntry | None:
+    """The mount that shows `path`, here; None where there is no saying."""
+    real = Path(os.path.realpath(path))
+    above: MountEntry | None = None
+    for entry in mountinfo():
+        nearer = above is None or len(entry.mount_point) >= len(above.mount_point)
+        if nearer and real.is_relative_to(entry.mount_point):
+            above = entry
+    return above
+
+
 def parse_mountinfo(data: bytes) -> list[MountEntry]:
     """Parse the file's content; raises ValueError for a line that is not of the kernel's form."""
     # Not splitlines: the kernel escapes newlines in names but not carriage returns.

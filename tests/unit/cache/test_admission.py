@@ -223,9 +223,9 @@ def test_free_inodes_are_kept(tmp_path: Path) -> None:
 
 @dataclass
 class Looks:
-    """What is opened and listed while the `space` lock is held in this process, and how often it was."""
+    """What is opened and listed by who holds the `space` lock in this process, and how often it was held."""
 
-    held: bool = False
+    holder: int = 0
     times: int = 0
     found: list[str] = field(default_factory=list)
 
@@ -238,17 +238,17 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
     def acquired(lock: FileLock, **options: Any) -> Held:
         held = acquire(lock, **options)
         if lock.path.endswith("/space"):
-            mine.held, mine.times = True, mine.times + 1
+            mine.holder, mine.times = threading.get_ident(), mine.times + 1
         return held
 
     def released(held: Held, **options: Any) -> None:
         if held.path.endswith("/space"):
-            mine.held = False
+            mine.holder = 0
         release(held, **options)
 
     monkeypatch.setattr(FileLock, "acquire", acquired)
     monkeypatch.setattr(Held, "release", released)
-    with opens.watched(lambda path: mine.found.append(path) if mine.held else None):
+    with opens.watched(lambda path: mine.found.append(path) if mine.holder == threading.get_ident() else None):
         yield mine
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,6 @@ def test_what_went_wrong_is_named(tmp_path: Path, shelf: Shelf) -> None:
         "wrong bytes came",
     )
     assert found["scrub"]["after"] == item
-    shelf.store.root.chmod(0o755)
     words = {line.split()[0] for line in screen(tmp_path)}
     assert {"quarantine", "back-off", "scrub"} <= words
 
@@ -162,6 +162,18 @@ def test_what_the_store_stands_on_is_warned_about(tmp_path: Path) -> None:
     found = status(tmp_path, f"[cache]\nmax_bytes = {1 << 60}\n")
     assert any("cache.max_bytes" in each["message"] and each["remedy"] for each in found["warnings"])
     assert any(line.startswith("warning") for line in screen(tmp_path, f"[cache]\nmax_bytes = {1 << 60}\n"))
+
+
+def test_looking_changes_nothing(tmp_path: Path, shelf: Shelf) -> None:
+    root = shelf.store.root
+    root.chmod(0o755)
+    assert any("mode 0755" in each["message"] for each in status(tmp_path)["warnings"])
+    assert stat.S_IMODE(root.stat().st_mode) == 0o755
+    (root / "version").write_text("1\n")
+    done = CliRunner().invoke(cli, configured(tmp_path))
+    assert done.exit_code != 0
+    assert "start the driver, which migrates it" in done.stderr
+    assert (root / "version").read_text() == "1\n"
 
 
 @pytest.mark.registry

@@ -73,6 +73,7 @@ def test_the_longest_pattern_decides_then_who_names_namespaces_then_the_first(
         ("harbor.example.com/secret/*", "HARBOR.example.com/secret/x", True),
         ("docker.io/secret/*", "registry-1.docker.io/secret/x", True),
         ("docker.io/secret/*", "registry-1.docker.io:443/secret/x", True),
+        ("docker.io/secret/*", "registry.hub.docker.com/secret/x", True),
         ("docker.io/secret/*", "index.docker.io/secret/x", True),
         ("*fd00::1]/secret/*", "[fd00::1]:443/secret/x", True),
         ("harbor.example.com/secret/*", "harbor.example.com:8443/secret/x", False),

@@ -1,6 +1,7 @@
 """The client against a real registry in each of its moods, and counted in its own log."""
 
 import http.server
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from modelmount.oci.reference import Reference, Repository
 from modelmount.registry.auth import MAX_ROUNDS
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
+from modelmount.registry.tokens import Tokens
 from tests.fakes import push, registry, tokens
 from tests.fakes.wire import WireServer, blob
 from tests.unit.registry.asking import ALICE, ANONYMOUS
@@ -210,6 +212,8 @@ def test_our_own_clock_matters_to_no_token(
         client.exists(repository, manifest, ALICE)
         make_client(listed(real.host, plain_http=True)).exists(repository, manifest, ALICE)
         assert [request.status for request in server.requests] == [200, 200]
+    # What counts a token's life was bound before anything could be put in its place here.
+    assert inspect.signature(Tokens).parameters["clock"].default is time.monotonic
 
 
 def test_a_registry_with_its_own_ca(tmp_path: Path, model: push.Artifact, make_client: MakeClient) -> None:

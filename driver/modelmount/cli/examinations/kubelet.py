@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelmount.cache.ground import mount_of
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Settings
+from modelmount.system import mountinfo
 
 ANSWER_SECONDS = 2.0
 MANY_MOUNTS = 0.5
@@ -38,7 +38,7 @@ def propagation(settings: Settings) -> Iterator[Finding]:
     if settings.mode == "controller":
         return
     for root in settings.publish_roots:
-        entry = mount_of(root) if root.is_dir() else None
+        entry = mountinfo.mount_of(root) if root.is_dir() else None
         if entry is None:
             continue
         if any(tag.startswith("shared:") for tag in entry.propagation):

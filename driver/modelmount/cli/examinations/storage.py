@@ -15,7 +15,7 @@ from modelmount.content import versions
 from modelmount.content.store import foreign_entry
 from modelmount.errors import Precondition
 from modelmount.pull.progress import human_bytes
-from modelmount.system import disk, lock
+from modelmount.system import disk, lock, mountinfo
 
 
 def store(settings: Settings) -> Iterator[Finding]:
@@ -79,7 +79,7 @@ def _place(root: Path) -> Iterator[Finding]:
     else:
         yield from _existing(root)
     found = [_finding("disk", trouble) for trouble in ground.file_system(root)]
-    entry = ground.mount_of(ground.nearest(root))
+    entry = mountinfo.mount_of(ground.nearest(root))
     yield from found or ([ok("disk", f"{root} is on {entry.fstype}")] if entry is not None else [])
 
 
