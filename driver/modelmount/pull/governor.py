@@ -14,6 +14,13 @@ from typing import Final
 
 FAST_BYTES_PER_SECOND: Final = 250e6
 """A connection that brings this much (2 Gbit/s) needs no help; several would only share the same processor."""
+SLOW_BYTES_PER_SECOND: Final = 125e6
+"""One that brings less (1 Gbit/s) is capped somewhere: registries and object stores do so at 20 to 100 MB/s. Between
+the two it counts as slow only where its thread does little but wait: on a machine whose processors are busy, several
+large blobs at once look like that, and more connections made them take twice as long (measured).
+"""
+BUSY_SHARE: Final = 0.3
+"""A thread that is at work for less of the time does little but wait."""
 GAIN: Final = 1.15
 """What a doubling must bring to be worth another."""
 FIRST_STEP: Final = 4
@@ -60,7 +67,8 @@ class Governor:
         if self._settling:  # the last change was in the middle of what this rate is about
             self._settling = False
             return self.wanted
-        knew, self._slow = self._slow, self.each < FAST_BYTES_PER_SECOND
+        enough = SLOW_BYTES_PER_SECOND if ours > BUSY_SHARE else FAST_BYTES_PER_SECOND
+        knew, self._slow = self._slow, self.each < enough
         idle = busy < self.wanted and knew  # whoever has nothing to do finds something once they are known to be slow
         if not self._slow or idle or self._clock() < self._held_until:
             return self.wanted

@@ -34,6 +34,15 @@ def test_a_fast_connection_stays_alone() -> None:
     assert not made.may_split
 
 
+def test_between_slow_and_fast_it_matters_what_the_threads_do() -> None:
+    each = (governor.SLOW_BYTES_PER_SECOND + governor.FAST_BYTES_PER_SECOND) / 2
+    busy, waiting, capped = (Governor(2, 16, Clock()) for _ in range(3))
+    assert busy.observe(2 * each, 2, 0.4) == 2
+    assert not busy.may_split
+    assert waiting.observe(2 * each, 2, 0.1) == 8
+    assert capped.observe(2 * 50 * MB, 2, 0.4) == 8
+
+
 def test_what_this_node_is_slow_at_is_not_the_connections_doing() -> None:
     made = Governor(1, 16, Clock())
     assert made.observe(50 * MB, 1, 0.9) == 1
