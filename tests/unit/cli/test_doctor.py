@@ -19,7 +19,7 @@ from modelmount.cache import ground
 from modelmount.cli import cli, examinations
 from modelmount.cli.examinations import Finding, Level, kubelet, machine, network, storage
 from modelmount.content.store import Store
-from modelmount.system import confine, mount
+from modelmount.system import confine, mountinfo
 from tests.fakes.driver import Driver
 from tests.fakes.registry import Registry, Tls
 from tests.unit.cli.conftest import Machine
@@ -133,8 +133,8 @@ NFS = "36 35 0:52 / {place} rw,relatime shared:7 - nfs4 filer.example.com:/expor
 def test_a_file_system_of_the_network_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(tmp_path / "store")
     line = NFS.format(place=tmp_path / "store")
-    there = [*mount.mountinfo(), *mount.parse_mountinfo(line.encode())]
-    monkeypatch.setattr(mount, "mountinfo", lambda: there)
+    there = [*mountinfo.mountinfo(), *mountinfo.parse_mountinfo(line.encode())]
+    monkeypatch.setattr(mountinfo, "mountinfo", lambda: there)
     found = {f.name: f for f in storage.store(settings(tmp_path))}["disk"]
     assert (found.level, found.message) == (
         Level.WARN,
