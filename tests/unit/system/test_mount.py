@@ -15,6 +15,7 @@ import pytest
 
 from modelmount.system import atomic, mount, syscalls
 from modelmount.system.mount import Capabilities
+from tests.fakes import mounts
 from tests.unit.content import powercut
 
 from .processes import bound, detach, environment, mounted
@@ -384,15 +385,9 @@ def test_a_file_bind_is_a_mount_root(tmp_path: Path) -> None:
 
 
 def test_a_dead_fuse_mount_is_seen_and_removed(tmp_path: Path) -> None:
-    if not Path("/dev/fuse").exists():
-        pytest.skip("no /dev/fuse here")
     path = tmp_path / "dead"
     path.mkdir()
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        syscalls.mount(b"test", os.fsencode(path), b"fuse.test", 0, b"fd=%d,rootmode=40555,user_id=0,group_id=0" % fd)
-    finally:
-        os.close(fd)
+    mounts.dead(path)
     try:
         with pytest.raises(OSError) as caught:
             mount.identity(path)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from modelmount.errors import Internal, InvalidRequest, NoSpace, Precondition, Unavailable
 from modelmount.system import mount, syscalls, target
 from modelmount.system.target import TargetRoots
+from tests.fakes import mounts
 
 from .processes import bound, detach, mounted
 
@@ -295,13 +296,8 @@ def test_n4_a_mount_of_something_else_is_told_by_its_identity(roots: TargetRoots
 
 @pytest.mark.mount
 def test_n4_a_dead_mount_is_a_mount_without_identity(roots: TargetRoots, pods: Path) -> None:
-    if not Path("/dev/fuse").exists():
-        pytest.skip("no /dev/fuse here")
     (pods / "t").mkdir()
-    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    data = b"fd=%d,rootmode=40555,user_id=0,group_id=0" % fd
-    syscalls.mount(b"test", os.fsencode(pods / "t"), b"fuse.test", 0, data)
-    os.close(fd)
+    mounts.dead(pods / "t")
     try:
         assert roots.state(f"{pods}/t") == target.TargetState("mount")
         assert roots.unmount_target(f"{pods}/t") == 1
