@@ -72,7 +72,7 @@ class Store:
         with self._opening():
             version = _check(root)
             if to_look:
-                _require_ours(root, version)
+                versions.require(root, version)
                 return
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
             root.chmod(0o700)
@@ -364,14 +364,6 @@ def _check(root: Path) -> int | None:
             f"{root} isn't a store, and isn't empty ({foreign!r} is in it); choose a directory of the store's own"
         )
     return versions.found(root)
-
-
-def _require_ours(root: Path, version: int | None) -> None:
-    if version != versions.VERSION:
-        raise Precondition(
-            f"the store {root} has layout version {version}, and this modelmount reads {versions.VERSION}; start the "
-            "driver, which migrates it"
-        )
 
 
 def _is(data: bytes, digest: Digest) -> bool:

@@ -47,6 +47,15 @@ def found(root: Path) -> int | None:
     return number
 
 
+def require(root: Path, version: int | None) -> None:
+    """Raise Precondition unless `version`, which was `found`, is the one that can be read."""
+    if version != VERSION:
+        raise Precondition(
+            f"the store {root} has layout version {version}, and this modelmount reads {VERSION}; start the driver, "
+            "which migrates it"
+        )
+
+
 def write(root: Path, number: int = VERSION) -> None:
     """Make it a store of this version, durably. Raises OSError."""
     atomic.write_file(root / "version", f"{number}\n".encode())

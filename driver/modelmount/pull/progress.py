@@ -124,11 +124,6 @@ class Progress:
         """Bytes that arrived so far, whatever became of them."""
         return self._fetched
 
-    @property
-    def bytes_left(self) -> int:
-        """What is still to come of the files that are expected. Cheap, however many they are."""
-        return self._total - self._done
-
     def worked(self, seconds: float) -> None:
         """A receiving thread spent this long on what had arrived."""
         with self._lock:
