@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -38,13 +39,19 @@ PACKAGES = sorted(path for top in ("driver/modelmount", "csi", "bench") for path
 
 
 def rows(document: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each table row with the heading above it; cells without their backticks. Header rows and rules are left out."""
+    """As written, but without backticks."""
+    for heading, cells in rows_as_written(document):
+        yield heading, [cell.replace("`", "").strip() for cell in cells]
+
+
+def rows_as_written(document: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each table row with the heading above it. Header rows and rules are left out."""
     heading, before = "", ""
     for line in document.read_text().splitlines():
         if line.startswith("#"):
             heading = line.lstrip("# ").replace("`", "")
         elif line.startswith("| ") and before.startswith("|"):
-            yield heading, [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+            yield heading, [cell.strip() for cell in line.strip("|").split("|")]
         before = line
 
 
@@ -192,26 +199,83 @@ def test_the_architecture_lists_the_rooms_in_the_order_that_is_checked() -> None
     assert re.findall(r"[a-z]+", listed[1]) == checked
 
 
-@pytest.mark.parametrize("document", ["security.md", "formats.md"])
-def test_the_tests_that_prove_what_is_promised_are_there(document: str) -> None:
-    named = set(re.findall(r"(\w+\.py)::(test_\w+)", (ROOT / "docs" / document).read_text()))
-    there = {
+OPERATIONS = sorted((ROOT / "docs/operations").glob("*.md"))
+NAMED = re.compile(r"`?(tests/[\w./]+)`|(\w+\.py)::(test_\w+)")
+"""A test that a document names: a file or directory, or one test of a file."""
+
+
+@functools.cache
+def known_tests() -> frozenset[tuple[str, str]]:
+    """Every test, with its file's name."""
+    return frozenset(
         (path.name, name)
         for path in (ROOT / "tests").rglob("*.py")
         for name in re.findall(r"^ *def (test_\w+)\(", path.read_text(), re.MULTILINE)
-    }
-    assert named
-    assert named - there == set()
+    )
 
 
-def test_the_tests_that_the_operations_name_are_there() -> None:
-    named = {
-        name
-        for path in (ROOT / "docs/operations").glob("*.md")
-        for name in re.findall(r"`(tests/[\w./]+)`", path.read_text())
-    }
+@pytest.mark.parametrize(
+    "document",
+    [ROOT / "docs/security.md", ROOT / "docs/formats.md", *OPERATIONS],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_tests_that_prove_what_is_promised_are_there(document: Path) -> None:
+    named = [match.groups() for match in NAMED.finditer(document.read_text())]
     assert named
-    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+    missing = [place for place, _, _ in named if place and not (ROOT / place).exists()]
+    assert missing + [(file, name) for _, file, name in named if file and (file, name) not in known_tests()] == []
+
+
+@pytest.mark.parametrize("document", OPERATIONS, ids=lambda path: path.name)
+def test_each_section_of_the_operations_names_its_tests(document: Path) -> None:
+    """But where a page names them for all of it."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    if re.search(r"^(Tests: |All of it is tested in )", text.partition("\n## When it")[0], re.MULTILINE):
+        return
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert [each.partition("\n")[0] for each in sections if not NAMED.search(each)] == []
+
+
+QUOTING = ("air-gap.md", "private-registries.md", "signatures.md", "troubleshooting.md")
+NOT_IN_ONE_PLACE = {
+    "driver name csi.modelmount.io not found in the list of registered CSI drivers",
+    "ABORTED … pulling …: 43 percent …",
+    "has no signature",
+}
+"""The kubelet's own words, and what is put together of several texts; other tests have those."""
+
+
+def said() -> Iterator[str]:
+    """Each text of the driver's sources; what is put into it is `…`."""
+    for path in sorted((ROOT / "driver/modelmount").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[sdr]|%\.?\d*f", "…", node.value)
+
+
+def quoted(document: Path) -> Iterator[str]:
+    """What the driver says, where a document tells what to do about it: in tables first, elsewhere in front of a colon
+    or in bold.
+    """
+    for heading, cells in rows_as_written(document):
+        if heading == "The pod waits" or heading.startswith("When it do"):
+            yield from re.findall(r"`([^`]* [^`]*)`", cells[0])
+    yield from re.findall(r"^- (?:\*\*)?`([^`]* [^`]*)`", document.read_text(), re.MULTILINE)
+
+
+def test_what_the_driver_is_quoted_with_is_what_it_says() -> None:
+    texts = list(said())
+    found = [
+        [part for part in re.split(r"\s*…\s*|:$", re.sub(r"^[A-Z_]{6,} |^one ", "", quote)) if part]
+        for name in QUOTING
+        for quote in quoted(ROOT / "docs/operations" / name)
+        if quote not in NOT_IN_ONE_PLACE
+    ]
+    assert len(found) > len(QUOTING)
+    patterns = [".*".join(map(re.escape, parts)) for parts in found]
+    assert [pattern for pattern in patterns if not any(re.search(pattern, text) for text in texts)] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -289,6 +289,51 @@ def test_secrets_are_read_in_the_namespaces_that_are_named(tmp_path: Path) -> No
     }
 
 
+def test_openshift_gets_the_binding_and_the_label_that_it_wants(tmp_path: Path) -> None:
+    def bound(values: Object) -> list[Object]:
+        return [
+            o
+            for o in rendered(values, tmp_path)
+            if o["kind"] == "RoleBinding" and o["roleRef"]["name"] == "system:openshift:scc:privileged"
+        ]
+
+    assert bound({}) == []
+    (binding,) = bound(EVERYTHING)
+    assert [subject["name"] for subject in binding["subjects"]] == ["models-node"]
+    objects = rendered({"csiDriver": {"openshiftProfile": "baseline"}}, tmp_path)
+    labels = one(objects, "CSIDriver")["metadata"]["labels"]
+    assert labels["security.openshift.io/csi-ephemeral-volume-profile"] == "baseline"
+
+
+def test_a_network_policy_lets_in_scrapes_and_lets_out_what_is_said(tmp_path: Path) -> None:
+    def policy(**said: object) -> Object:
+        objects = rendered({"networkPolicy": {"enabled": True, **said}, "controller": {"enabled": False}}, tmp_path)
+        labels = one(objects, "DaemonSet")["spec"]["template"]["metadata"]["labels"]
+        found = dict(one(objects, "NetworkPolicy")["spec"])
+        assert found["podSelector"]["matchLabels"].items() <= labels.items()
+        assert [p["name"] for p in driver(one(objects, "DaemonSet"))["ports"]] == ["metrics"]
+        return found
+
+    anywhere = policy()
+    assert anywhere["policyTypes"] == ["Ingress", "Egress"]
+    assert anywhere["ingress"] == [{"ports": [{"port": "metrics"}]}]
+    assert anywhere["egress"] == [{}]
+    scraper = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    registry = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
+    bounded = policy(scrapers=[scraper], egress=[registry])
+    assert bounded["ingress"] == [{"ports": [{"port": "metrics"}], "from": [scraper]}]
+    assert bounded["egress"] == [registry]
+    assert not [o for o in rendered({}, tmp_path) if o["kind"] == "NetworkPolicy"]
+
+
+def test_another_kubelet_root_is_everywhere(tmp_path: Path) -> None:
+    objects = rendered({"kubeletRoot": "/var/lib/k0s/kubelet"}, tmp_path)
+    node = one(objects, "DaemonSet")
+    assert "/var/lib/kubelet" not in yaml.safe_dump(node).replace("/var/lib/k0s/kubelet", "")
+    settings = msgspec.toml.decode(one(objects, "ConfigMap")["data"]["config.toml"])
+    assert settings["kubelet_root"] == "/var/lib/k0s/kubelet"
+
+
 def test_alerts_and_dashboard_come_whole_when_they_are_wanted(tmp_path: Path) -> None:
     shown = {"dashboard": {"enabled": True, "labels": {"grafana_dashboard": "yes"}}}
     found = rendered({**EVERYTHING, "metrics": {**EVERYTHING["metrics"], **shown}}, tmp_path)

@@ -313,6 +313,26 @@ def test_with_the_registry_down_the_record_suffices_until_the_keys_change(make_n
             it.publish()
 
 
+def test_while_two_keys_are_named_each_will_do_and_one_that_is_taken_away_opens_nothing(it: Signed) -> None:
+    newer = Key()
+    both = [it.key_file, newer.write(it.directory / "next.pub")]
+
+    def name(*files: Path) -> None:
+        it.demand("[[rule.signatures]]", f"keys = {json.dumps([str(file) for file in files])}")
+
+    name(*both)
+    it.sign("simple")  # with the old one
+    it.mounts("running")
+    name(both[1])
+    with pytest.raises(Forbidden, match="one is by none of the keys"):
+        it.publish(pod="late")
+    assert contents(it.publish(pod="running")) == FILES  # the kubelet asks again for what is mounted
+    it.sign("bundle", newer)
+    it.mounts("late")
+    name(*both)
+    it.mounts("later")
+
+
 def test_a_key_file_that_is_gone_opens_nothing(it: Signed) -> None:
     it.sign("simple")
     it.mounts("one")
