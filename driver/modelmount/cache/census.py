@@ -1,8 +1,7 @@
 """What is in the store and which model it belongs to, read from names and documents alone: no lock, nothing written.
 
-Two kinds of things are told apart. *Items* are what takes the space and goes as a whole, a blob or an unpacked layer;
-they are known by their paths below the store's root. *Models* are what people know: a manifest, with everything that it
-names. A tree belongs to the models whose views lead to it.
+Two kinds of things are told apart. *Items* are what takes the space, a blob or an unpacked layer. *Models* are what
+people know: a manifest, with everything that it names. A tree belongs to the models whose views lead to it.
 
 A node may have hundreds of thousands of items, and this is read inside the driver. So an item's
 name is one string wherever it stands, and what never changes is read once (docs/design/0025).
@@ -12,28 +11,21 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import threading
-import time
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelmount.cache.items import Item, Items, total
 from modelmount.content.store import Store
 from modelmount.errors import InvalidRequest, ModelMountError
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.pull import resolver, verdicts
-from modelmount.snapshots import layers
 from modelmount.snapshots import tree as trees
 from modelmount.system import disk
 
 log = logging.getLogger(__name__)
 
-_BLOBS = ("blobs/sha256", "blobs/sha512")
-SETTLED_NS = 1_000_000_000
-"""How long ago a directory must have changed, so that its time tells whether it changes again."""
 _TreeKey = tuple[str, int]
 """A tree's id and its directory's inode."""
 
@@ -61,20 +53,6 @@ class Model:
     def name(self) -> str:
         """A reference to it, else its digest."""
         return min(self.references, default=self.digest)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A blob or an unpacked layer. `bytes` are allocated ones."""
-
-    name: str
-    bytes: int
-    inodes: int
-
-    @property
-    def hex(self) -> str:
-        """The digest it is found by."""
-        return self.name.split("/")[2 if self.name.startswith("blobs/") else 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +91,7 @@ class Census:
     """
 
     models: dict[str, Model] = field(default_factory=dict)
-    items: dict[str, Item] = field(default_factory=dict)
+    items: Mapping[str, Item] = field(default_factory=dict)
     unpacked: dict[str, list[str]] = field(default_factory=dict)
     unnamed: dict[str, float] = field(default_factory=dict)
     trees: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -124,7 +102,7 @@ class Census:
     @property
     def bytes(self) -> int:
         """What all of it takes on the disk, but for directories and small records."""
-        return self.other_bytes + _total(self.items) + sum(partial.bytes for partial in self.partials.values())
+        return self.other_bytes + total(self.items.values()) + sum(partial.bytes for partial in self.partials.values())
 
     def present(self, blobs: tuple[str, ...]) -> tuple[str, ...]:
         """The items that are these blobs, or unpacked from them."""
@@ -134,7 +112,8 @@ class Census:
 
     def own(self, names: Iterable[str]) -> tuple[str, ...]:
         """The same names; those of items are the items' own strings."""
-        return tuple(self.items[name].name if name in self.items else name for name in names)
+        found = self.items.get
+        return tuple([name if (item := found(name)) is None else item.name for name in names])
 
     def trees_of(self, model: Model) -> set[str]:
         """Its trees that are there."""
@@ -185,13 +164,8 @@ class Reader:
     def __init__(self, store: Store) -> None:
         """Nothing is read yet."""
         self._store = store
-        self._lock = threading.Lock()
-        self._items: dict[str, Item] = {}
-        self._unpacked: dict[str, Item] = {}
-        self._marks: dict[str, int | None] = {}
-        self._sizes: dict[int, int] = {}
+        self._items = Items(store)
         self._named: dict[str, tuple[str, ...]] = {}
-        self._layers: dict[tuple[str, int], Item] = {}
         self._trees: dict[_TreeKey, tuple[str, ...]] = {}
 
     def read(self, held: Iterable[str] = ()) -> Census:
@@ -202,7 +176,7 @@ class Reader:
         census = Census()
         for partial in _partials(self._store):
             census.partials[partial.name] = partial
-        census.items = self._read_items()
+        census.items = self._items.read()
         for item in census.items.values():
             if item.name.startswith("unpacked/"):
                 census.unpacked.setdefault(_blob(item.hex), []).append(item.name)
@@ -221,7 +195,7 @@ class Reader:
     def used_bytes(self) -> int:
         """`Census.bytes` alone, for less."""
         found = sum(partial.bytes for partial in _partials(self._store))
-        return found + _total(self._read_items()) + self._other_bytes()
+        return found + total(self._items.read().values()) + self._other_bytes()
 
     def _other_bytes(self) -> int:
         # Trees in there may still share files with the blobs.
@@ -281,60 +255,6 @@ class Reader:
         self._named[hex_digits] = found = census.own({own, *map(_blob, digests)})
         return found
 
-    # -- items
-
-    def _read_items(self) -> dict[str, Item]:
-        """All blobs and unpacked layers. What stood there at the last look isn't asked again, and where neither came
-        nor went anything since, it isn't listed again either.
-        """
-        with self._lock:
-            marks = {room: self._mark(room) for room in _BLOBS}
-            unpacked = {item.name: item for item in self._read_unpacked()}
-            if self._marks == marks and None not in marks.values() and self._unpacked == unpacked:
-                return self._items
-            known, found = self._items, dict[str, Item]()
-            for room in _BLOBS:
-                with _opened(self._store.root / room) as fd, os.scandir(fd) as entries:
-                    for entry in entries:
-                        name = f"{room}/{entry.name}"
-                        item = known.get(name) or self._blob(name, entry)
-                        if item is not None:
-                            found[item.name] = item
-            found.update(unpacked)
-            self._items, self._unpacked, self._marks = found, unpacked, marks
-            return found
-
-    def _mark(self, room: str) -> int | None:
-        """Changes whenever a name comes or goes; None when that was so lately that another could come unseen: a time
-        on a disk is as exact as the kernel's tick.
-        """
-        changed = os.stat(self._store.root / room).st_mtime_ns
-        return changed if time.time_ns() - changed > SETTLED_NS else None
-
-    def _read_unpacked(self) -> Iterator[Item]:
-        for layer in _visible(self._store.root / "unpacked"):
-            for version in _visible(layer):
-                try:
-                    if (version / "index.json").exists():
-                        yield self._layer(f"unpacked/{layer.name}/{version.name}", version)
-                except FileNotFoundError:
-                    continue
-
-    def _blob(self, name: str, entry: os.DirEntry[str]) -> Item | None:
-        if entry.name.startswith("."):
-            return None
-        try:
-            size = entry.stat(follow_symlinks=False).st_blocks * 512
-        except FileNotFoundError:
-            return None
-        return Item(name, self._sizes.setdefault(size, size), 1)  # small files have few sizes on the disk
-
-    def _layer(self, name: str, version: Path) -> Item:
-        key = (name, version.stat().st_ino)
-        if key not in self._layers:
-            self._layers[key] = Item(name, *layers.footprint(version))
-        return self._layers[key]
-
     def _came_at(self, name: str) -> float:
         """When an item last came from somewhere. A blob's own time says nothing, for every file of a model has the
         same.
@@ -366,16 +286,12 @@ class Reader:
         return found
 
 
-def _total(items: Mapping[str, Item]) -> int:
-    return sum(item.bytes for item in items.values())
-
-
 def _blob(hex_digits: str) -> str:
     return f"blobs/{'sha512' if len(hex_digits) == 128 else 'sha256'}/{hex_digits}"
 
 
 def _partials(store: Store) -> Iterator[Partial]:
-    for directory in _visible(store.root / "ingest"):
+    for directory in disk.visible(store.root / "ingest"):
         written_at = partial_written_at(directory)
         if written_at is not None:
             yield Partial(directory.name, *disk.footprint(directory), written_at)
@@ -390,28 +306,11 @@ def partial_written_at(directory: Path) -> float | None:
 
 
 def _complete_trees(store: Store) -> Iterator[tuple[str, float]]:
-    for directory in _visible(store.root / "trees"):
+    for directory in disk.visible(store.root / "trees"):
         try:
             yield directory.name, (directory / "tree.json").stat().st_mtime
         except FileNotFoundError:
             continue
-
-
-def _visible(directory: Path) -> list[Path]:
-    try:
-        return [directory / name for name in os.listdir(directory) if not name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    """A descriptor: what is asked below it by name alone costs half."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _get(found: dict[str, Model], hex_digits: str) -> Model:

@@ -24,7 +24,8 @@ import msgspec
 
 from modelmount import telemetry
 from modelmount.cache import quarantine
-from modelmount.cache.census import Item, Reader
+from modelmount.cache.census import Reader
+from modelmount.cache.items import Item
 from modelmount.cache.quarantine import Quarantined
 from modelmount.cache.rounds import Rounds
 from modelmount.config import Cache

@@ -5,12 +5,12 @@ Others may add and remove while we look; whatever vanishes in between is left ou
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelmount.cache.census import Census
+from modelmount.cache.census import Census, Group
 from modelmount.content import pins
 from modelmount.content.pins import Pin
 from modelmount.content.store import Store
@@ -39,15 +39,16 @@ class Entry:
     """Bytes that its pulls received, by who sent them; what was here for other models isn't among them."""
 
 
-def sizes(census: Census) -> dict[str, tuple[int, int]]:
-    """What each model takes of the disk, by its hex digits: bytes for it alone, and bytes that others need too."""
-    users = census.users()
-    found = {}
-    for hex_digits, model in census.models.items():
-        names = census.names_of(model) & census.items.keys()
-        alone = sum(census.items[name].bytes for name in names if len(users[name]) == 1)
-        found[hex_digits] = alone, sum(census.items[name].bytes for name in names) - alone
-    return found
+def sizes(census: Census, groups: Iterable[Group]) -> dict[str, tuple[int, int]]:
+    """What each model takes of the disk, by its hex digits: bytes for it alone, and bytes that others need too. The
+    groups are the census' own.
+    """
+    alone, shared = Counter[str](), Counter[str]()
+    for group in groups:
+        counted = alone if len(group.users) == 1 else shared
+        for user in group.users:
+            counted[user] += group.bytes
+    return {hex_digits: (alone[hex_digits], shared[hex_digits]) for hex_digits in census.models}
 
 
 def entries(store: Store, leases: Iterable[Lease]) -> list[Entry]:

@@ -8,6 +8,7 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cache.census import Census, Model
+from modelmount.cache.items import total
 from modelmount.cache.shares import Quotas
 from modelmount.cli import catalogue, output
 from modelmount.cli.options import json_option, output_of, settings_options
@@ -34,12 +35,12 @@ def du(context: click.Context, effective: config.Effective) -> None:
     shelf = wiring.existing(effective.settings)
     census = Census() if shelf is None else shelf.collector.reader.read()
     reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
-    sizes = catalogue.sizes(census)
+    groups = census.groups()
+    sizes = catalogue.sizes(census, groups)
     rows = sorted(((*sizes[model.hex], model) for model in census.models.values()), key=lambda row: -(row[0] + row[1]))
     spaces = [] if shelf is None else _namespaces(effective.settings, shelf)
     partial = sum(each.bytes for each in census.partials.values())
-    users = census.users()
-    unnamed = sum(item.bytes for item in census.items.values() if item.name not in users)
+    unnamed = total(census.items.values()) - sum(group.bytes for group in groups)
     if say.json:
         say.object(
             {

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from modelmount import config, wiring
+from modelmount.cache.census import Census
 from modelmount.cli import catalogue, output
 from modelmount.cli.options import json_option, output_of, settings_options
 from modelmount.content.pins import Pin
@@ -37,7 +38,8 @@ def ls(context: click.Context, effective: config.Effective) -> None:
     say = output_of(context)
     shelf = wiring.existing(effective.settings)
     found = [] if shelf is None else catalogue.entries(shelf.store, shelf.leases.walk())
-    sizes = {} if shelf is None else catalogue.sizes(shelf.collector.reader.read())
+    census = Census() if shelf is None else shelf.collector.reader.read()
+    sizes = catalogue.sizes(census, census.groups())
     if say.json:
         say.object({"root": effective.settings.root, "models": [_plain(entry, sizes) for entry in found]})
     elif not found:

@@ -14,7 +14,8 @@ import click
 
 from modelmount import config, wiring
 from modelmount.cache import scrub
-from modelmount.cache.census import Census, Item
+from modelmount.cache.census import Census
+from modelmount.cache.items import Item
 from modelmount.cache.scrub import Examined, Result, Scrub
 from modelmount.cli import output
 from modelmount.cli.options import SIZE, json_option, output_of, settings_options

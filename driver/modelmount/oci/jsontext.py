@@ -34,8 +34,9 @@ def check_depth(data: bytes) -> None:
 def _is_deep(data: bytes) -> bool:
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return False
+    outside = _STRING.sub(b"", data) if b"\\" in data else b"".join(data.split(b'"')[::2])
     depth = 0
-    for byte in _STRING.sub(b"", data).translate(None, _NO_BRACKETS):
+    for byte in outside.translate(None, _NO_BRACKETS):
         depth += 1 if byte in b"[{" else -1
         if depth > MAX_DEPTH:
             return True

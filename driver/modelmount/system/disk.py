@@ -61,6 +61,16 @@ def footprint(path: str | Path) -> Footprint:
     return Footprint(total * _BLOCK_BYTES, len(seen))
 
 
+def visible(directory: Path) -> list[Path]:
+    """What is in a directory, but for what is half-made and has a dot in front; nothing where there is none. Raises
+    OSError.
+    """
+    try:
+        return [directory / name for name in os.listdir(directory) if not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def exclusive_bytes(paths: Iterable[str | Path]) -> int:
     """The bytes on disk of everything at and below these paths that has no name elsewhere: what their end would free.
     What is missing counts 0.

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from modelmount.cache import census as censuses
-from modelmount.cache import order
+from modelmount.cache import items, order
 from modelmount.cache.census import Census, Reader
 from modelmount.cache.collector import Collector
 from modelmount.cache.holds import Holds
+from modelmount.cache.items import Items
 from modelmount.config import Cache
 from modelmount.content.store import Store
 from modelmount.snapshots import tree as trees
@@ -47,7 +47,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(Store, "read_document", counting("documents", Store.read_document))
     monkeypatch.setattr(trees, "items", counting("trees", trees.items))
-    monkeypatch.setattr(Reader, "_blob", counting("blobs", Reader._blob))
+    monkeypatch.setattr(Items, "_blob", counting("blobs", Items._blob))
     return found
 
 
@@ -112,7 +112,7 @@ def test_what_changed_within_the_same_tick_is_seen(full: Store) -> None:
     reader = Reader(full)
     before = reader.read().items
     blobs = full.root / "blobs/sha256"
-    now = time.time_ns() + censuses.SETTLED_NS
+    now = time.time_ns() + items.SETTLED_NS
     os.utime(blobs, ns=(now, now))
     reader.read()
     gone = next(iter(before))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from modelmount.cache import quarantine, scrub
-from modelmount.cache.census import Item, Reader
+from modelmount.cache.census import Reader
+from modelmount.cache.items import Item
 from modelmount.cache.scrub import Examined, Result, Scrub, Scrubber
 from modelmount.config import Cache
 from modelmount.content.store import NewLayer

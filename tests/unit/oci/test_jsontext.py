@@ -39,3 +39,11 @@ def test_the_depth_is_what_is_counted() -> None:
 @pytest.mark.parametrize("text", ["[" * 1000, '\\"' + "[" * 1000, "\\\\\\" + '"' + "{" * 500])
 def test_brackets_in_strings_dont_count(text: str) -> None:
     assert jsontext.loads(json.dumps([text])) == [text]
+
+
+@pytest.mark.parametrize("text", ["]" * 1000, '\\"' + "]" * 1000], ids=["plain", "escaped"])
+def test_brackets_in_strings_hide_none(text: str) -> None:
+    """Closing ones, each between two that open."""
+    deep = "".join(f"[{json.dumps(text)}," for _ in range(MAX_DEPTH + 1))
+    with pytest.raises(TooDeep):
+        jsontext.loads(deep + "0" + "]" * (MAX_DEPTH + 1))
