@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from modelmount import formats
@@ -61,6 +61,11 @@ class Finder:
         self._material_of: Recent[str, tuple[Rule, material.Signature, Material]] = Recent(KEPT_RECORDS)
         self._known: Recent[tuple[str, str, str], list[Statement]] = Recent(KEPT_RECORDS)
         self._looked: Recent[tuple[str, str, str], _Look] = Recent(KEPT_RECORDS)
+
+    def expect(self, rules: Iterable[Rule]) -> None:
+        """These rules are in force: what judges by them begins to start, so that no pod waits for it."""
+        for identities in {any(each.identities for each in rule.demands) for rule in rules if rule.demands}:
+            process.prepare(identities=identities)
 
     def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> list[str] | None:
         """By whose signatures the record meets the rule's demands, now and with today's keys; None where it doesn't.
@@ -127,6 +132,7 @@ class Finder:
     ) -> _Look:
         """What is found out is recorded; a refusal of this credential is raised, and nobody else's matter."""
         repository = reference.repository
+        self.expect([rule])
         document = self._store.read_document(manifest)
         contents = Contents.of(manifests.parse(document))
         statements: list[Statement] = []

@@ -1,12 +1,15 @@
-"""Judging evidence in a process of its own, for one task: started, asked once, gone.
+"""Judging evidence in a process of its own, for one task: forked, asked once, gone.
 
-What the libraries for it import is heavy, and what they read is anybody's. The process has no rights and no network
-(`system.confine`), is bounded in time and memory, and ends with this one. Its word is taken for what it is about:
-whether signatures are good. Everything else it says is checked.
+What the libraries for it import is heavy, and what they read is anybody's. What imports them is a helper, which sees
+no task and stays for a while; it forks the processes. Such a one has no rights and no network (`system.confine`), is
+bounded in time and memory, and ends with this one. Its word is taken for what it is about: whether signatures are
+good. Everything else it says is checked.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import threading
 import time
@@ -21,7 +24,9 @@ from modelmount.system import confine, workers
 from modelmount.system.workers import Helper, Worker
 
 SECONDS: Final = 60.0
-"""From the start to the answer. It takes a tenth of a second, or one where an identity is asked for."""
+"""From the start to the answer. It takes some hundredths of a second, and up to one more where a helper starts."""
+IDLE_SECONDS: Final = 900.0
+"""How long a helper stays for the next task. It has 14 MiB of its own, or 43 where identities are asked for."""
 CPU_SECONDS: Final = 20
 MEMORY_BYTES: Final = 512 << 20
 ANSWER_BYTES: Final = 1 << 20
@@ -46,18 +51,41 @@ def judge(task: Task, *, seconds: float = SECONDS, module: str = "", directory: 
     Raises ProcessError when the process can't be started, ends, is silent, or says what it never should. When this
     returns or raises, the process is gone.
     """
-    needed = "sigstore" if task.identities else "cryptography"
-    if importlib.util.find_spec(needed) is None:
-        raise ProcessError(f"can't be started, because this installation lacks {needed}; install modelmount[verify]")
+    identities = bool(task.identities)
+    if not _installed(identities):
+        lacking = "sigstore" if identities else "cryptography"
+        raise ProcessError(f"can't be started, because this installation lacks {lacking}; install modelmount[verify]")
     if not _ROOM.acquire(timeout=seconds):
         raise ProcessError(f"couldn't be started within {seconds:g} s, because others took as long")
-    module = module or (_IDENTITIES if task.identities else _KEYS)
-    helper = Helper(module, directory) if directory is not None else Helper(module)
     try:
+        helper = _helper(module or _module(identities), directory)
         return _ask(helper, task, time.monotonic() + seconds, seconds)
     finally:
-        helper.close()
         _ROOM.release()
+
+
+def prepare(*, identities: bool) -> None:
+    """Begin to start what the process for such a task is forked from, and don't wait for it: one is to be judged soon.
+    Where that fails, whoever judges is told.
+    """
+    if _installed(identities):
+        with contextlib.suppress(OSError):
+            _helper(_module(identities), None).prepare()
+
+
+def _installed(identities: bool) -> bool:
+    return importlib.util.find_spec("sigstore" if identities else "cryptography") is not None
+
+
+def _module(identities: bool) -> str:
+    return _IDENTITIES if identities else _KEYS
+
+
+@functools.cache
+def _helper(module: str, directory: Path | None) -> Helper:
+    """Of the whole process. It sees no task: what it starts is told it, and by us."""
+    where = () if directory is None else (directory,)
+    return Helper(module, *where, idle_seconds=IDLE_SECONDS)
 
 
 def _ask(helper: Helper, task: Task, deadline: float, seconds: float) -> list[Statement]:

@@ -38,7 +38,7 @@ _STARTED: Final = struct.Struct("=q")
 _ENDED: Final = struct.Struct("=iQ")
 _PROGRAM: Final = (
     "import sys; sys.path[:0] = sys.argv[1:3]; "
-    "from modelmount.system import workers; workers.serve(sys.argv[3], int(sys.argv[4]))"
+    "from modelmount.system import workers; workers.serve(sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))"
 )
 _OURS: Final = Path(__file__).resolve().parents[2]
 _KEPT_VARIABLES: Final = ("PATH", "LD_LIBRARY_PATH")
@@ -117,14 +117,15 @@ class Worker:
 
 class Helper:
     """The helper of this process for one kind of work. Thread-safe. It is started by the first order, and anew when it
-    was killed.
+    was killed or had nothing to do for too long.
     """
 
-    def __init__(self, module: str, directory: Path = _OURS) -> None:
+    def __init__(self, module: str, directory: Path = _OURS, *, idle_seconds: float = 0) -> None:
         """`module` has `prepare`, which the helper calls once, and `work`, as `Work` says. It is found in
-        `directory` or where this package is. Nothing starts yet.
+        `directory` or where this package is. A helper that has no worker for `idle_seconds` ends by itself; 0: never.
+        Nothing starts yet.
         """
-        self._module, self._directory = module, directory
+        self._module, self._directory, self._idle_seconds = module, directory, idle_seconds
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -162,7 +163,7 @@ class Helper:
     def _way(self) -> socket.socket:
         with self._lock:
             if self._socket is None:
-                self._socket, self._process = _launch(self._module, self._directory)
+                self._socket, self._process = _launch(self._module, self._directory, self._idle_seconds)
                 atexit.register(self.close)
             return self._socket
 
@@ -184,13 +185,14 @@ class Helper:
         atexit.unregister(self.close)
 
 
-def _launch(module: str, directory: Path) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _launch(module: str, directory: Path, idle_seconds: float) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     ours, theirs = _pair()
     with theirs:
+        arguments = [str(directory), str(_OURS), module, str(theirs.fileno()), str(idle_seconds)]
         environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
         try:
             started = subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM, str(directory), str(_OURS), module, str(theirs.fileno())],
+                [sys.executable, "-I", "-c", _PROGRAM, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -243,8 +245,10 @@ def _signal_name(number: int) -> str:
 # -- the helper's own life
 
 
-def serve(module: str, descriptor: int) -> NoReturn:
-    """Be a helper, whose orders come over the socket with this descriptor, until that ends."""
+def serve(module: str, descriptor: int, idle_seconds: float) -> NoReturn:
+    """Be a helper, whose orders come over the socket with this descriptor, until that ends, or until it had no worker
+    for so long (0: for ever).
+    """
     process.go_first()
     process.harden()
     privilege.keep(privilege.WORKERS)
@@ -255,7 +259,7 @@ def serve(module: str, descriptor: int) -> NoReturn:
     work: Work = imported.work
     gc.collect()
     gc.freeze()  # so that workers share its memory
-    _Nursery(socket.socket(fileno=descriptor), work).run()
+    _Nursery(socket.socket(fileno=descriptor), work, idle_seconds).run()
 
 
 class _Child:
@@ -266,8 +270,9 @@ class _Child:
 
 
 class _Nursery:
-    def __init__(self, orders: socket.socket, work: Work) -> None:
+    def __init__(self, orders: socket.socket, work: Work, idle_seconds: float) -> None:
         self._orders, self._work = orders, work
+        self._patience = idle_seconds * 1000 or None
         self._poll = select.poll()
         self._poll.register(orders, select.POLLIN)
         self._living: dict[int, _Child] = {}
@@ -281,7 +286,10 @@ class _Nursery:
 
     def run(self) -> NoReturn:
         while True:
-            for descriptor, _ in self._poll.poll():
+            events = self._poll.poll(self._patience)
+            if not events and not self._watched:
+                os._exit(0)  # an order that comes now finds the socket closed, and starts another
+            for descriptor, _ in events:
                 if descriptor == self._woken.fileno():
                     self._woken.recv(4096)
                 elif descriptor == self._orders.fileno():

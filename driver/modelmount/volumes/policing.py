@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -54,6 +54,9 @@ _TROUBLE = (Unavailable, NotFound, Unauthenticated, IntegrityError)
 class FindsSignatures(Protocol):
     """Knows what is signed: `signatures.finder.Finder`."""
 
+    def expect(self, rules: Iterable[Rule]) -> None:
+        """These are in force from now on."""
+
     def require_recorded(self, rule: Rule, reference: Reference, manifest: Digest) -> list[str] | None:
         """By whose signatures the record of the manifest meets the rule's demands; None where it doesn't."""
 
@@ -75,7 +78,7 @@ class Policing:
         self._store, self._file = store, Path(file) if file else None
         self.signatures = signatures
         self._seen = _signature(self._file) if self._file is not None else None
-        self._policy = policy.read(self._file) if self._file is not None else None
+        self._policy = self._read(self._file) if self._file is not None else None
         self._looked_through: Recent[tuple[str, str, str], bool] = Recent(KEPT_VERDICTS)
         self._looked_ahead: Recent[tuple[str, str, str], bool] = Recent(KEPT_VERDICTS)
 
@@ -96,11 +99,17 @@ class Policing:
         if seen != self._seen:
             self._seen = seen
             try:
-                self._policy = policy.read(self._file)
+                self._policy = self._read(self._file)
                 log.info("the policy was changed", extra={"fields": {"policy": self._policy.id}})
             except InvalidRequest as e:
                 log.error("the changed policy doesn't count: %s", e)
         return self._policy
+
+    def _read(self, file: Path) -> Policy:
+        found = policy.read(file)
+        if self.signatures is not None:
+            self.signatures.expect(found.rules)
+        return found
 
     def look_ahead(self, check: Check, rule: Rule, model: Model, selection: Selection, head: Head) -> None:
         """Raise Forbidden for the first bytes of a file that the rule doesn't allow. A model that passed isn't asked

@@ -45,6 +45,20 @@ def test_one_that_does_what_it_likes(trick: str, what: str) -> None:
         process.judge(task(trick.encode()), module="tests.unit.signatures.rogue", directory=ROOT)
 
 
+def test_what_imports_the_libraries_does_so_once_for_many_tasks() -> None:
+    """Each is judged by a process of its own all the same, and what forks them is told none."""
+    process.prepare(identities=False)
+    helper = process._helper(process._KEYS, None)
+    before = helper.pid
+    assert before is not None
+    key, other = signing.Key(), signing.Key()
+    for number in range(3):
+        bundle = Piece("bundle", str(number), (key if number else other).bundle(signing.statement(DIGEST)))
+        (found,) = process.judge(task(b"", bundle, key=key))
+        assert [signer.name for signer in found.signers] == (["ours.pub"] if number else [])
+    assert helper.pid == before
+
+
 def test_one_that_is_silent_is_killed() -> None:
     """Or isn't even started in so little time, on a machine that has a lot to do."""
     with pytest.raises(ProcessError, match=r"didn't answer within 3 s, and was killed|can't be started"):

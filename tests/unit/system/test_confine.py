@@ -184,6 +184,25 @@ def test_a_killed_helper_takes_its_workers_with_it_and_the_next_order_starts_ano
         helper.close()
 
 
+def test_a_helper_without_work_ends_and_the_next_order_starts_another(directory: int) -> None:
+    """But not while a worker of it lives."""
+    helper = Helper("tests.unit.system.deeds", ROOT, idle_seconds=1)
+    try:
+        worker = confined(helper, "nothing", directory)
+        before = helper.pid
+        assert before is not None
+        assert worker.wait(2) is None
+        assert told(worker) == "done"
+        assert worker.end().status == -signal.SIGKILL
+        ended = os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        assert (ended.si_code, ended.si_status) == (os.CLD_EXITED, 0)
+        assert outcome(helper, "nothing", directory)[0] == "done"
+        assert helper.pid not in {None, before}
+    finally:
+        helper.close()
+
+
 def test_who_finds_the_socket_closed_by_another_order_takes_the_next_helper(
     directory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

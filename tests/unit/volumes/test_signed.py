@@ -32,7 +32,7 @@ from modelmount.policy.signing import Statement
 from modelmount.registry.client import DOCUMENT_TRIES, MOST_PAGES
 from modelmount.registry.credentials import Credential
 from modelmount.signatures import process, records
-from modelmount.signatures.finder import Finder
+from modelmount.signatures.finder import Finder, Judge
 from modelmount.signatures.messages import Task
 from modelmount.signatures.process import ProcessError
 from modelmount.volumes.audit import Audit
@@ -102,6 +102,12 @@ class Signed:
         own = {"model": model or self.pushed.reference, POD_UID: "a-pod"}
         self.node.publisher.publish(Request(pod, str(target), own), Call(time.monotonic() + PATIENT_SECONDS))
         return target
+
+    def publisher_anew(self, judge: Judge = process.judge) -> None:
+        """As after a restart, with this one to judge."""
+        node = self.node
+        rooms = (node.store, node.resolver, node.puller, node.credentials, node.settings)
+        node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client, judge))
 
     def mounts(self, pod: str = "pod") -> None:
         assert contents(self.publish(pod=pod)) == FILES
@@ -483,6 +489,21 @@ def test_identities_of_an_own_sigstore(it: Signed) -> None:
     it.mounts()
 
 
+def test_what_judges_is_started_once_the_policy_demands_it(it: Signed) -> None:
+    """Before a pod waits for it: for the kind of signatures that rules name."""
+    process._helper.cache_clear()
+    by_key, by_identity = (process._helper(process._module(identities), None) for identities in (False, True))
+    it.publisher_anew()
+    assert by_key.pid is not None
+    assert by_identity.pid is None
+    root = it.directory / "trusted_root.json"
+    root.write_bytes(b"{}")
+    it.demand("[[rule.signatures]]", 'identities = [{identity = "a", issuer = "b"}]', f'trusted_root = "{root}"')
+    with pytest.raises(Forbidden):
+        it.publish()
+    assert by_identity.pid is not None
+
+
 def test_of_many_pods_at_once_one_looks(it: Signed) -> None:
     it.sign("simple")
     with ThreadPoolExecutor(8) as pool:
@@ -517,11 +538,9 @@ def test_a_process_that_fails_refuses(it: Signed, trick: str, why: str) -> None:
         return process.judge(task, seconds=seconds, module="tests.unit.signatures.rogue", directory=ROOT)
 
     it.sign("simple")
-    node = it.node
-    rooms = (node.store, node.resolver, node.puller, node.credentials, node.settings)
-    node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client, judge))
+    it.publisher_anew(judge)
     it.refused(f"the process that checks signatures ({why})")
-    node.publisher = Publisher(*rooms, signatures=Finder(node.store, node.client))
+    it.publisher_anew()
     it.mounts()  # nothing was kept of it
 
 
