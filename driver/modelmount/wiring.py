@@ -21,6 +21,7 @@ from modelmount.cache.admission import Admission
 from modelmount.cache.collector import Collector
 from modelmount.config import Live, Settings, hosts
 from modelmount.config.hosts import Host
+from modelmount.content.asides import Asides
 from modelmount.content.backoff import Backoff
 from modelmount.content.store import Store
 from modelmount.errors import Precondition
@@ -81,7 +82,7 @@ class Mirrors:
         self._hosts = hosts.load(settings)
         mirrors = list(self._hosts.all_mirrors())
         places = {each.authority: Semaphore(settings.registry(each.authority).connections) for each in mirrors}
-        self._health = Health(places={each.name: places[each.authority] for each in mirrors})
+        self._health = Health(places={each.name: places[each.authority] for each in mirrors}, notes=Asides(store))
         self._clients = {host: Client(host.settings(settings), headers=host.headers) for host in mirrors}
 
     def before(self, origin: BlobSource, repository: Repository) -> BlobSource:

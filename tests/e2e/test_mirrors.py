@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelmount import config, wiring
+from modelmount.content import asides
 from modelmount.errors import Forbidden, Unauthenticated
 from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.descriptor import Descriptor
@@ -162,6 +163,8 @@ def test_a_dead_mirror_is_asked_by_the_first_model_and_not_by_the_second(
         assert 1 <= asked <= 2 * len(layers(pushed))
         assert site.pull(second) == contents(tmp_path / "second")
         assert len(dead.asked()) == asked
+        (note,) = (site.directory / "store" / asides.ROOM).glob("*.json")
+        assert json.loads(note.read_bytes())["mirror"] == dead.host
     assert origin.blob_gets() == {}
     assert set(mirror.blob_gets()) >= {*layers(pushed), *layers(second)}
 
@@ -189,7 +192,7 @@ def test_wrong_bytes_of_a_mirror_are_had_from_the_registry_and_not_asked_for_aga
     assert mirror.blob_gets()[weights(pushed)] == 1
     assert origin.blob_gets()[weights(pushed)] == 1
     assert served(origin, weights(pushed)) == WEIGHTS_BYTES
-    (bar,) = (site.directory / "store/backoff").iterdir()
+    (bar,) = (site.directory / "store/backoff").glob("*.json")
     assert weights(pushed).partition(":")[2] in bar.name
     assert mirror.host in bar.name
 

@@ -108,7 +108,7 @@ def _views(store: Path) -> list[str]:
 def _documents(store: Path) -> list[str]:
     """Small records are whole: they parse."""
     found = []
-    for pattern in ("refs/*", "volumes/*.json", "models/*/facts.json", "backoff/*.json"):
+    for pattern in ("refs/*", "volumes/*.json", "models/*/facts.json", "backoff/*.json", "backoff/mirrors/*.json"):
         for path in store.glob(pattern):
             if path.name.startswith("."):
                 continue

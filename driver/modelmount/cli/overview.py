@@ -16,7 +16,7 @@ from modelmount.cache import bounds as limits
 from modelmount.cache import ground, quarantine, scrub
 from modelmount.cache.bounds import Account, Bounds
 from modelmount.config import Settings
-from modelmount.content import backoff, pulls
+from modelmount.content import asides, backoff, pulls
 from modelmount.content.pulls import Claim
 from modelmount.content.store import Store
 from modelmount.errors import ModelMountError
@@ -87,6 +87,7 @@ class Overview:
     scrub: scrub.Place
     quarantine: tuple[quarantine.Entry, ...]
     bars: tuple[backoff.Bar, ...]
+    asides: tuple[asides.Aside, ...]
     warnings: tuple[ground.Trouble, ...]
 
 
@@ -119,6 +120,7 @@ def look(settings: Settings) -> Overview:
         scrub=scrub.Place() if shelf is None else scrub.read_place(shelf.store),
         quarantine=() if shelf is None else tuple(quarantine.entries(shelf.store)),
         bars=() if shelf is None else tuple(backoff.standing(shelf.store)),
+        asides=() if shelf is None else tuple(asides.standing(shelf.store)),
         warnings=tuple(ground.troubles(settings)),
     )
 

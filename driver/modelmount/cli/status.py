@@ -78,6 +78,10 @@ def _lines(settings: config.Settings, found: Overview) -> Iterator[tuple[str, st
     for bar in found.bars:
         left = human_seconds(bar.next_try - time.time())
         yield "back-off", f"{bar.source} for {bar.hex[:12]}, {left} more: {bar.reason}"
+    for aside in found.asides:
+        left = human_seconds(aside.until - time.time())
+        first = output.ago(aside.since)
+        yield "mirror", f"{aside.mirror} isn't asked for {left}, first set aside {first}: {aside.reason}"
     for trouble in found.warnings:
         yield "warning", f"{trouble.message}; {trouble.remedy}"
 
@@ -151,6 +155,15 @@ def _plain(settings: config.Settings, found: Overview) -> dict[str, Any]:
         "back_off": [
             {"source": bar.source, "hex": bar.hex, "reason": bar.reason, "next_try": round(bar.next_try)}
             for bar in found.bars
+        ],
+        "mirrors_aside": [
+            {
+                "mirror": aside.mirror,
+                "since": round(aside.since),
+                "until": round(aside.until),
+                "reason": aside.reason,
+            }
+            for aside in found.asides
         ],
         "warnings": [{"message": each.message, "remedy": each.remedy} for each in found.warnings],
     }

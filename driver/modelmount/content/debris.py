@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from modelmount.content import ingest, pulls, trash
+from modelmount.content import asides, ingest, pulls, trash
 from modelmount.content.store import Store
 from modelmount.system import atomic
 from modelmount.system.lock import Held, LockTimeout
@@ -21,6 +21,7 @@ _PATTERNS = (
     *(f"{room}/*/.*" for room in ("views", "models", "unpacked")),
     "models/*/*/.*",
     ".scrub.json.*",
+    f"{asides.ROOM}/*",  # what a dead driver met, which the next one finds out for itself
 )
 _COMING_AND_GOING = ("pull-", "ingest-")
 """Locks that are named after what they guard; their files are left when their holder dies. Those of targets stay."""

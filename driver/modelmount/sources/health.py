@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +18,26 @@ LAST_SECONDS: Final = 600.0
 """How long a mirror is left alone: twice as long after each failure in a row."""
 
 
+class Notes(Protocol):
+    """Who is told of mirrors that are set aside; times are wall-clock seconds. Called by many threads, outside of every
+    lock, and raises nothing.
+    """
+
+    def aside(self, mirror: str, since: float, until: float, reason: str) -> None:
+        """It was set aside. `since` stays the same until it answers."""
+
+    def back(self, mirror: str) -> None:
+        """It answered."""
+
+
 @dataclass(slots=True)
 class _Condition:
     """`era` counts how often it was set aside: what is told about an older one is old news. While it is `suspect`, one
-    request at a time tries it.
+    request at a time tries it. `since` is wall-clock time, `until` the clock's.
     """
 
     failures: int = 0
+    since: float = 0.0
     until: float = 0.0
     era: int = 0
     suspect: bool = False
@@ -35,12 +48,15 @@ class Health:
     """The conditions of mirrors by name. Thread-safe; in memory only: a new process asks each mirror once."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, places: Mapping[str, threading.Semaphore] | None = None
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        places: Mapping[str, threading.Semaphore] | None = None,
+        notes: Notes | None = None,
     ) -> None:
         """All are well. A mirror's place in `places` is one open connection; mirrors on one host share theirs, and one
         without an entry has as many as it likes.
         """
-        self._clock = clock
+        self._clock, self._notes = clock, notes
         self._places = places or {}
         self._lock = threading.Lock()
         self._conditions: dict[str, _Condition] = {}
@@ -69,15 +85,22 @@ class Health:
             condition.failures += 1
             condition.era += 1
             condition.until = self._clock() + wait
+            now = time.time()
+            since = condition.since = condition.since if condition.suspect else now
             condition.suspect, condition.tried = True, False
         log.warning("mirror %s is not asked for %.0f s: %s", name, wait, reason)
+        if self._notes is not None:
+            self._notes.aside(name, since, now + wait, reason)
 
     def heard(self, name: str, era: int) -> None:
         """It answered: everybody may ask it again."""
         with self._lock:
             condition = self._conditions[name]
-            if era == condition.era:
-                condition.suspect = condition.tried = False
+            if era != condition.era:
+                return
+            condition.suspect = condition.tried = False
+        if self._notes is not None:
+            self._notes.back(name)
 
     def served(self, name: str, era: int) -> None:
         """It kept a whole promise: what it failed before is forgotten."""

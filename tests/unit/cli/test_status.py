@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 from modelmount.cache import quarantine, scrub
 from modelmount.cli import cli
-from modelmount.content import backoff
+from modelmount.content import asides, backoff
 from modelmount.content import ingest as ingests
 from modelmount.content.pulls import Claim, PullRecord
 from modelmount.content.store import Store
@@ -156,6 +157,28 @@ def test_what_went_wrong_is_named(tmp_path: Path, shelf: Shelf) -> None:
     assert found["scrub"]["after"] == item
     words = {line.split()[0] for line in screen(tmp_path)}
     assert {"quarantine", "back-off", "scrub"} <= words
+
+
+def test_mirrors_that_are_left_alone_are_named_until_their_time_is_over(tmp_path: Path, shelf: Shelf) -> None:
+    now = time.time()
+    notes = asides.Asides(shelf.store)
+    notes.aside("mirror.example.com", now - 7200, now + 3600, "it didn't answer within 10 s")
+    notes.aside("back.example.com", now, now + 3600, "it refused the connection")
+    notes.back("back.example.com")
+    notes.back("never.example.com")
+    notes.aside("over.example.com", now - 60, now - 1, "it refused the connection")
+    (shelf.store.root / asides.ROOM / f"{'0' * 32}.json").write_bytes(b"{")
+    assert status(tmp_path)["mirrors_aside"] == [
+        {
+            "mirror": "mirror.example.com",
+            "since": round(now - 7200),
+            "until": round(now + 3600),
+            "reason": "it didn't answer within 10 s",
+        }
+    ]
+    (line,) = [line for line in screen(tmp_path) if line.startswith("mirror")]
+    assert "first set aside 2 h ago" in line
+    assert line.endswith(": it didn't answer within 10 s")
 
 
 def test_what_the_store_stands_on_is_warned_about(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ HALF_MADE = [
     "refs/.ab.1234",
     "pulls/.ab.tmp",
     "backoff/.ab.json.1234",
+    "backoff/mirrors/ab.json",
+    "backoff/mirrors/.ab.json.1234",
     "views/scope/.key.1234",
     "models/ab/.facts.json.1234",
     "models/ab/verdicts/.1.1234",

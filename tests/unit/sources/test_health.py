@@ -161,3 +161,38 @@ def test_without_a_place_nobody_finds_out_whether_a_mirror_is_back(clock: Clock)
     assert health.ask(NAME) is None
     failed.close()
     turn(health).served()  # asking in vain wasn't the one request that finds out
+
+
+class Heard:
+    """Notes each word, times apart."""
+
+    def __init__(self) -> None:
+        self.words: list[tuple[str, str]] = []
+        self.since: list[float] = []
+        self.lengths: list[float] = []
+
+    def aside(self, mirror: str, since: float, until: float, reason: str) -> None:
+        self.words.append((mirror, reason))
+        self.since.append(since)
+        self.lengths.append(until - since)
+
+    def back(self, mirror: str) -> None:
+        self.words.append((mirror, "back"))
+
+
+def test_who_looks_from_outside_is_told_who_is_left_alone_since_when_and_why(clock: Clock) -> None:
+    notes = Heard()
+    health = Health(clock, notes=notes)
+    turn(health).served()
+    first, late = turn(health), turn(health)
+    first.failed("reset")
+    late.failed("reset")  # the same trouble
+    clock.now += FIRST_SECONDS
+    turn(health).failed("refused")
+    clock.now += 2 * FIRST_SECONDS
+    turn(health).served()
+    turn(health).served()
+    assert notes.words == [(NAME, "reset"), (NAME, "refused"), (NAME, "back")]
+    assert notes.since[0] == notes.since[1]
+    assert notes.lengths[0] == pytest.approx(FIRST_SECONDS)
+    assert notes.lengths[1] >= 2 * FIRST_SECONDS - 1
