@@ -67,8 +67,10 @@ class Authenticator:
         authorization = self._known(asker)
         tried: set[str] = set()
         while True:
-            headers = {**request.headers, **({"Authorization": authorization} if authorization else {})}
-            answer = redirects.send(self._pool, replace(request, headers=headers), deadline)
+            asked = request
+            if authorization is not None:
+                asked = replace(request, headers={**request.headers, "Authorization": authorization})
+            answer = redirects.send(self._pool, asked, deadline)
             if answer.status != 401 or not answer.url.same_origin(request.url):
                 return answer
             redirects.discard(answer)

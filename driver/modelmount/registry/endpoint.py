@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from modelmount.config import Settings
@@ -57,7 +57,7 @@ def home(settings: Settings, registry: str) -> Url:
     listed = settings.registry(registry)
     scheme = "http" if listed.plain_http else "https"
     try:
-        return Url.parse(f"{listed.server or f'{scheme}://{_API_HOSTS.get(registry, registry)}/v2'}/")
+        return _parsed(f"{listed.server or f'{scheme}://{_API_HOSTS.get(registry, registry)}/v2'}/")
     except ValueError as e:
         raise InvalidRequest(f"{registry} can't be a registry's host: {e}") from e
 
@@ -69,4 +69,7 @@ def token_hosts(settings: Settings, registry: str) -> tuple[str, ...]:
 
 def _url(settings: Settings, repository: Repository, rest: str) -> Url:
     root = home(settings, repository.registry)
-    return replace(root, target=f"{root.target}{repository.repository}/{rest}")
+    return Url(root.scheme, root.host, root.port, f"{root.target}{repository.repository}/{rest}")
+
+
+_parsed = functools.lru_cache(1024)(Url.parse)  # every request begins with it

@@ -21,8 +21,8 @@ from typing import Final, Self
 from urllib3.response import HTTPResponse
 
 from modelmount.errors import Unavailable
-from modelmount.transport.dial import Timed
 from modelmount.transport.failures import TROUBLE, translated
+from modelmount.transport.origin import Connection
 
 GATHER_SECONDS: Final = 0.1
 """A read of a slow body returns what has come after this time, so that callers see progress and can stop."""
@@ -50,13 +50,16 @@ class Body:
     when only its end will tell. Closed early, it takes its connection along.
     """
 
-    def __init__(self, response: HTTPResponse, socket: Timed, what: str, server: str, pace: Pace) -> None:
+    def __init__(self, response: HTTPResponse, connection: Connection, what: str, server: str, pace: Pace) -> None:
         """Takes `response` over, and closes it when it raises Unavailable: for an encoded body, or a length that makes
-        no sense. `socket` is the connection's; `what` and `server` are for messages.
+        no sense. It came over `connection`; `what` and `server` are for messages.
         """
+        if connection.answering is None:
+            raise TypeError("nothing was answered over this connection")
         self.offset = 0
         self.total: int | None = None
-        self._response, self._socket, self._what, self._server, self._pace = response, socket, what, server, pace
+        self._response, self._connection, self._socket = response, connection, connection.answering
+        self._what, self._server, self._pace = what, server, pace
         self._raw = _underlying(response)
         self._receive: Callable[[memoryview], int] = self._receive_copy
         if self._raw is not None and not self._raw.chunked:
@@ -237,13 +240,13 @@ class Body:
         self._socket.deadline = None
         if self._raw is not None:
             self._raw.close()
-        self._response.release_conn()
+        self._connection.release()
 
     def _drop(self) -> None:
         with self._ending:
             self._open = False
         self._response.close()
-        self._response.release_conn()
+        self._connection.close()
 
     # -- headers
 

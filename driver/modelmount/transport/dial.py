@@ -28,6 +28,8 @@ Found = Sequence[tuple[int, int, int, str, Any]]
 """What getaddrinfo(3) found: family, type, protocol, canonical name, address."""
 STOPPING: Final = "isn't waited for any more, because the driver is stopping; the next one goes on from here"
 """What is said of the other side when a wait was interrupted."""
+SLACK: Final = 0.01
+"""Of a timeout, so much is let pass where setting it anew would cost more than it is worth."""
 Lookup = Callable[..., Found]
 """`socket.getaddrinfo`, or something that is called like it."""
 
@@ -41,11 +43,17 @@ class Timed(socket.socket):
     can interrupt.
 
     `deadline` is of `time.monotonic`; while it is set, a receive beyond it raises TimeoutError, and the timeout is
-    spent: set another before receiving without a deadline.
+    spent: set another before receiving without a deadline. Setting the timeout costs a system call where it is another
+    one than before; so a receive that begins close to when the deadline was set may take SLACK of its timeout longer.
     """
 
     deadline: float | None = None
     interrupted = False
+
+    def settimeout(self, value: float | None) -> None:
+        """As of any socket."""
+        if value != self.gettimeout():
+            super().settimeout(value)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
         """Receive as any socket does, but not beyond the deadline. Raises Interrupted."""
@@ -53,7 +61,9 @@ class Timed(socket.socket):
             left = self.deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the deadline is over")
-            self.settimeout(left)
+            timeout = self.gettimeout()
+            if timeout is None or left < timeout * (1 - SLACK):
+                self.settimeout(left)
         try:
             count = super().recv_into(buffer, nbytes or 0, flags)
         except OSError as e:

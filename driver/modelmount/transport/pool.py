@@ -1,11 +1,12 @@
 """Connections, kept for each origin and trust, and one request at a time over them.
 
-The only interface of this room to whoever speaks HTTP: a Request goes in, an Answer comes out. Behind it is urllib3,
-with everything off that decides on its own: redirects, retries, proxies, decoding, preloading.
+The only interface of this room to whoever speaks HTTP: a Request goes in, an Answer comes out. Behind it are urllib3's
+connections, with everything off that decides on its own: redirects, retries, proxies, decoding, preloading.
 """
 
 from __future__ import annotations
 
+import functools
 import socket
 import threading
 import time
@@ -15,27 +16,25 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
-from urllib3 import HTTPConnectionPool, HTTPHeaderDict, HTTPSConnectionPool, Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ClosedPoolError
+from urllib3 import HTTPHeaderDict
 from urllib3.response import HTTPResponse
 
 from modelmount import __version__
 from modelmount.config import Settings
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.transport.body import Body, Pace
-from modelmount.transport.dial import Dialer, Lookup, Sockets, Timed
+from modelmount.transport.dial import Dialer, Lookup, Sockets
 from modelmount.transport.failures import TROUBLE, translated, was_gone
+from modelmount.transport.origin import Connection, Origin
 from modelmount.transport.tls import Contexts
 from modelmount.transport.trust import Trust, judge
-from modelmount.transport.tunnel import tunnel
 from modelmount.transport.url import Url
 
 USER_AGENT: Final = f"modelmount/{__version__}"
 KEPT_ORIGINS: Final = 64
 """Origins with kept connections; pods name hosts, so there is no end to them otherwise."""
-KEPT_CONNECTIONS: Final = 16
-"""Idle connections kept for one origin."""
+KEPT_TRUSTS: Final = 1024
+"""Judgements that are kept, which every request needs anew and which are the same as long as the settings are."""
 
 
 class Content(Protocol):
@@ -107,7 +106,8 @@ class Pool:
         self._dialer = Dialer(lookup, self._sockets)
         self._contexts = Contexts(self._sockets)
         self._lock = threading.Lock()
-        self._origins: OrderedDict[tuple[Any, ...], HTTPConnectionPool] = OrderedDict()
+        self._origins: OrderedDict[tuple[Any, ...], Origin] = OrderedDict()
+        self._trust = functools.lru_cache(KEPT_TRUSTS)(functools.partial(_trust, settings))
         self._closed = False
 
     def send(self, request: Request, deadline: float) -> Answer:
@@ -118,15 +118,14 @@ class Pool:
         that isn't allowed, Unavailable for everything that has gone wrong on the way.
         """
         try:
-            trust = judge(self._settings, request.registry, request.url)
-            response = self._response(request, trust, deadline)
+            connection, response = self._response(request, deadline)
         except Forbidden as e:
             raise Forbidden(f"{request.what}: {e.message}") from e
         except Unavailable as e:
             raise Unavailable(f"{request.what}: {e.message}", retry_after=e.retry_after) from e
         except TROUBLE as e:
             raise translated(e, request.what, request.url.authority) from e
-        body = Body(response, _socket_of(response), request.what, request.url.authority, self._pace)
+        body = Body(response, connection, request.what, request.url.authority, self._pace)
         return Answer(response.status, request.url, body, response.headers)
 
     def close(self) -> None:
@@ -143,54 +142,43 @@ class Pool:
 
     # -- inside
 
-    def _response(self, request: Request, trust: Trust, deadline: float) -> HTTPResponse:
+    def _response(self, request: Request, deadline: float) -> tuple[Connection, HTTPResponse]:
         """A kept connection may turn out to be gone only when it is used: then once more, at once, unless the other
         side may have done already what was asked.
         """
         try:
-            return self._ask(request, trust, deadline)
+            return self._ask(request, deadline)
         except TROUBLE as e:
             if request.method in {"POST", "PUT"} or not was_gone(e):
                 raise
-        return self._ask(request, trust, deadline)
+        return self._ask(request, deadline)
 
-    def _ask(self, request: Request, trust: Trust, deadline: float) -> HTTPResponse:
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise Unavailable(f"{request.url.authority} didn't answer in time")
-            pull = self._settings.pull
-            timeout = Timeout(
-                connect=min(pull.connect_timeout_seconds, left),
-                read=request.patience or min(pull.read_timeout_seconds, left),
+    def _ask(self, request: Request, deadline: float) -> tuple[Connection, HTTPResponse]:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise Unavailable(f"{request.url.authority} didn't answer in time")
+        pull = self._settings.pull
+        connecting, waiting = min(pull.connect_timeout_seconds, left), min(pull.read_timeout_seconds, left)
+        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
+        body: bytes | Iterator[bytes] | None
+        if request.content is None or isinstance(request.content, bytes):
+            body = request.content
+        else:
+            headers["Content-Length"] = str(request.content.length)
+            body = request.content.pieces()
+        connection = self._origin(request).connection()
+        try:
+            response = connection.ask(
+                request.method, request.url.target, headers, body, connecting, request.patience or waiting
             )
-            headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
-            body: bytes | Iterator[bytes] | None
-            if request.content is None or isinstance(request.content, bytes):
-                body = request.content
-            else:
-                headers["Content-Length"] = str(request.content.length)
-                body = request.content.pieces()
-            try:
-                response = self._origin(request.url, trust).urlopen(
-                    request.method,
-                    request.url.target,
-                    body=body,
-                    headers=headers,
-                    timeout=timeout,
-                    preload_content=False,
-                    decode_content=False,
-                    redirect=False,
-                    retries=False,
-                )
-            except ClosedPoolError:
-                continue  # this origin was put away for newer ones since we looked it up
-            if not isinstance(response, HTTPResponse):
-                response.close()
-                raise Unavailable(f"{request.url.authority} answered with something that isn't HTTP/1")
-            return response
+        except BaseException:
+            connection.close()
+            raise
+        return connection, response
 
-    def _origin(self, url: Url, trust: Trust) -> HTTPConnectionPool:
+    def _origin(self, request: Request) -> Origin:
+        url = request.url
+        trust = self._trust(request.registry, url.scheme, url.host, url.port)
         context = self._contexts.get(trust) if url.scheme == "https" else None
         key = (url.scheme, url.host, url.port, trust, context)
         with self._lock:
@@ -200,69 +188,12 @@ class Pool:
             if known is not None:
                 self._origins.move_to_end(key)
                 return known
-            options: dict[str, Any] = {"maxsize": KEPT_CONNECTIONS, "dialer": self._dialer, "trust": trust}
-            made = (
-                _HttpOrigin(url.host, url.port, **options)
-                if context is None
-                else _HttpsOrigin(url.host, url.port, ssl_context=context, **options)
-            )
-            self._origins[key] = made
+            made = self._origins[key] = Origin(url, trust, context, self._dialer)
             evicted = self._origins.popitem(last=False)[1] if len(self._origins) > KEPT_ORIGINS else None
         if evicted is not None:
             evicted.close()
         return made
 
 
-class _Connection(HTTPConnection):
-    """A connection over our own dialling, whose headers as a whole have the time that urllib3 allows each receive.
-
-    `answering` is the socket that the last answer came over, also when it is no longer the connection's own.
-    """
-
-    answering: Timed | None = None
-
-    def __init__(self, *args: Any, dialer: Dialer, trust: Trust, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._dialer, self._trust = dialer, trust
-
-    def _new_conn(self) -> socket.socket:
-        if self._trust.proxy:
-            return tunnel(self._dialer, self._trust, self.host, self.port, _seconds(self.timeout))
-        return self._dialer.connect(self.host, self.port, self._trust.reach, _seconds(self.timeout))
-
-    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 itself has it
-        sock: object = self.sock
-        if not isinstance(sock, Timed):
-            return super().getresponse()
-        seconds = _seconds(self.timeout)
-        self.answering = sock
-        sock.deadline = time.monotonic() + seconds
-        response = super().getresponse()
-        sock.deadline = None
-        sock.settimeout(seconds)
-        return response
-
-
-class _TlsConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _HttpOrigin(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _HttpsOrigin(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-def _seconds(timeout: object) -> float:
-    if not isinstance(timeout, int | float):
-        raise TypeError("every request has a timeout")
-    return float(timeout)
-
-
-def _socket_of(response: HTTPResponse) -> Timed:
-    connection: object = response.connection
-    if not isinstance(connection, _Connection) or connection.answering is None:
-        raise TypeError("the answer came over a connection that isn't ours")
-    return connection.answering
+def _trust(settings: Settings, registry: str, scheme: str, host: str, port: int) -> Trust:
+    return judge(settings, registry, Url(scheme, host, port, "/"))

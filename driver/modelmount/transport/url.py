@@ -24,6 +24,8 @@ _AUTHORITY = re.compile(
     rf"(?:(?P<name>{_LABEL}(?:\.{_LABEL})*)\.?|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII
 )
 _MAX_HOST_CHARACTERS = 253
+_OF_TARGETS = "!$%&'()*+,/:;=?@"
+"""What stays as it is written, besides letters, digits and `_.-~` (RFC 3986); all else is encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Url:
         port = int(authority["port"] or DEFAULT_PORTS[scheme])
         if not 1 <= port <= 65535:
             raise ValueError("it has no usable port")
-        target = (parts["path"] or "/") + (parts["query"] or "")
+        target = urllib.parse.quote((parts["path"] or "/") + (parts["query"] or ""), safe=_OF_TARGETS)
         return cls(scheme, _host(authority["name"], authority["address"]), port, target)
 
     def join(self, location: str) -> Url:

@@ -149,3 +149,15 @@ def test_a_deadline_covers_many_receives_together() -> None:
         timed.deadline = None
         timed.settimeout(5)
         assert timed.recv_into(buffer) == 1
+
+
+@pytest.mark.parametrize(("ahead", "becomes"), [(3600.0, 600.0), (300.0, 300.0)])
+def test_only_a_deadline_that_is_nearer_changes_the_timeout(ahead: float, becomes: float) -> None:
+    left, right = socket.socketpair()
+    with Timed(left.family, left.type, left.proto, left.detach()) as timed, right:
+        timed.settimeout(600.0)
+        right.send(b"x")
+        timed.deadline = time.monotonic() + ahead
+        assert timed.recv_into(bytearray(1)) == 1
+        now = timed.gettimeout()
+        assert now == 600.0 if becomes == 600.0 else now is not None and now <= becomes

@@ -11,6 +11,7 @@ from modelmount.transport.url import Url
         ("https://harbor.example.com./x#fragment", ("https", "harbor.example.com", 443, "/x")),
         ("https://[2001:DB8::0:1]:8443/x", ("https", "2001:db8::1", 8443, "/x")),
         ("https://storage_1.example.com?sig=1", ("https", "storage_1.example.com", 443, "/?sig=1")),
+        ("https://a.example.com/{b}%2f?c=[<d>]%2F", ("https", "a.example.com", 443, "/%7Bb%7D%2f?c=%5B%3Cd%3E%5D%2F")),
     ],
 )
 def test_a_url_is_taken_apart(text: str, parts: tuple[str, str, int, str]) -> None:
