@@ -203,6 +203,11 @@ def test_a_wrong_value_is_told_what_it_must_be(tmp_path: Path, text: str, said: 
         ('[registries.""]', "registries: '' must be host or host:port"),
         ('[registries."h.example"]\ntrusted_realms = ["https://a"]', "trusted_realms: 'https://a' must be host"),
         ('[registries."h.example"]\nplain_http = true\nca_file = "/ca.pem"', "has both plain_http and ca_file"),
+        ('[registries."h.example"]\nca_file = "/a.pem"\nca_files = ["/b.pem"]', "has both ca_file and ca_files"),
+        (
+            '[registries."h.example"]\nca_files = ["a.pem"]',
+            'registries."h.example".ca_files[0] must be an absolute path',
+        ),
         (
             '[registries."h.example"]\nclient_certificate = "/a"\nclient_certificates = [["/b"]]',
             "has both client_certificate",

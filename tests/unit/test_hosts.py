@@ -48,7 +48,7 @@ def test_mirrors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
         skip_verify = true  # means nothing without TLS
         [host."a.example.com"]
         ca = "mirror.crt"
-        dial_timeout = "200ms"
+        dial_timeout = "1m0.2s"
         """,
     )
     mirrors = found.mirrors("docker.io")
@@ -57,8 +57,8 @@ def test_mirrors_come_in_the_order_of_the_file(tmp_path: Path) -> None:
         "http://192.168.31.250:5000/v2",
         "https://a.example.com/v2",
     ]
-    assert mirrors[2].ca_file == str(tmp_path / "docker.io/mirror.crt")
-    assert [each.dial_seconds for each in mirrors] == [None, None, 0.2]
+    assert mirrors[2].ca_files == (str(tmp_path / "docker.io/mirror.crt"),)
+    assert [each.dial_seconds for each in mirrors] == [None, None, 60.2]
     assert found.mirrors("harbor.example.com") == ()
 
 
@@ -124,6 +124,58 @@ def test_client_certificates_in_each_of_containerds_forms(
     assert found.applied(own).registry("h.example.com").clients == (("/own.pem", None),)
 
 
+def test_several_cas_and_a_proxy_are_read_as_containerd_has_them(tmp_path: Path) -> None:
+    """Of the registry itself and of a mirror; where the configuration names a proxy of either, that one counts."""
+    text = """
+        ca = ["/c/a.pem", "b.pem"]
+        proxy = "http://different-proxy:8080"
+        [host."https://m.example.com"]
+        ca = ["own.pem", "/c/d.pem"]
+        proxy = "http://my-proxy:8080/"
+        """
+    found, here = read(tmp_path, "h.example.com", text), tmp_path / "h.example.com"
+    own = found.applied(Settings()).registry("h.example.com")
+    assert (own.cas, own.proxy) == (("/c/a.pem", f"{here}/b.pem"), "http://different-proxy:8080")
+    (mirror,) = found.mirrors("h.example.com")
+    known = Settings(registries={"m.example.com": Registry(ca_file="/known.pem")})
+    made = mirror.settings(known).registry("m.example.com")
+    assert (made.cas, made.proxy) == ((f"{here}/own.pem", "/c/d.pem"), "http://my-proxy:8080")
+    login = Registry(proxy="http://other:1", proxy_login_file="/login", ca_file="/known.pem")
+    named = Settings(registries={"h.example.com": login, "m.example.com": login})
+    for registry in (found.applied(named).registry("h.example.com"), mirror.settings(named).registry("m.example.com")):
+        assert (registry.proxy, registry.proxy_login_file) == ("http://other:1", "/login")
+    assert found.applied(named).registry("h.example.com").cas == ("/known.pem",)
+
+
+def test_certificates_without_a_hosts_toml_are_read_as_dockers(tmp_path: Path) -> None:
+    for name in ("h.example.com:8443", "docker.io", "empty.example.com", "told.example.com"):
+        (tmp_path / name).mkdir()
+    for name in ("b.crt", "a.crt", "client.cert", "client.key", "readme.txt"):
+        (tmp_path / "h.example.com:8443" / name).touch()
+    (tmp_path / "docker.io" / "ca.crt").touch()
+    (tmp_path / "told.example.com" / "ca.crt").touch()
+    applied = read(tmp_path, "told.example.com", "").applied(Settings())
+    here = tmp_path / "h.example.com:8443"
+    assert applied.registries == {
+        "h.example.com:8443": Registry(
+            server="https://h.example.com:8443/v2",
+            ca_files=[f"{here}/a.crt", f"{here}/b.crt"],
+            client_certificates=[[f"{here}/client.cert", f"{here}/client.key"]],
+        ),
+        "docker.io": Registry(server="https://registry-1.docker.io/v2", ca_files=[f"{tmp_path}/docker.io/ca.crt"]),
+    }
+
+
+def test_a_certificate_without_its_key_and_one_for_everybody_are_mistakes(tmp_path: Path) -> None:
+    for name in ("h.example.com", "_default"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "client.cert").touch()
+    assert hosts.read(str(tmp_path))[1] == [
+        f"{tmp_path}/_default: certificates have no meaning in _default; give the registry a directory of its own",
+        f"{tmp_path}/h.example.com: client.cert has no client.key beside it",
+    ]
+
+
 def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
     text = f"""
         [host."http://127.0.0.1:4001"]
@@ -145,12 +197,16 @@ def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
         ('[host."https://m.example.com"]\nclient = [["a", "b", "c"]]', "client: name certificates as"),
         ('[host."https://m.example.com"]\nclient = [["", "b"]]', "client: name certificates as"),
         ('[host."https://m.example.com"]\nclient = 3', "client: Expected `str | array`, got `int`"),
-        ('[host."https://m.example.com"]\nproxy = "http://p:1"', "proxies belong into the driver's own configuration"),
+        ('[host."https://m.example.com"]\nproxy = "socks5://p:1"', "https and SOCKS proxies are not spoken to"),
+        ('[host."https://m.example.com"]\nproxy = "http://p:1/path"', "proxy must be a URL such as"),
+        (f'proxy = "http://user:{SECRET[6:-2]}@p.example.com:1"', "proxy must be a URL such as"),
+        ('[host."https://m.example.com"]\nproxy = 3', "proxy: Expected `str`, got `int`"),
         ('[host."https://m.example.com"]\nskip_verify = true', "TLS verification cannot be switched off; name the CA"),
         ('[host."https://m.example.com"]\nskip_verify = "no"', "skip_verify: Expected `bool`, got `str`"),
         ('[host."https://m.example.com"]\ncapabilities = ["fly"]', "capabilities: 'fly' is unknown"),
-        ('[host."https://m.example.com"]\nca = ["a", "b"]', "ca: put the certificates into one file"),
+        ('[host."https://m.example.com"]\nca = ["a", 3]', "ca: Expected `str`, got `int`"),
         ('[host."https://m.example.com"]\ndial_timeout = "soon"', "dial_timeout must be a time such as 200ms"),
+        ('[host."https://m.example.com"]\ndial_timeout = "2h"', "dial_timeout must be a time such as 200ms"),
         ('[host."ftp://m.example.com/?x=1"]', "must be a URL such as https://mirror.example.com"),
         ('[host."https://user:pass@m.example.com"]', "must be a URL such as https://mirror.example.com"),
         (f'[host."https://m.example.com".header]\n"a b" = "{SECRET}"', "header: 'a b' is no header"),
@@ -162,7 +218,7 @@ def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
 def test_a_mistake_is_named_with_its_file_and_without_secrets(tmp_path: Path, text: str, complaint: str) -> None:
     (problem,) = problems(tmp_path, text)
     assert complaint in problem
-    assert SECRET not in problem
+    assert SECRET[6:-2] not in problem
 
 
 def test_the_default_has_no_server(tmp_path: Path) -> None:
@@ -192,21 +248,29 @@ def test_a_server_moves_the_registry_and_leaves_what_the_configuration_says(tmp_
     applied = found.applied(Settings(registries={"c.example.com": Registry(ca_file="/c.pem", connections=3)}))
     assert applied.registries == {
         "a.example.com": Registry(server="http://10.0.0.1:5000/v2", plain_http=True),
-        "b.example.com": Registry(server="https://b.example.com/v2", ca_file=str(tmp_path / "b.example.com/own.pem")),
+        "b.example.com": Registry(
+            server="https://b.example.com/v2", ca_files=[str(tmp_path / "b.example.com/own.pem")]
+        ),
         "c.example.com": Registry(server="https://other.example.com/v2", ca_file="/c.pem", connections=3),
     }
 
 
 def test_docker_io_is_no_server_whatever_containerds_examples_say(tmp_path: Path) -> None:
-    assert read(tmp_path, "docker.io", 'server = "https://docker.io"\n').applied(Settings()) == Settings()
+    """Its API has another host; with more said of it that one counts."""
+    server = 'server = "https://docker.io"\n'
+    assert read(tmp_path, "docker.io", server).applied(Settings()) == Settings()
+    applied = read(tmp_path, "docker.io", f'{server}proxy = "http://p.example.com:1"').applied(Settings())
+    assert applied.registries == {
+        "docker.io": Registry(server="https://registry-1.docker.io/v2", proxy="http://p.example.com:1")
+    }
 
 
 def test_a_mirror_is_asked_with_less_patience_and_as_it_wants(tmp_path: Path) -> None:
     settings = Settings(registries={"m.example.com": Registry(plain_http=True, trusted_realms=["auth.example.com"])})
-    mirror = Host("https://m.example.com/v2", ca_file="/m.pem", dial_seconds=0.5)
+    mirror = Host("https://m.example.com/v2", ca_files=("/m.pem", "/n.pem"), dial_seconds=0.5)
     made = mirror.settings(settings)
     assert made.registry("m.example.com") == Registry(
-        server="https://m.example.com/v2", ca_file="/m.pem", trusted_realms=["auth.example.com"]
+        server="https://m.example.com/v2", ca_files=["/m.pem", "/n.pem"], trusted_realms=["auth.example.com"]
     )
     assert made.pull.connect_timeout_seconds == 0.5
     assert made.pull.read_timeout_seconds == made.pull.document_timeout_seconds == settings.pull.mirror_timeout_seconds

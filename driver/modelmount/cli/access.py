@@ -39,9 +39,9 @@ class Access:
         """`settings` with these options in them, for this repository's host."""
         host = settings.registry(repository.registry)
         if self.plain_http:
-            host = msgspec.structs.replace(host, plain_http=True, ca_file=None)
+            host = msgspec.structs.replace(host, plain_http=True, ca_file=None, ca_files=[])
         elif self.ca_file is not None:
-            host = msgspec.structs.replace(host, plain_http=False, ca_file=self.ca_file)
+            host = msgspec.structs.replace(host, plain_http=False, ca_file=self.ca_file, ca_files=[])
         auth = msgspec.structs.replace(settings.auth, docker_config=self._docker_config(settings))
         registries = {**settings.registries, repository.registry: host}
         # The allow-list is for what volumes name.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from modelmount.config import hosts, words
+from modelmount.config import hosts, spelling, words
 from modelmount.config.schema import Settings
 
 SOCKET_PATH_BYTES = 107
@@ -27,9 +27,7 @@ _DRIVER_NAME = re.compile(r"[a-zA-Z](?:[a-zA-Z0-9._-]{0,61}[a-zA-Z])?", re.ASCII
 _TAINT = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII
 )
-_LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-_HOST = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
 _GLOB = re.compile(r"[a-z0-9.:*?!\[\]-]+", re.ASCII)
 _PREFIX = re.compile(r"\*|[a-z0-9][a-z0-9.:\[\]-]*(?:/[a-z0-9][a-z0-9._-]*)*(?:/\*)?", re.ASCII)
 _ADDRESS = re.compile(r"(?:[A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})", re.ASCII)
@@ -62,6 +60,11 @@ def _paths(settings: Settings) -> Iterator[str]:
             f'registries."{host}".{name}': getattr(each, name)
             for host, each in settings.registries.items()
             for name in _FILES_OF_HOSTS
+        },
+        **{
+            f'registries."{host}".ca_files[{n}]': file
+            for host, each in settings.registries.items()
+            for n, file in enumerate(each.ca_files)
         },
         **{
             f'registries."{host}".client_certificates[{n}][{m}]': file
@@ -163,17 +166,19 @@ def _cache(settings: Settings) -> Iterator[str]:
 
 def _hosts(settings: Settings) -> Iterator[str]:
     for host, registry in settings.registries.items():
-        if not _is_host(host):
-            yield f"registries: {words.shown(host)} must be {_HOST_WORDS}"
+        if not spelling.is_host(host):
+            yield f"registries: {words.shown(host)} must be {spelling.HOST_WORDS}"
         if registry.client_key is not None and registry.client_certificate is None:
             yield f'registries."{host}".client_key needs a client_certificate'
         if registry.client_certificate is not None and registry.client_certificates:
             yield f'registries."{host}" has both client_certificate and client_certificates; write all into the latter'
-        if registry.proxy != "direct" and not _is_proxy(registry.proxy):
-            yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be {_PROXY_WORDS}, or direct'
+        if registry.proxy != "direct" and not spelling.is_proxy(registry.proxy):
+            yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be {spelling.PROXY_WORDS}, or direct'
         if registry.proxy_login_file is not None and registry.proxy in {"", "direct"}:
             yield f'registries."{host}".proxy_login_file needs a proxy of this host'
-        if registry.plain_http and registry.ca_file is not None:
+        if registry.ca_file is not None and registry.ca_files:
+            yield f'registries."{host}" has both ca_file and ca_files; write all into the latter'
+        if registry.plain_http and registry.cas:
             yield f'registries."{host}" has both plain_http and ca_file; without TLS there is no CA to trust'
         if registry.server and hosts.api_root(registry.server, override=True) != registry.server:
             yield (
@@ -183,10 +188,10 @@ def _hosts(settings: Settings) -> Iterator[str]:
         elif registry.server.startswith("http://") and not registry.plain_http:
             yield f'registries."{host}".server is http, which needs plain_http = true'
         for realm in registry.trusted_realms:
-            if not _is_host(realm):
-                yield f'registries."{host}".trusted_realms: {words.shown(realm)} must be {_HOST_WORDS}'
-    if not _is_proxy(settings.proxy):
-        yield f"proxy: {words.shown(settings.proxy)} must be {_PROXY_WORDS}"
+            if not spelling.is_host(realm):
+                yield f'registries."{host}".trusted_realms: {words.shown(realm)} must be {spelling.HOST_WORDS}'
+    if not spelling.is_proxy(settings.proxy):
+        yield f"proxy: {words.shown(settings.proxy)} must be {spelling.PROXY_WORDS}"
     if settings.proxy_login_file is not None and not settings.proxy:
         yield "proxy_login_file needs a proxy"
     for pattern in settings.allowed_registries:
@@ -199,19 +204,3 @@ def _hosts(settings: Settings) -> Iterator[str]:
 
 def _mirrors(settings: Settings) -> list[str]:
     return hosts.read(settings.hosts_dir)[1] if settings.hosts_dir.startswith("/") else []
-
-
-_HOST_WORDS = "host or host:port as it stands in references, in lower case, without scheme or path"
-
-
-_PROXY_WORDS = "a URL such as http://proxy.example.com:3128, without login (proxy_login_file) and path"
-
-
-def _is_proxy(text: str) -> bool:
-    """Empty is fine: there is none."""
-    return not text or (text.startswith("http://") and _is_host(text.removeprefix("http://")))
-
-
-def _is_host(text: str) -> bool:
-    match = _HOST.fullmatch(text)
-    return match is not None and (match["port"] is None or 1 <= int(match["port"]) <= 65535)

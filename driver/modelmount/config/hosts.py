@@ -2,6 +2,8 @@
 
     <hosts_dir>/<host[:port]>/hosts.toml     also spelled <host>_<port>_
     <hosts_dir>/_default/hosts.toml          for every registry without a directory of its own
+    <hosts_dir>/<host[:port]>/*.crt          without a hosts.toml: CAs, and certificates to show with their keys, as
+                             /*.cert, *.key  Docker has them
 
 Everything that is read is read strictly: a key that nobody knows, or one that containerd knows and we don't do, is a
 mistake that names its file. Headers may hold secrets, and show in no message, repr or `config show`.
@@ -9,6 +11,7 @@ mistake that names its file. Headers may hold secrets, and show in no message, r
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 import re
 import urllib.parse
@@ -19,7 +22,7 @@ from typing import Any, Final
 
 import msgspec
 
-from modelmount.config import words
+from modelmount.config import spelling, words
 from modelmount.config.schema import Registry, Settings
 from modelmount.errors import InvalidRequest
 
@@ -27,11 +30,14 @@ DEFAULT: Final = "_default"
 FILE: Final = "hosts.toml"
 
 _CAPABILITIES: Final = ("pull", "resolve", "push")
-_KEYS: Final = ("capabilities", "ca", "skip_verify", "header", "override_path", "dial_timeout", "client")
-_UNSUPPORTED: Final = {"proxy": "proxies belong into the driver's own configuration"}
+_KEYS: Final = ("capabilities", "ca", "skip_verify", "header", "override_path", "dial_timeout", "client", "proxy")
+_HUB: Final = "docker.io"
+_HUB_URL: Final = "https://registry-1.docker.io/v2"
+"""Where containerd asks for it, whatever `server = "https://docker.io"` says in its examples."""
 _PORT_SPELLED: Final = re.compile(r"(.+)_([0-9]{1,5})_", re.ASCII)
-_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m)", re.ASCII)
-_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_DURATION: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ns|us|ms|s|m|h)", re.ASCII)
+"""Go's, of which there may be several: `1m30s`."""
+_SECONDS: Final = {"ns": 1e-9, "us": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 
 
@@ -43,11 +49,12 @@ class Host:
 
     url: str
     capabilities: frozenset[str] = frozenset(_CAPABILITIES)
-    ca_file: str | None = None
+    ca_files: tuple[str, ...] = ()
     clients: tuple[tuple[str, ...], ...] = ()
     """Certificates to show: for each its file, and that of its key where that lies apart."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     dial_seconds: float | None = None
+    proxy: str = ""
 
     @property
     def authority(self) -> str:
@@ -66,8 +73,10 @@ class Host:
         """
         known = settings.registry(self.authority)
         plain = self.url.startswith("http://")
-        ca_file = None if plain else self.ca_file or known.ca_file
-        registry = msgspec.structs.replace(known, plain_http=plain, ca_file=ca_file, server=self.url)
+        registry = msgspec.structs.replace(known, plain_http=plain, server=self.url, proxy=known.proxy or self.proxy)
+        if plain or self.ca_files:
+            cas = [] if plain else list(self.ca_files)
+            registry = msgspec.structs.replace(registry, ca_file=None, ca_files=cas)
         if self.clients:
             registry = self._shown(registry)
         most = settings.pull.mirror_timeout_seconds
@@ -87,7 +96,8 @@ class Host:
             known,
             server=known.server or self.url,
             plain_http=known.plain_http or self.url.startswith("http://"),
-            ca_file=known.ca_file or self.ca_file,
+            ca_files=known.ca_files if known.cas else list(self.ca_files),
+            proxy=known.proxy or self.proxy,
         )
         return made if known.clients else self._shown(made)
 
@@ -151,25 +161,35 @@ def read(directory: str) -> tuple[Hosts, list[str]]:
         return Hosts({}), []
     found: dict[str, Namespace] = {}
     problems: list[str] = []
+    if not Path(directory).is_dir():
+        return Hosts({}), [f"hosts_dir {directory} is not a directory"]
     try:
-        files = sorted(path for path in Path(directory).glob(f"*/{FILE}") if path.is_file())
-        if not Path(directory).is_dir():
-            problems.append(f"hosts_dir {directory} is not a directory")
+        files = sorted(_files(Path(directory)))
     except OSError as e:
         return Hosts({}), [f"hosts_dir {directory} cannot be read: {e.strerror}"]
     for file in files:
-        spelled = _PORT_SPELLED.fullmatch(file.parent.name)
-        registry = f"{spelled[1]}:{spelled[2]}" if spelled else file.parent.name
+        name = file.name if file.is_dir() else file.parent.name
+        spelled = _PORT_SPELLED.fullmatch(name)
+        registry = f"{spelled[1]}:{spelled[2]}" if spelled else name
         reading = _File(file, registry)
-        namespace = reading.namespace()
+        namespace = reading.certificates() if file.is_dir() else reading.namespace()
         problems += [f"{file}: {problem}" for problem in reading.problems]
         if spelled or registry not in found:  # `host_port_` comes before `host:port`, as in containerd
             found[registry] = namespace
     return Hosts(found), problems
 
 
+def _files(directory: Path) -> Iterator[Path]:
+    """The hosts.toml of each directory in it, or, where that isn't there, the directory if it has certificates."""
+    for each in directory.iterdir():
+        if (each / FILE).is_file():
+            yield each / FILE
+        elif each.is_dir() and any(path.suffix in {".crt", ".cert"} for path in each.iterdir()):
+            yield each
+
+
 class _File:
-    """One hosts.toml: its good values, and its mistakes."""
+    """One hosts.toml, or a directory of certificates without one: its good values, and its mistakes."""
 
     def __init__(self, file: Path, registry: str) -> None:
         self._file, self._registry = file, registry
@@ -191,6 +211,24 @@ class _File:
         mirrors = [self._host(url, table, f'host."{url}".') for url, table in hosts.items()]
         return Namespace(tuple(each for each in mirrors if each is not None), self._server(document))
 
+    def certificates(self) -> Namespace:
+        """Docker's pattern: `*.crt` are CAs, `*.cert` certificates to show, each with its `.key`."""
+        if self._registry == DEFAULT:
+            self.problems.append(f"certificates have no meaning in {DEFAULT}; give the registry a directory of its own")
+            return Namespace()
+        shown = []
+        for certificate in sorted(self._file.glob("*.cert")):
+            key = certificate.with_suffix(".key")
+            if not key.is_file():
+                self.problems.append(f"{certificate.name} has no {key.name} beside it")
+            shown.append((str(certificate), str(key)))
+        url = _HUB_URL if self._registry == _HUB else api_root(self._registry, override=False)
+        if url is None:
+            self.problems.append("has certificates, but its name is no registry's")
+            return Namespace()
+        cas = tuple(str(file) for file in sorted(self._file.glob("*.crt")))
+        return Namespace(server=Host(url, ca_files=cas, clients=tuple(shown)))
+
     def _server(self, table: dict[str, Any]) -> Host | None:
         """The registry itself: asked elsewhere, or with more said about it. None where there is nothing to say."""
         if not table:
@@ -203,13 +241,14 @@ class _File:
             return None
         if made.headers:
             self.problems.append("header is for mirrors; credentials for the registry itself belong into Secrets")
-        return None if made.authority == self._registry == "docker.io" else made
+        if made.authority == self._registry == _HUB:
+            return dataclasses.replace(made, url=_HUB_URL) if table else None
+        return made
 
     def _host(self, text: object, table: Mapping[str, Any], where: str) -> Host | None:
         """The table of `text`; None when that is no URL."""
         for key in sorted(table.keys() - set(_KEYS)):
-            reason = _UNSUPPORTED.get(key, f"unknown key; known are {', '.join(_KEYS)}")
-            self.problems.append(f"{where}{key}: {reason}")
+            self.problems.append(f"{where}{key}: unknown key; known are {', '.join(_KEYS)}")
         override = self._value(table, where, "override_path", bool, default=False)
         url = api_root(text, override=override) if isinstance(text, str) else None
         if url is None:
@@ -222,10 +261,11 @@ class _File:
         return Host(
             url,
             frozenset(self._capabilities(table, where)),
-            self._ca_file(table, where),
+            self._ca_files(table, where),
             tuple(self._clients(table, where)),
             dict(self._headers(table, where)),
             self._dial_seconds(table, where),
+            self._proxy(table, where),
         )
 
     def _capabilities(self, table: Mapping[str, Any], where: str) -> list[str]:
@@ -237,12 +277,18 @@ class _File:
                 )
         return [name.lower() for name in names] or list(_CAPABILITIES)
 
-    def _ca_file(self, table: Mapping[str, Any], where: str) -> str | None:
+    def _ca_files(self, table: Mapping[str, Any], where: str) -> tuple[str, ...]:
         files = self._value(table, where, "ca", str | list[str], default=[])
-        files = [files] if isinstance(files, str) else files
-        if len(files) > 1:
-            self.problems.append(f"{where}ca: put the certificates into one file")
-        return str(self._file.parent / files[0]) if files else None
+        return tuple(str(self._file.parent / file) for file in ([files] if isinstance(files, str) else files))
+
+    def _proxy(self, table: Mapping[str, Any], where: str) -> str:
+        text: str = self._value(table, where, "proxy", str, default="")
+        found = text.removesuffix("/")
+        if spelling.is_proxy(found):
+            return found
+        # Without the value: it may have a login in it.
+        self.problems.append(f"{where}proxy must be {spelling.PROXY_WORDS}; https and SOCKS proxies are not spoken to")
+        return ""
 
     def _clients(self, table: Mapping[str, Any], where: str) -> Iterator[tuple[str, ...]]:
         """A file with both, or several files, or pairs of files, of which the second may be empty."""
@@ -269,12 +315,12 @@ class _File:
 
     def _dial_seconds(self, table: Mapping[str, Any], where: str) -> float | None:
         text = self._value(table, where, "dial_timeout", str, default="")
-        match = _DURATION.fullmatch(text)
-        if match is None or not 0 < float(match[1]) * _SECONDS[match[2]] <= 3600:
+        seconds = sum(float(match[1]) * _SECONDS[match[2]] for match in _DURATION.finditer(text))
+        if _DURATION.sub("", text) or not 0 < seconds <= 3600:
             if text:
                 self.problems.append(f"{where}dial_timeout must be a time such as 200ms or 5s, not {words.shown(text)}")
             return None
-        return float(match[1]) * _SECONDS[match[2]]
+        return seconds
 
     def _value(self, table: Mapping[str, Any], where: str, key: str, kind: Any, *, default: Any) -> Any:
         """Never with the value in a message: it may be a header's."""

@@ -24,6 +24,8 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Talk http instead of https. Only here, never in a volume's attributes."""
     ca_file: str | None = None
     """PEM file with the CA certificates to trust for this host, instead of the system's."""
+    ca_files: list[str] = []
+    """Several of them in its place; all count."""
     client_certificate: str | None = None
     """PEM file with the certificate to show to this host, its chain, and its key unless `client_key` has that."""
     client_key: str | None = None
@@ -57,6 +59,11 @@ class Registry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Audience of the service account tokens that this registry's token server exchanges (RFC 8693). Empty: it is shown
     none.
     """
+
+    @property
+    def cas(self) -> tuple[str, ...]:
+        """The files with CA certificates; none for the system's."""
+        return (self.ca_file,) if self.ca_file is not None else tuple(self.ca_files)
 
     @property
     def clients(self) -> tuple[tuple[str, str | None], ...]:

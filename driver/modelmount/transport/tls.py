@@ -13,7 +13,7 @@ from modelmount.transport.dial import Sockets, TimedTls
 from modelmount.transport.trust import Trust
 
 _Signature = tuple[int, int, int]
-_Key = tuple[str | None, bool, tuple[Client, ...]]
+_Key = tuple[tuple[str, ...], bool, tuple[Client, ...]]
 
 
 class Contexts:
@@ -29,21 +29,18 @@ class Contexts:
         """The context for `trust`; the same object as long as its files are the same. Raises Unavailable for files that
         can't be used.
         """
-        key = (trust.ca_file, trust.system_cas, trust.clients)
+        key = (trust.ca_files, trust.system_cas, trust.clients)
         shown = [self._client_signatures(client, key) for client in trust.clients]
         try:
             signatures = tuple(each for files in shown for each in files)
-            if trust.ca_file is not None:
-                signatures += (_signature(trust.ca_file),)
+            signatures += tuple(_signature(file) for file in trust.ca_files)
             with self._lock:
                 if key not in self._known or self._known[key][0] != signatures:
                     self._known[key] = (signatures, self._context(*key))
                 return self._known[key][1]
         except (OSError, ssl.SSLError) as e:
-            reason = e.strerror or "it holds no certificates in PEM form"
-            raise Unavailable(
-                f"the CA file {trust.ca_file} can't be used ({reason}); the admin has to put it right"
-            ) from e
+            which, reason = _unusable(trust.ca_files) or (" or ".join(trust.ca_files), e.strerror)
+            raise Unavailable(f"the CA file {which} can't be used ({reason}); the admin has to put it right") from e
 
     def _client_signatures(self, client: Client, key: _Key) -> tuple[_Signature, ...]:
         """Of the files of a certificate that is shown, once it turned out that they can be used."""
@@ -62,25 +59,45 @@ class Contexts:
             ) from None
         return found
 
-    def _context(self, ca_file: str | None, system_cas: bool, clients: tuple[Client, ...]) -> ssl.SSLContext:
-        contexts = [self._without_client(ca_file, system_cas) for _ in clients]
+    def _context(self, ca_files: tuple[str, ...], system_cas: bool, clients: tuple[Client, ...]) -> ssl.SSLContext:
+        contexts = [self._without_client(ca_files, system_cas) for _ in clients]
         for context, client in zip(contexts, clients, strict=True):
             certificates.show(context, client)
         if len(contexts) == 1:
             return contexts[0]
-        made = self._without_client(ca_file, system_cas)
+        made = self._without_client(ca_files, system_cas)
         if contexts:
             certificates.choose(made, clients, contexts)
         return made
 
-    def _without_client(self, ca_file: str | None, system_cas: bool) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=ca_file)
-        if ca_file is not None and system_cas:
+    def _without_client(self, ca_files: tuple[str, ...], system_cas: bool) -> ssl.SSLContext:
+        context = trusting(ca_files)
+        if ca_files and system_cas:
             context.load_default_certs()
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.hostname_checks_common_name = False
         context.sslsocket_class = self._socket_class
         return context
+
+
+def trusting(ca_files: tuple[str, ...]) -> ssl.SSLContext:
+    """A context that trusts the certificates of all these files; without any, the system's. Raises OSError and SSLError
+    for one that can't be used.
+    """
+    context = ssl.create_default_context(cafile=ca_files[0] if ca_files else None)
+    for file in ca_files[1:]:
+        context.load_verify_locations(file)
+    return context
+
+
+def _unusable(ca_files: tuple[str, ...]) -> tuple[str, str] | None:
+    """The first of them that can't be used, and why."""
+    for file in ca_files:
+        try:
+            trusting((file,))
+        except (OSError, ssl.SSLError) as e:
+            return file, e.strerror or "it holds no certificates in PEM form"
+    return None
 
 
 def _signature(path: str) -> _Signature:

@@ -16,12 +16,12 @@ from modelmount.transport.url import Url
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """`ca_file` counts instead of the system's CAs, or, with `system_cas`, beside them. `clients` are the certificates
+    """`ca_files` count instead of the system's CAs, or, with `system_cas`, beside them. `clients` are the certificates
     to show, `proxy` what to go through, `proxy_login` the file with what that wants to know.
     """
 
     reach: Reach
-    ca_file: str | None = None
+    ca_files: tuple[str, ...] = ()
     system_cas: bool = False
     clients: tuple[Client, ...] = ()
     proxy: str = ""
@@ -34,7 +34,7 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
 
     A host that the admin lists (a key of `registries`, or one of this registry's `trusted_realms`) may have any
     address. Others stay off this node's own addresses; a loopback one is fine for a registry that the admin lists on
-    loopback. The registry's CA file alone counts on its own host; where it sends us, it counts beside the system's.
+    loopback. The registry's CA files alone count on its own host; where it sends us, they count beside the system's.
     A client certificate is shown to the host it is listed for only. Raises Forbidden for http unless the admin listed
     this registry with `plain_http`.
     """
@@ -52,11 +52,11 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     there = settings.registries[listed] if listed is not None else own if at_home else None
     clients = there.clients if there is not None else ()
     proxy, login = _proxy(settings, listed, own, url)
-    if listed is not None and settings.registries[listed].ca_file is not None:
-        return Trust(reach, settings.registries[listed].ca_file, clients=clients, proxy=proxy, proxy_login=login)
-    if own.ca_file is None:
+    if listed is not None and settings.registries[listed].cas:
+        return Trust(reach, settings.registries[listed].cas, clients=clients, proxy=proxy, proxy_login=login)
+    if not own.cas:
         return Trust(reach, system_cas=True, clients=clients, proxy=proxy, proxy_login=login)
-    return Trust(reach, own.ca_file, system_cas=not at_home, clients=clients, proxy=proxy, proxy_login=login)
+    return Trust(reach, own.cas, system_cas=not at_home, clients=clients, proxy=proxy, proxy_login=login)
 
 
 def _proxy(settings: Settings, listed: str | None, own: Registry, url: Url) -> tuple[str, str | None]:

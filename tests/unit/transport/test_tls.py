@@ -145,7 +145,28 @@ def test_a_ca_file_that_cannot_be_used_is_the_admins_to_put_right(tmp_path: Path
     if content is not None:
         ca_file.write_bytes(content)
     with pytest.raises(Unavailable, match=r"the CA file .* can't be used"):
-        Contexts(Sockets()).get(Trust(Reach.NETWORK, str(ca_file)))
+        Contexts(Sockets()).get(Trust(Reach.NETWORK, (str(ca_file),)))
+
+
+def test_of_several_ca_files_each_counts_and_one_that_cannot_be_used_is_named(
+    tmp_path: Path, make_pool: MakePool
+) -> None:
+    authorities = [trustme.CA() for _ in range(3)]
+    files = [str(tmp_path / f"{number}.pem") for number in range(2)]
+    for authority, file in zip(authorities, files, strict=False):
+        authority.cert_pem.write_to_path(file)
+    for number, authority in enumerate(authorities):
+        with WireServer(context=context_for(authority.issue_cert("localhost"))) as server:
+            server.on("/b", Answer(body=b"x"))
+            pool = make_pool(settings_for(server, ca_files=files))
+            if number < 2:
+                assert drain(get(pool, server, "/b").body) == b"x"
+            else:
+                with pytest.raises(Unavailable, match="isn't trusted"):
+                    get(pool, server, "/b")
+    absent = str(tmp_path / "absent.pem")
+    with pytest.raises(Unavailable, match=rf"the CA file {absent} can't be used \(No such file"):
+        Contexts(Sockets()).get(Trust(Reach.NETWORK, (*files, absent)))
 
 
 def test_one_context_serves_all_with_equal_trust() -> None:

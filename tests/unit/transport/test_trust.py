@@ -21,16 +21,16 @@ def test_a_host_nobody_lists_is_verified_by_the_systems_cas_and_stays_off_this_n
 
 def test_a_registrys_ca_alone_counts_on_its_own_host_and_beside_the_systems_where_it_redirects_to() -> None:
     settings = Settings(registries={"harbor.example.com": Registry(ca_file=CA)})
-    assert judged(settings, "harbor.example.com", "https://harbor.example.com/v2/") == Trust(Reach.ANYWHERE, CA)
-    assert judged(settings, "harbor.example.com", "https://harbor.example.com:9000/x") == Trust(Reach.ANYWHERE, CA)
+    assert judged(settings, "harbor.example.com", "https://harbor.example.com/v2/") == Trust(Reach.ANYWHERE, (CA,))
+    assert judged(settings, "harbor.example.com", "https://harbor.example.com:9000/x") == Trust(Reach.ANYWHERE, (CA,))
     assert judged(settings, "harbor.example.com", "https://s3.example.com/x") == Trust(
-        Reach.NETWORK, CA, system_cas=True
+        Reach.NETWORK, (CA,), system_cas=True
     )
 
 
 def test_a_storage_host_that_is_listed_has_its_own_ca() -> None:
     settings = Settings(registries={"harbor.example.com": Registry(), "s3.example.com:9000": Registry(ca_file=CA)})
-    assert judged(settings, "harbor.example.com", "https://s3.example.com:9000/x") == Trust(Reach.ANYWHERE, CA)
+    assert judged(settings, "harbor.example.com", "https://s3.example.com:9000/x") == Trust(Reach.ANYWHERE, (CA,))
 
 
 def test_a_listed_token_server_may_be_anywhere() -> None:
@@ -42,8 +42,8 @@ def test_a_listed_token_server_may_be_anywhere() -> None:
 
 def test_a_registry_that_is_asked_elsewhere_is_at_home_there() -> None:
     settings = Settings(registries={"docker.io": Registry(server="https://hub.example.com/v2", ca_file=CA)})
-    assert judged(settings, "docker.io", "https://hub.example.com/v2/") == Trust(Reach.ANYWHERE, CA)
-    assert judged(settings, "docker.io", "https://s3.example.com/x") == Trust(Reach.NETWORK, CA, system_cas=True)
+    assert judged(settings, "docker.io", "https://hub.example.com/v2/") == Trust(Reach.ANYWHERE, (CA,))
+    assert judged(settings, "docker.io", "https://s3.example.com/x") == Trust(Reach.NETWORK, (CA,), system_cas=True)
 
 
 @pytest.mark.parametrize("registry", ["127.0.0.1:5000", "localhost:5000", "[::1]:5000"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from modelmount.cli.examinations.finding import Finding, fail, ok, warn
 from modelmount.config import Registry, Settings
 from modelmount.oci.reference import split_port
+from modelmount.transport.tls import trusting
 
 ANSWER_SECONDS = 5.0
 
@@ -49,9 +50,11 @@ def _registry(host: str, registry: Registry) -> Finding:
     name, port = split_port(host)
     port = port or (80 if registry.plain_http else 443)
     try:
-        context = None if registry.plain_http else ssl.create_default_context(cafile=registry.ca_file)
+        context = None if registry.plain_http else trusting(registry.cas)
     except (OSError, ssl.SSLError) as e:
-        return fail("registry", f"{host}: {registry.ca_file} can't be used: {e}", "put the CA's PEM file there")
+        return fail(
+            "registry", f"{host}: {' or '.join(registry.cas)} can't be used: {e}", "put the CA's PEM file there"
+        )
     try:
         with socket.create_connection((name.strip("[]"), port), ANSWER_SECONDS) as connection:
             if context is not None:
