@@ -20,6 +20,7 @@ import pytest
 
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from modelmount.content.store import Store
+from modelmount.daemon.endpoint import Endpoint
 from modelmount.system import mount
 from tests.fakes import mounts, push
 from tests.fakes.driver import Driver
@@ -287,6 +288,15 @@ class TestEndpoint:
             other.start(wait=False)
             assert other.wait_exit() == 1
             assert any("choose another metrics_address" in message for message in messages(other))
+
+
+def test_who_still_brings_store_and_mounts_together_is_alive_and_not_ready() -> None:
+    recovered = False
+    with Endpoint("127.0.0.1", 0, health=lambda: recovered) as endpoint:
+        assert get(endpoint.port, "/healthz")[0] == 200
+        assert get(endpoint.port, "/readyz") == (503, "starting\n")
+        recovered = True
+        assert get(endpoint.port, "/readyz") == (200, "ok\n")
 
 
 def _answers(port: int) -> bool:

@@ -113,7 +113,7 @@ def release(store: Store, *, keep_seconds: float = KEEP_SECONDS) -> int:
     with store.locks.exclusive():
         used = {tree.parts[1] for tree in ours.trees_in_use(store.root) if tree.parts[0] == "quarantine"}
         for place in (store.root / "quarantine").iterdir():
-            if place.name in used or time.time() - place.stat().st_mtime < keep_seconds or _showing(store, place):
+            if place.name in used or time.time() - place.stat().st_mtime < keep_seconds or showing(store, place):
                 continue
             target = store.root / "trash" / f"{place.name}.{secrets.token_hex(8)}"
             atomic.rename_noreplace(place, target)
@@ -145,7 +145,7 @@ def _moved(store: Store, place: Path, why: _Why, bad: list[str]) -> Quarantined:
     """Make it durable and say who is concerned."""
     for directory in (place, place.parent, store.root / "trees", (store.root / why.item).parent):
         atomic.fsync_directory(directory)
-    shown = _showing(store, place)
+    shown = showing(store, place)
     log.error(
         "%s went bad on this node's disk and is in quarantine: %s",
         why.item,
@@ -188,9 +188,12 @@ def _shows(store: Store, tree: str, item: str) -> bool:
         return False
 
 
-def _showing(store: Store, place: Path) -> list[Lease]:
-    """The publications of this boot that show a tree in this entry."""
-    roots = {mount.identity(path / "root") for path in place.iterdir() if (path / "root").is_dir()}
+def showing(store: Store, place: Path) -> list[Lease]:
+    """The publications of this boot that show a tree in this entry; none of one that is gone."""
+    try:
+        roots = {mount.identity(path / "root") for path in place.iterdir() if (path / "root").is_dir()}
+    except FileNotFoundError:
+        return []
     return [
         lease
         for lease in Leases(store).walk()

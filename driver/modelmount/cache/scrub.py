@@ -25,6 +25,7 @@ import msgspec
 from modelmount import telemetry
 from modelmount.cache import quarantine
 from modelmount.cache.census import Reader
+from modelmount.cache.damage import Damage
 from modelmount.cache.items import Item
 from modelmount.cache.quarantine import Quarantined
 from modelmount.cache.rounds import Rounds
@@ -34,6 +35,7 @@ from modelmount.formats.base import Member
 from modelmount.oci.digest import Digest
 from modelmount.snapshots.layers import IndexEntry
 from modelmount.system import atomic, disk
+from modelmount.volumes.news import Tell
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -234,15 +236,23 @@ class Scrubber(Rounds):
     """
 
     def __init__(
-        self, store: Store, reader: Reader, settings: Callable[[], Cache], *, first_seconds: float = FIRST_SECONDS
+        self,
+        store: Store,
+        reader: Reader,
+        settings: Callable[[], Cache],
+        *,
+        tell: Tell | None = None,
+        first_seconds: float = FIRST_SECONDS,
     ) -> None:
-        """Nothing runs yet."""
+        """Nothing runs yet. Pods whose files went bad hear of it by `tell`."""
         super().__init__("scrub", first_seconds=first_seconds, seconds=LOOK_SECONDS)
         self._store, self._reader, self._settings = store, reader, settings
+        self._damage = Damage(store, tell)
 
     def round(self) -> None:
         """Scrub, when a pass is due or was broken off."""
         quarantine.release(self._store)
+        self._damage.look()
         if self._settings().scrub_bytes_per_second and self._is_due():
             self._pass()
 
@@ -261,6 +271,8 @@ class Scrubber(Rounds):
         pending = 0
         for examined in scrub.run(item for item in items if item.name > place.after):
             pending += 1
+            if examined.quarantined is not None:
+                self._damage.look()
             if pending >= SAVE_ITEMS or scrub.bytes >= BUFFER_BYTES:
                 reached(self._store, examined.item)
                 pending = scrub.bytes = 0

@@ -113,7 +113,7 @@ def _node(
     readiness.recovered = True
     kubelet = threading.Event()
     stack.enter_context(Upkeep(store, node.collector, live, kubelet_heard=kubelet.is_set))
-    stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache))
+    stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache, tell=tell))
     return server.Rooms(
         node.publisher,
         wiring.promises(settings),

@@ -49,6 +49,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     pod_uid: str
     namespace: str = ""
     """The pod's; empty where nobody says."""
+    pod: str = ""
+    """Its name, likewise."""
     owner: Owner
     tree: str = ""
     bytes: int = 0

@@ -200,6 +200,7 @@ class Publications:
             manifest=str(model.manifest),
             pod_uid=wanted.pod_uid,
             namespace=wanted.namespace,
+            pod="" if wanted.pod is None else wanted.pod.name,
             owner=self._owner,
             made_directory=now.state.kind == "missing",
         )

@@ -47,7 +47,9 @@ FIRST, SECOND = Pod("a", "first", "uid-1"), Pod("b", "second", "uid-2")
 def test_who_waits_for_a_pull_hears_of_it_and_who_comes_later_does_not(node: Node, told: Told) -> None:
     pushed = node.push()
     target = told.publish(FIRST, pushed.reference)
-    size = human_bytes(node.lease(target, "volume-uid-1").bytes)
+    lease = node.lease(target, "volume-uid-1")
+    size = human_bytes(lease.bytes)
+    assert Pod(lease.namespace, lease.pod, lease.pod_uid) == FIRST  # for who has to tell the pod later
     told.publish(SECOND, pushed.reference)
     assert [(note.pod, note.kind, note.reason) for note in told.notes] == [
         (FIRST, "Normal", "ModelPulling"),
