@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,100 @@ def test_no_kind_of_secret_stays_anywhere(short: Path, tmp_path: Path) -> None:
     assert hunt.kinds() >= {
         "password", "bearer token", "identity token", "service account token", "signature", "proxy password", "key"
     }  # fmt: skip
+
+
+class Talkative:
+    """A registry that says secrets wherever there is a place for one: its own, and those that it was shown."""
+
+    def __init__(self) -> None:
+        self.server = WireServer()
+        self.bearer, self.jwt = made("bearer token"), f"eyJhbGciOiJFUzI1NiJ9.{made('claims')}.{made('token')}"
+        self.signature, self.cookie = made("signature"), made("cookie")
+        away = f"{self.server.url}/storage?X-Amz-Signature={self.signature}"
+        self.cases: dict[str, Answer | Callable[[Asked], Answer]] = {
+            **{f"repeats-{status}": self._repeats(status) for status in (400, 401, 403, 404, 412, 429, 500, 503)},
+            "headers": Answer(200, b"{}", [
+                ("Docker-Content-Digest", f"sha256:{self.jwt}"), ("Retry-After", self.jwt),
+                ("Link", f'<{away}>; rel="next"'), ("Content-Range", f"bytes {self.jwt}"), ("Warning", self.jwt),
+            ]),
+            "digest": Answer(200, MANIFEST, [("Docker-Content-Digest", self.jwt), ("Content-Type", MANIFEST_TYPE)]),
+            "document": Answer(200, f'{{"token": "{self.jwt}", '.encode()),
+            "reason": Answer(raw=f"HTTP/1.1 503 {self.jwt}\r\nX: {self.jwt}\r\nContent-Length: 0\r\n\r\n".encode()),
+            "rubbish": Answer(raw=f"{self.jwt} {self.jwt}\r\n\r\n".encode()),
+            "realm-login": self._wants(f"http://robot:{self.signature}@{self.server.host}/token"),
+            "realm-elsewhere": self._wants(f"https://evil.example.com/token?sig={self.signature}"),
+            "realm-no-address": self._wants(f"javascript:{self.signature}"),
+            "realm-refuses": self._wants(f"{self.server.url}/refuses?sig={self.signature}"),
+            "realm-no-token": self._wants(f"{self.server.url}/no-token?sig={self.signature}"),
+            "redirect-refused": Answer(307, headers=[("Location", away)]),
+            "redirect-login": Answer(307, headers=[("Location", away.replace("//", f"//robot:{self.signature}@"))]),
+            "redirect-metadata": Answer(307, headers=[("Location", f"http://169.254.169.254/?sig={self.signature}")]),
+            "redirect-scheme": Answer(307, headers=[("Location", f"file:///{self.signature}?sig={self.signature}")]),
+            "redirect-nowhere": Answer(307, headers=[("Location", f"http://[{self.signature}/?sig={self.signature}")]),
+        }  # fmt: skip
+        self.server.on("/storage", self._repeats(503))
+        self.server.on("/refuses", self._repeats(403, "invalid_grant"))
+        self.server.on("/no-token", Answer(200, json.dumps({"token": f"{self.jwt} {self.jwt}"}).encode()))
+        self.server.on("/token", Answer(200, json.dumps({"token": self.bearer}).encode()))
+        for name, answer in self.cases.items():
+            self.server.on(f"/v2/llm/{name}/manifests/v1", self._guarded(answer) if "realm" not in name else answer)
+
+    def model(self, name: str) -> str:
+        return f"{self.server.host}/llm/{name}:v1"
+
+    def _repeats(self, status: int, error: str = "DENIED") -> Callable[[Asked], Answer]:
+        def say(asked: Asked) -> Answer:
+            shown = asked.headers.get("authorization", "none").partition(" ")[2]
+            words = f"https://s3.example.com/b?sig={self.signature}"
+            said = [f"{words}: {each}" for each in (shown, asked.body.decode(), self.jwt)]
+            errors = [{"code": error, "message": each, "detail": each} for each in said]
+            body = {"errors": errors, "error": error, "error_description": said[0]}
+            return Answer(status, json.dumps(body).encode(), [("Set-Cookie", f"sid={self.cookie}; Path=/")])
+
+        return say
+
+    def _wants(self, realm: str) -> Answer:
+        return Answer(401, b"{}", headers=[("WWW-Authenticate", f'Bearer realm="{realm}",service="{self.jwt}"')])
+
+    def _guarded(self, answer: Answer | Callable[[Asked], Answer]) -> Callable[[Asked], Answer]:
+        def say(asked: Asked) -> Answer:
+            if asked.headers.get("authorization") != f"Bearer {self.bearer}":
+                return self._wants(f"{self.server.url}/token")
+            return answer(asked) if callable(answer) else answer
+
+        return say
+
+
+def test_no_secret_that_a_server_says_stays_anywhere(short: Path, tmp_path: Path) -> None:
+    """Nor what it repeats of those that it was shown, in logs, errors, metrics, records and the audit log."""
+    there = Talkative()
+    identity, password = made("identity token"), made("password")
+    hunt.plant_login("robot", password)
+    auths = {"auths": {there.server.host: {"username": "robot", "identitytoken": identity}}}
+    ways = [{"username": "robot", "password": password}, {".dockerconfigjson": json.dumps(auths)}]
+    settings = {
+        "metrics_address": f"127.0.0.1:{_free_port()}",
+        "audit_file": str(tmp_path / "audit.jsonl"),
+        "log_level": "debug",
+        "registries": {there.server.host: {"plain_http": True}},
+    }
+    with there.server, Driver(short, settings=settings) as driver:
+
+        def refused(name: str, given: dict[str, str]) -> None:
+            pod = f"{name}-{len(given)}"
+            with pytest.raises(grpc.RpcError):
+                driver.publish(pod, driver.target(pod), {"model": there.model(name)}, given)
+
+        with ThreadPoolExecutor(8) as pool:  # most are tried again after a while
+            both = [pool.submit(refused, name, given) for name in there.cases for given in ways]
+            for each in both:
+                each.result()
+        driver.stop()  # searches all that it leaves
+        asked = {each.path for each in there.server.asked()}
+        assert asked >= {"/storage", "/refuses", "/no-token", "/token"}
+        assert all(f"/v2/llm/{name}/manifests/v1" in asked for name in there.cases)
+        assert not any("cookie" in each.headers for each in there.server.asked())
+    assert hunt.kinds() >= {"claims", "token", "signature", "cookie", "identity token", "password", "bearer token"}
 
 
 def test_the_hunt_finds_what_is_there(tmp_path: Path) -> None:

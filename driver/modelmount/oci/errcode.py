@@ -16,6 +16,9 @@ MAX_BODY_BYTES = 64 << 10
 MAX_DIAGNOSTICS = 8
 MAX_MESSAGE_CHARACTERS = 300
 
+_QUERY = re.compile(r"(\w://[^\s?]*)\?\S*", re.ASCII)
+_TOKEN = re.compile(r"\beyJ[\w-]{6,}\.[\w-]*(?:\.[\w-]*)*", re.ASCII)
+"""A JSON Web Token, whoever it is for (RFC 7515: its header is the base64 of an object)."""
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 
 
@@ -63,7 +66,9 @@ def _read(code: object, message: object) -> Diagnostic | None:
 
 
 def _line(message: str) -> str:
-    """One line that prints as it reads: an error of another machine goes into logs and events."""
+    """One line that prints as it reads: an error of another machine goes into logs and events. Signatures of addresses
+    and tokens stay out.
+    """
     printable = "".join(character if character.isprintable() else " " for character in message)
-    line = " ".join(printable.split())
+    line = _TOKEN.sub("…", _QUERY.sub(r"\1?…", " ".join(printable.split())))
     return line if len(line) <= MAX_MESSAGE_CHARACTERS else line[:MAX_MESSAGE_CHARACTERS] + "…"

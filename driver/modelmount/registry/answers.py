@@ -93,15 +93,17 @@ def _diagnostics(answer: Answer, credential: Credential) -> str:
     except Unavailable:
         return ""
     said = "; ".join(str(each) for each in errcode.parse(body or b"")[:MAX_REASONS])
-    if said and _repeats(f"{said}\n{(body or b'').decode(errors='replace')}", credential):  # as read, and as sent
+    words = f"{said}\n{(body or b'').decode(errors='replace')}"  # as read, and as sent
+    if said and _repeats(words, credential, answer.shown):
         return " (its words are left out, for they repeat a credential)"
     return f" ({said})" if said else ""
 
 
-def _repeats(words: str, credential: Credential) -> bool:
+def _repeats(words: str, credential: Credential, headers: tuple[str, ...]) -> bool:
     login = base64.b64encode(f"{credential.username}:{credential.password}".encode()).decode()
     _, *secrets = credential.secrets
-    shown = [secret for secret in (*secrets, login) if len(secret) >= SHORTEST_SECRET]
+    tokens = [value.rpartition(" ")[2] for value in headers]  # without `Bearer`
+    shown = [secret for secret in (*secrets, login, *tokens) if len(secret) >= SHORTEST_SECRET]
     return any(secret in words for secret in shown) or _AUTHORIZATION.search(words) is not None
 
 

@@ -52,6 +52,9 @@ class Content(Protocol):
         """
 
 
+_OF_BYTES = frozenset({"accept", "range", "content-type", "content-length", "content-range"})
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What is asked, and on whose behalf: `registry` as it stands in references, whose settings count wherever `url`
@@ -77,6 +80,8 @@ class Answer:
     url: Url
     body: Body
     headers: HTTPHeaderDict = field(repr=False)
+    shown: tuple[str, ...] = field(default=(), repr=False)
+    """What was shown with the question in headers that don't only name bytes: it may come back in an error's words."""
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +131,8 @@ class Pool:
         except TROUBLE as e:
             raise translated(e, request.what, request.url.authority) from e
         body = Body(response, connection, request.what, request.url.authority, self._pace)
-        return Answer(response.status, request.url, body, response.headers)
+        shown = tuple(value for name, value in request.headers.items() if name.lower() not in _OF_BYTES)
+        return Answer(response.status, request.url, body, response.headers, shown)
 
     def close(self) -> None:
         """End all connections: whoever waits for something on one gets Unavailable at once, and nothing can be sent

@@ -79,6 +79,14 @@ def test_a_message_becomes_one_printable_line_of_bounded_length() -> None:
     assert len(found.message) <= errcode.MAX_MESSAGE_CHARACTERS + 1
 
 
+def test_signatures_of_addresses_and_tokens_stay_out() -> None:
+    message = (
+        "GET https://s3.example.com/b?X-Amz-Signature=abc failed for eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJ4In0.ab-c, see ?"
+    )
+    (found,) = errcode.parse(json.dumps({"errors": [{"message": message}]}).encode())
+    assert found.message == "GET https://s3.example.com/b?… failed for …, see ?"
+
+
 def test_the_number_of_errors_and_the_body_are_bounded() -> None:
     assert len(errcode.parse(json.dumps({"errors": [{"code": "A"}] * 100}).encode())) == errcode.MAX_DIAGNOSTICS
     large = json.dumps({"errors": [{"code": "A", "detail": "x" * errcode.MAX_BODY_BYTES}]}).encode()
