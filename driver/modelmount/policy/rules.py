@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +32,10 @@ from modelmount.policy.signing import Attestation, Demand, Signature
 
 MAX_BYTES = 1 << 20
 _DEFAULT = "default"
-_HUB = ("docker.io", "registry-1.docker.io", "registry.hub.docker.com")
+_HUB = ("docker.io", "registry-1.docker.io", "registry.hub.docker.com", "index.docker.io")
+_MODELS = re.compile(r"(?P<host>[a-z0-9.:*?!\[\]-]+)(?:/[a-z0-9._*?!\[\]-]+)*", re.ASCII)
+_NAMESPACES = re.compile(r"[a-z0-9*?!\[\]-]+", re.ASCII)
+_WILD = re.compile(r"[*?\[]")
 
 
 class Demands(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -154,6 +158,25 @@ def _names(repository: Repository) -> set[str]:
     return {f"{each}/{repository.repository}" for each in hosts}
 
 
+def _is_about_something(pattern: str) -> bool:
+    """Whether there can be a repository that it matches: a rule that is about nothing would leave open what somebody
+    thinks is closed.
+    """
+    parts = _MODELS.fullmatch(pattern)
+    if parts is None:
+        return False
+    if not _WILD.search(pattern):
+        try:
+            found = Reference.parse(pattern)
+        except InvalidRequest:
+            return False
+        return pattern in _names(found.repository)
+    host = parts["host"]
+    if _WILD.search(host):
+        return "/" in pattern or "*" in host
+    return (host == "localhost" or "." in host or ":" in host) and not host.endswith(".")
+
+
 def read(path: Path) -> Policy:
     """The policy in `path`. Raises InvalidRequest with the first mistake."""
     try:
@@ -173,6 +196,19 @@ def read(path: Path) -> Policy:
     for rule in decoded.rule:
         if not rule.models:
             raise InvalidRequest(f"policy_file {path}: rule {rule.name!r} is for no models")
+        for pattern in rule.models:
+            if not _is_about_something(pattern):
+                raise InvalidRequest(
+                    f"policy_file {path}: rule {rule.name!r} is about nothing with {pattern[:128]!a}: write globs of "
+                    "registry/repository as they stand in references, in lower case, without tag, digest and scheme, "
+                    "such as harbor.example.com/llm/* or docker.io/library/llama3"
+                )
+        for pattern in rule.namespaces:
+            if not _NAMESPACES.fullmatch(pattern):
+                raise InvalidRequest(
+                    f"policy_file {path}: rule {rule.name!r} is about nothing with {pattern[:128]!a}: that is no name "
+                    "of a namespace, nor a glob of such"
+                )
         signing.check(rule.demands, f"policy_file {path}: rule {rule.name!r}")
     default = decoded.default
     signing.check((*default.signatures, *default.attestations), f"policy_file {path}: default")

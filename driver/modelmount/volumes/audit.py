@@ -9,6 +9,7 @@ user name shown to the registry.
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import logging
 import os
@@ -77,7 +78,10 @@ class Audit:
             self._rotate(len(data))
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
-                os.write(fd, data)
+                before = os.fstat(fd).st_size
+                if os.write(fd, data) < len(data):
+                    os.ftruncate(fd, before)  # half a line would spoil the next one too
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(fd)
         except OSError as e:

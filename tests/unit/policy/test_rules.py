@@ -137,17 +137,74 @@ def test_sizes_formats_and_files_are_refused_beyond_what_is_said(tmp_path: Path)
         '[default]\nfiles = ["pickels"]',
         "[default]\nmax_bytes = -1",
         "[defaults]\n[default]",
-        "[default]\n[[rule]]\nmodels = ['x']",
+        "[default]\n[[rule]]\nmodels = ['x.example/*']",
         "[default]\n[[rule]]\nname = 'x'",
         "[default]\n[[rule]]\nname = 'x'\nmodels = []",
-        "[default]\n[[rule]]\nname = 'x'\nmodels = ['a']\n[[rule]]\nname = 'x'\nmodels = ['b']",
-        "[default]\n[[rule]]\nname = 'default'\nmodels = ['a']",
+        "[default]\n[[rule]]\nname = 'x'\nmodels = ['a.example/*']\n[[rule]]\nname = 'x'\nmodels = ['b.example/*']",
+        "[default]\n[[rule]]\nname = 'default'\nmodels = ['a.example/*']",
         "default = [",
     ],
 )
 def test_a_file_with_a_mistake_counts_for_nothing(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidRequest, match="policy_file"):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "Harbor.example.com/secret/*",
+        "harbor.example.com/Secret/*",
+        "harbor.example.com/secret/x:v1",
+        "harbor.example.com/secret/*:v1",
+        "harbor.example.com/secret/x@sha256:abc",
+        "oci://harbor.example.com/secret/*",
+        "https://harbor.example.com/secret",
+        "harbor.example.com",
+        "harbor.example.com/",
+        "harbor.example.com/*/",
+        "harbor.example.com./secret/*",
+        "harbor.example.com//secret*",
+        "secret/*",
+        "docker.io/llama3",
+        "harbor?example",
+        " harbor.example.com/*",
+        "",
+    ],
+)
+def test_a_rule_that_can_be_about_nothing_is_a_mistake(tmp_path: Path, pattern: str) -> None:
+    """It would leave open what its author thinks is closed."""
+    with pytest.raises(InvalidRequest, match="rule 'a' is about nothing with"):
+        read(tmp_path, f'[default]\n[[rule]]\nname = "a"\nallow = false\nmodels = ["{pattern}"]\n')
+
+
+@pytest.mark.parametrize("namespace", ["Team-A", "team_a", "a/b", "a ", ""])
+def test_so_is_one_for_what_can_be_no_namespace(tmp_path: Path, namespace: str) -> None:
+    text = f'[default]\n[[rule]]\nname = "a"\nmodels = ["*"]\nnamespaces = ["{namespace}"]\n'
+    with pytest.raises(InvalidRequest, match="is no name of a namespace"):
+        read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "*",
+        "*/secret/*",
+        "harbor.example.com*",
+        "*.example.com:8443/a_b/c-d",
+        "harbor.example.com:443/secret",
+        "harbor.example.com/*",
+        "localhost/x*",
+        "localhost:5000/x",
+        "registry-1.docker.io/library/x",
+        "index.docker.io/library/x",
+        "docker.io/library/llama?",
+        "harbor.example.com/[a-c]*",
+        "[!e]*.example.com/x",
+    ],
+)
+def test_one_that_is_about_something_is_none(tmp_path: Path, pattern: str) -> None:
+    read(tmp_path, f'[default]\n[[rule]]\nname = "a"\nmodels = ["{pattern}"]\nnamespaces = ["team-*"]\n')
 
 
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from modelmount.errors import Forbidden, NotFound
 from modelmount.volumes.audit import KEPT_FILES, Audit
 from modelmount.volumes.publisher import Publisher
+from tests.unit.system.processes import mounted
 from tests.unit.volumes.conftest import EVENT_SECONDS, Call, Node, Request
 
 KEY = "csi.storage.k8s.io/"
@@ -118,3 +119,26 @@ def test_without_a_file_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> Non
         audit.record("mounted")
         audit.close()
     assert caplog.records == []
+
+
+@pytest.mark.mount
+def test_a_disk_that_is_full_in_the_middle_of_a_line_spoils_no_other(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "tmpfs", "size=4k") as disk:
+        audit = Audit(str(disk / "audit.jsonl"), 1 << 20)
+        for event, size in (("one", 1), ("two", 5000), ("three", 1)):
+            audit.record(event, pod="x" * size)
+        audit.close()
+        assert [line["event"] for line in lines(disk / "audit.jsonl")] == ["one", "three"]
+
+
+def test_nobody_writes_lines_of_his_own(tmp_path: Path) -> None:
+    """What was named, in whatever characters, stays within its own value."""
+    forged = 'x\n{"event": "mounted", "pod": "victim"}\r\u2028\u0085\x1b[2K\x00", "event": "mounted'
+    audit = Audit(str(tmp_path / "audit.jsonl"), 1 << 20)
+    audit.record("refused", pod=forged, model=forged, reason=forged)
+    audit.close()
+    (line,) = (tmp_path / "audit.jsonl").read_bytes().splitlines()
+    assert line.isascii()
+    assert all(byte >= 0x20 for byte in line)
+    found = json.loads(line)
+    assert (found["event"], found["pod"], found["model"], found["reason"]) == ("refused", forged, forged, forged)
