@@ -54,6 +54,11 @@ class MemorySource:
         return Descriptor(MEDIA_TYPE, digest, len(content))
 
     @property
+    def origin(self) -> Self:
+        """Itself."""
+        return self
+
+    @property
     def elsewhere(self) -> Mapping[str, int]:
         return {}
 

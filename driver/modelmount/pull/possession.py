@@ -1,6 +1,7 @@
 """A blob that is here for another repository, taken over after its own source showed to have it: random ranges of what
 it sends are compared with what is here. For registries only of which the admin says so, because their operators can see
-from the requests that the blob is here.
+from the requests that the blob is here. Their mirrors are not asked: one that serves by digest alone has what others
+brought.
 
 A digest is no secret, so naming it proves nothing, and a HEAD is the other side's word only. A holder of 90 % of a
 blob's bytes passes 64 ranges once in 850 tries, and one range that is wrong bars the repository from further tries for
@@ -59,7 +60,7 @@ def _taken_over(store: Store, scope: str, source: BlobSource, part: Part, cancel
                 return False
             for _ in range(RANGES):
                 offset = HEAD_BYTES + secrets.randbelow(descriptor.size - HEAD_BYTES - RANGE_BYTES + 1)
-                theirs = peek(source, descriptor, offset, RANGE_BYTES)
+                theirs = peek(source.origin, descriptor, offset, RANGE_BYTES)
                 if cancel() or theirs is None:
                     return False
                 if theirs != os.pread(file.fileno(), RANGE_BYTES, offset):

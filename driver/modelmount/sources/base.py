@@ -46,6 +46,10 @@ class BlobSource(Protocol):
         """Who is meant when its bytes are wrong; stays the same, fits into a file name."""
 
     @property
+    def origin(self) -> BlobSource:
+        """The registry itself, without who serves blobs in its place: whose word on what it has counts."""
+
+    @property
     def elsewhere(self) -> Mapping[str, int]:
         """Bytes that came through this from others than `name`, by their names, so far."""
 

@@ -54,6 +54,11 @@ class MirroredSource:
         return self._origin.name
 
     @property
+    def origin(self) -> BlobSource:
+        """The registry."""
+        return self._origin.origin
+
+    @property
     def elsewhere(self) -> Mapping[str, int]:
         """What the mirrors sent, whatever became of it."""
         with self._lock:

@@ -167,6 +167,11 @@ class LayoutSource:
         return self._name
 
     @property
+    def origin(self) -> Self:
+        """Itself."""
+        return self
+
+    @property
     def elsewhere(self) -> Mapping[str, int]:
         """Nothing comes from anybody else."""
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Self
 
 from modelmount.errors import IntegrityError
 from modelmount.oci.descriptor import Descriptor
@@ -34,6 +35,11 @@ class RegistrySource:
     def name(self) -> str:
         """The registry, as it stands in references; a mirror's own name."""
         return self._name
+
+    @property
+    def origin(self) -> Self:
+        """Itself."""
+        return self
 
     @property
     def elsewhere(self) -> Mapping[str, int]:

@@ -53,6 +53,11 @@ class ThrottledSource:
         return self._source.name
 
     @property
+    def origin(self) -> BlobSource:
+        """The other source's, within the same bandwidth."""
+        return ThrottledSource(self._source.origin, self._bandwidth)
+
+    @property
     def elsewhere(self) -> Mapping[str, int]:
         """The other source's."""
         return self._source.elsewhere

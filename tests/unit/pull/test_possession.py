@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelmount.config import Registry
+from modelmount.content.backoff import Backoff
 from modelmount.content.store import Store
 from modelmount.errors import ModelMountError, NotFound, Unavailable
 from modelmount.formats.base import Encoding
@@ -18,6 +20,9 @@ from modelmount.oci.digest import Digest
 from modelmount.pull import possession
 from modelmount.pull.fetch import Cancel
 from modelmount.pull.plan import Part
+from modelmount.sources.health import Health
+from modelmount.sources.mirrored import MirroredSource
+from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from tests.fakes.source import Fault, MemorySource
 from tests.unit.pull.test_puller import ANONYMOUS, Bench, tree_of
 
@@ -65,6 +70,21 @@ def test_who_lies_gets_nothing_and_is_not_believed_again_for_a_day(store: Store)
     assert honest.opens == []
     assert not mine(store)
     assert possession.take_over(store, "2" * 32, honest, [PART], Cancel()) == []
+
+
+def test_a_mirror_that_has_it_proves_nothing(store: Store) -> None:
+    """It may serve whatever anybody brought, by digest alone."""
+    mirror = MemorySource(WEIGHTS, name="mirror")
+
+    def behind(registry: MemorySource) -> ThrottledSource:
+        bar = functools.partial(Backoff, store)
+        source = MirroredSource(registry, [mirror], Health(), lambda digest, name: bar(digest, MINE, name))
+        return ThrottledSource(source, Bandwidth(1 << 40))
+
+    assert possession.take_over(store, MINE, behind(MemorySource()), [PART], Cancel()) == [PART]
+    assert not mine(store)
+    assert possession.take_over(store, MINE, behind(MemorySource(WEIGHTS)), [PART], Cancel()) == []
+    assert mirror.opens == []
 
 
 @pytest.mark.parametrize(

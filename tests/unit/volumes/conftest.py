@@ -68,6 +68,11 @@ class HeldSource:
         return self._source.open(descriptor, offset, end)
 
     @property
+    def origin(self) -> BlobSource:
+        """Itself."""
+        return self
+
+    @property
     def elsewhere(self) -> Mapping[str, int]:
         return {}
 
