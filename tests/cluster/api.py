@@ -22,6 +22,7 @@ _GROUPS = {
     "StorageClass": "apis/storage.k8s.io/v1",
     "CSIDriver": "apis/storage.k8s.io/v1",
     "CSINode": "apis/storage.k8s.io/v1",
+    "CSIStorageCapacity": "apis/storage.k8s.io/v1",
 }
 """Kinds that are not in the core group."""
 _OF_THE_CLUSTER = {"PersistentVolume", "Namespace", "Node", "StorageClass", "CSIDriver", "CSINode"}
@@ -116,6 +117,7 @@ def wait(what: str, look: Callable[[], T], seconds: float) -> T:
 
 
 def _path(kind: str, namespace: str) -> str:
-    plural = {"StorageClass": "storageclasses"}.get(kind, f"{kind.lower()}s")
+    irregular = {"StorageClass": "storageclasses", "CSIStorageCapacity": "csistoragecapacities"}
+    plural = irregular.get(kind, f"{kind.lower()}s")
     middle = "" if kind in _OF_THE_CLUSTER else f"/namespaces/{namespace}"
     return f"{_GROUPS.get(kind, 'api/v1')}{middle}/{plural}"

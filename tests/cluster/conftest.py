@@ -91,8 +91,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     item.stash[_OUTCOMES][report.when] = report.outcome
     if report.failed and PLACE is not None:
-        for log in Path(PLACE).glob("*.log"):
-            report.sections.append((f"{log.name}, its end", log.read_text(errors="replace")[-3000:]))
+        for log in (*Path(PLACE).glob("*.log"), *Path(PLACE).glob("node*/*.log")):
+            report.sections.append((f"{log.relative_to(PLACE)}, its end", log.read_text(errors="replace")[-3000:]))
     return report
 
 

@@ -42,7 +42,7 @@ def mounted(world: World) -> float:
 
 def pauses(world: World, pod: Object) -> list[float]:
     """The pauses between the kubelet's tries for a pod's volume, in seconds, as its log tells them."""
-    log = (world.directory / "kubelet.log").read_text(errors="replace")
+    log = world.cluster.node["kubelet"].log.read_text(errors="replace")
     lines = [line for line in log.splitlines() if pod["metadata"]["uid"] in line]
     found = re.findall(r"durationBeforeRetry (?:(\d+)m)?([\d.]+)(m?s)\b", "\n".join(lines))
     read = (60 * int(minutes or 0) + float(number) / (1000 if unit == "ms" else 1) for minutes, number, unit in found)
@@ -137,7 +137,7 @@ def test_the_kubelet_restarts_while_the_registry_is_down(world: World, figures: 
     world.registry.stop()
     try:
         count = world.mount_seconds()[1]
-        world.cluster.restart("kubelet")
+        world.cluster.node["kubelet"].restart()
         wait("the kubelet mounted everything again", lambda: mounted(world) >= len(names), WAIT_SECONDS)
         figures["mounts_before"], figures["mounts_again"] = count, world.mount_seconds()[1]
         for name in names:

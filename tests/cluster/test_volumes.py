@@ -156,21 +156,6 @@ def test_a_pod_can_write_to_nothing(world: World) -> None:
     assert "done\n" in said, "two streams, in any order"
 
 
-def test_a_hundred_volumes_at_once(world: World, figures: Figures) -> None:
-    models = [world.model(weights=20_000) for _ in range(5)]
-    names = [f"many-{number}" for number in range(20)]
-    for name in names:
-        sources = {f"m{number}": world.inline(model) for number, model in enumerate(models)}
-        world.api.create(world.pod(name, sources))
-    for name in names:
-        world.running(name)
-    for model in models:
-        assert world.fetched(model) == dict.fromkeys(model.blobs, 1)
-    figures["volumes"] = len(models) * len(names)
-    world.gone(*names)
-    world.settled()
-
-
 def test_a_warm_mount_by_the_kubelets_own_clock(world: World, figures: Figures) -> None:
     model = world.model()
     taken = []

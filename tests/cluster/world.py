@@ -18,7 +18,8 @@ import yaml
 
 from tests.cluster import images
 from tests.cluster.api import Object, wait
-from tests.cluster.cluster import KUBELET_ROOT, NODE_ADDRESS, START_SECONDS, Cluster
+from tests.cluster.cluster import Cluster
+from tests.cluster.node import KUBELET_ROOT, START_SECONDS, Node
 from tests.e2e.conftest import write_model
 from tests.fakes import push
 from tests.fakes.proxy import Proxy
@@ -35,8 +36,11 @@ RANGED_BYTES = 64 << 20
 """Models from here on may come in ranges."""
 PUBLISH_SECONDS = 4.0
 """`publish.wait_seconds` here, instead of 105: so that a pull outlasts many calls in a minute."""
-_READER = "find -L /model -type f | sort | while read f; do sha256sum $f; done; trap 'exit 0' TERM; "
-_STAY = "while true; do sleep 0.2; done"
+READER = (
+    "find -L /model -type f | sort | while read f; do sha256sum $f; done; trap 'exit 0' TERM; "
+    "while true; do sleep 0.2; done"
+)
+"""What pods do: print the digests of what they see, and stay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +66,9 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.registry = Registry(directory / "registry", address=NODE_ADDRESS)
-        self.private = Registry(directory / "private", address=NODE_ADDRESS, users={"robot": "right"})
+        address = Node(directory).address
+        self.registry = Registry(directory / "registry", address=address)
+        self.private = Registry(directory / "private", address=address, users={"robot": "right"})
         self._stack = contextlib.ExitStack()
         self._models = 0
         self._sizes: dict[str, int] = {}
@@ -75,7 +80,7 @@ class World:
             self.cluster = stack.enter_context(Cluster(self.directory, archives))
             stack.enter_context(self.registry)
             stack.enter_context(self.private)
-            self.slow = stack.enter_context(Proxy(self.registry.port, address=NODE_ADDRESS))
+            self.slow = stack.enter_context(Proxy(self.registry.port, address=self.cluster.node.address))
             self.api = self.cluster.api
             labels = {"pod-security.kubernetes.io/enforce": "privileged"}
             self.api.create(
@@ -182,10 +187,10 @@ class World:
         )
         return f"{described}\n{logs}"
 
-    def registered(self) -> bool:
+    def registered(self, node: str = "node1") -> bool:
         """Whether the kubelet has the driver on its node."""
-        node = self.api.get("CSINode", "node1")
-        return node is not None and any(d["name"] == DRIVER for d in node["spec"].get("drivers") or ())
+        found = self.api.get("CSINode", node)
+        return found is not None and any(d["name"] == DRIVER for d in found["spec"].get("drivers") or ())
 
     def model(self, *, through: str | None = None, private: bool = False, weights: int = 300_000) -> Model:
         """A new model, never the bytes of another. `through` replaces the host in its reference."""
@@ -238,7 +243,7 @@ class World:
         container = {
             "name": "reader",
             "image": images.BUSYBOX,
-            "command": ["/bin/sh", "-c", command or _READER + _STAY],
+            "command": ["/bin/sh", "-c", command or READER],
             "volumeMounts": mounts,
         }
         return {
