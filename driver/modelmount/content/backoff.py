@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,12 +71,14 @@ class Backoff:
         self._first, self._last = first_seconds, last_seconds
         if len(source) > _PLAIN_CHARACTERS or not source.isascii():
             source = hashlib.sha256(source.encode()).hexdigest()[:32]
-        self._path = store.root / "backoff" / f"{digest.hex}-{scope}-{source}.json"
+        self._path = f"{store.root}/backoff/{digest.hex}-{scope}-{source}.json"
         self._store = store
+        self._is_known_clean = False
 
     def check(self) -> None:
         """Raise IntegrityError with the recorded reason and the next try while the bar stands."""
-        record = self._read()
+        record = _read(self._path)
+        self._is_known_clean = record is None
         if record is None:
             return
         wait = record.next_try - time.time()
@@ -84,7 +87,8 @@ class Backoff:
 
     def punish(self, reason: str) -> None:
         """Remember wrong bytes: each time twice as long. A bar that can't be written is logged and doesn't stand."""
-        record = self._read()
+        record = _read(self._path)
+        self._is_known_clean = False
         count = record.count + 1 if record else 1
         delay = min(self._first * 2 ** min(count - 1, 16), self._last)
         data = msgspec.json.encode(_Record(time.time() + delay, count, reason))
@@ -92,24 +96,25 @@ class Backoff:
             with self._store.locks.shared():
                 atomic.write_file(self._path, data)
         except OSError as e:
-            log.warning("cannot keep the back-off %s: %s", self._path.name, e.strerror)
+            log.warning("cannot keep the back-off %s: %s", os.path.basename(self._path), e.strerror)
 
     def forgive(self) -> None:
-        """The right bytes came."""
+        """The right bytes came. What somebody else wrote down since `check` found nothing may stay for its time."""
+        if self._is_known_clean:
+            return
         try:
-            self._path.unlink(missing_ok=True)
+            os.unlink(self._path)
+        except FileNotFoundError:
+            pass  # there was none, or somebody else was as lucky
         except OSError as e:
-            log.warning("cannot lift the back-off %s: %s", self._path.name, e.strerror)
-
-    def _read(self) -> _Record | None:
-        return _read(self._path)
+            log.warning("cannot lift the back-off %s: %s", os.path.basename(self._path), e.strerror)
 
 
-def _read(path: Path) -> _Record | None:
+def _read(path: str | Path) -> _Record | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Record)
+        return msgspec.json.decode(atomic.read_file(path), type=_Record)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as e:
-        log.warning("the back-off %s is unreadable and bars nothing: %s", path.name, e)
+        log.warning("the back-off %s is unreadable and bars nothing: %s", os.path.basename(path), e)
         return None

@@ -11,13 +11,14 @@ between.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelmount.content import versions
+from modelmount.content import scopes, versions
 from modelmount.content.diskerrors import disk_error, is_full, translated
 from modelmount.errors import BadArtifact, Internal, Precondition
 from modelmount.oci.digest import Digest
@@ -185,19 +186,9 @@ class Store:
         """Record durably that `scope` had the bytes of `digest`. Call only after they were verified from that scope's
         own source.
         """
-        self._record_scope(digest, scope)
+        scopes.record(self._text, digest.hex, scope)
         # Also where the record was there: whoever wrote it may have died before it was durable.
-        atomic.fsync_directory(f"{self._text}/scopes/{digest.hex}")
-        atomic.fsync_directory(f"{self._text}/scopes")
-
-    def _record_scope(self, digest: Digest, scope: str) -> None:
-        """Not durable yet."""
-        directory = f"{self._text}/scopes/{digest.hex}"
-        try:
-            os.mkdir(directory, 0o700)
-        except FileExistsError:
-            pass  # another scope had them before
-        os.close(os.open(f"{directory}/{scope}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o400))
+        scopes.sync(self._text, digest.hex)
 
     # -- small documents
     # ------------------------------------------------------------------------------------------------------------------
@@ -256,6 +247,8 @@ class Store:
         if wrong := next((digest for digest, data in blobs.items() if not _is(data, digest)), None):
             raise Internal(f"refusing to store bytes that are not {wrong}")
         made: dict[Path, Path] = {}
+        mark = secrets.token_hex(8)
+        record: str | None = None
         try:
             with (
                 self.locks.shared(),
@@ -263,13 +256,13 @@ class Store:
                 atomic.GroupSync(self.root) as group,
             ):
                 for digest, data in blobs.items():
-                    self._record_scope(digest, scope)
-                    target = self.blob_path(digest)
-                    if not target.exists():
-                        made[temporary := atomic.temporary_beside(target)] = target
+                    record = scopes.record(self._text, digest.hex, scope, record)
+                    room = f"{self._text}/blobs/{digest.algorithm}"
+                    if not os.path.exists(f"{room}/{digest.hex}"):
+                        made[temporary := Path(f"{room}/.{digest.hex}.{mark}")] = Path(f"{room}/{digest.hex}")
                         _write_blob(temporary, data, sync=False)
                 for layer in layers:
-                    self._record_scope(layer.digest, scope)
+                    record = scopes.record(self._text, layer.digest.hex, scope, record)
                     target = self.unpacked_path(layer.digest, layer.rules)
                     if not target.exists():
                         target.parent.mkdir(mode=0o700, exist_ok=True)

@@ -70,6 +70,7 @@ class Group:
         self._progress, self._cancel, self._bounds = progress, cancel, bounds(limits)
         self._complained = complained
         self._policy = Policy()
+        self._buffer = bytearray()
         self.fetched: list[Part] = []
         """What it brought; committed once `fetch` has returned."""
 
@@ -144,10 +145,12 @@ class Group:
 
     def _received(self, descriptor: Descriptor, counters: Counters) -> bytes:
         failures = 0
+        if len(self._buffer) <= descriptor.size:
+            self._buffer = bytearray(max(descriptor.size, SMALL_FILE_BYTES) + 1)
+        view = memoryview(self._buffer)[: descriptor.size + 1]
         while True:
-            data = bytearray(descriptor.size + 1)
             try:
-                filled = self._receive(descriptor, memoryview(data))
+                filled = self._receive(descriptor, view)
             except Unavailable as e:
                 failures += 1
                 wait = self._policy.delay(failures, e.retry_after)
@@ -161,7 +164,7 @@ class Group:
                 continue
             counters.fetched(filled)
             telemetry.fetched_bytes_total.inc(filled)
-            return bytes(data[:filled])
+            return bytes(view[:filled])
 
     def _receive(self, descriptor: Descriptor, view: memoryview) -> int:
         filled = 0

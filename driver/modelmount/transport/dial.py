@@ -29,7 +29,7 @@ Found = Sequence[tuple[int, int, int, str, Any]]
 STOPPING: Final = "isn't waited for any more, because the driver is stopping; the next one goes on from here"
 """What is said of the other side when a wait was interrupted."""
 SLACK: Final = 0.01
-"""Of a timeout, so much is let pass where setting it anew would cost more than it is worth."""
+"""Of a timeout: as much longer or shorter is as good."""
 Lookup = Callable[..., Found]
 """`socket.getaddrinfo`, or something that is called like it."""
 
@@ -43,16 +43,17 @@ class Timed(socket.socket):
     can interrupt.
 
     `deadline` is of `time.monotonic`; while it is set, a receive beyond it raises TimeoutError, and the timeout is
-    spent: set another before receiving without a deadline. Setting the timeout costs a system call where it is another
-    one than before; so a receive that begins close to when the deadline was set may take SLACK of its timeout longer.
+    spent: set another before receiving without a deadline. Setting a timeout is a system call, of which each request
+    would make four for next to the same: so one that differs by no more than SLACK stays as it is.
     """
 
     deadline: float | None = None
     interrupted = False
 
     def settimeout(self, value: float | None) -> None:
-        """As of any socket."""
-        if value != self.gettimeout():
+        """As of any socket, but for SLACK."""
+        now = self.gettimeout()
+        if value is None or now is None or abs(now - value) > SLACK * value:
             super().settimeout(value)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
@@ -62,7 +63,7 @@ class Timed(socket.socket):
             if left <= 0:
                 raise TimeoutError("the deadline is over")
             timeout = self.gettimeout()
-            if timeout is None or left < timeout * (1 - SLACK):
+            if timeout is None or left < timeout:
                 self.settimeout(left)
         try:
             count = super().recv_into(buffer, nbytes or 0, flags)

@@ -306,6 +306,17 @@ def test_a_group_leaves_blobs_alone_that_are_there_and_admits_the_scope(store: S
     assert list((store.root / "blobs/sha256").glob(".*")) == []
 
 
+def test_the_records_of_a_group_are_names_of_one_file_whatever_was_there(store: Store) -> None:
+    first, *rest = GROUP
+    store.put_document(GROUP[first], first, SCOPE)
+    store.put_group(GROUP, SCOPE)
+    made = [(store.root / "scopes" / digest.hex / SCOPE).stat() for digest in rest]
+    assert {(each.st_ino, each.st_nlink, each.st_size) for each in made} == {(made[0].st_ino, len(rest), 0)}
+    assert (store.root / "scopes" / first.hex / SCOPE).stat().st_nlink == 1
+    (store.root / "scopes" / rest[0].hex / SCOPE).unlink()
+    assert [store.has_scope(digest, SCOPE) for digest in GROUP] == [True, False, *[True] * (len(rest) - 1)]
+
+
 def test_wrong_bytes_in_a_group_store_nothing_of_it(store: Store) -> None:
     with pytest.raises(Internal, match="refusing to store"):
         store.put_group({**GROUP, Digest.of(b"other"): b"wrong"}, SCOPE)
