@@ -7,6 +7,7 @@ away.
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 from collections.abc import Iterable
@@ -14,13 +15,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from modelmount.system import host, syscalls
+from modelmount.system import host, mountinfo, syscalls
 from modelmount.system.failpoints import armed, failpoint
 
 __all__ = [
     "AGELESS",
     "GroupSync",
     "armed",
+    "create_file",
     "failpoint",
     "fsync_directory",
     "fsync_file",
@@ -40,6 +42,11 @@ _RENAME_NOREPLACE: Final = 1
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SMALL_BYTES: Final = 64 << 10
 _SYNCFS_REPORTS_ERRORS: Final = (5, 8)
+_NAMES_FOLLOW_FILES: Final = frozenset({"ext4", "xfs"})
+"""File systems whose fsync of a file commits the rename that gave it its name, too: the rename changes the inode within
+the same transaction, and ext4 without a journal syncs the directory along (fs/ext4/fsync.c, ext4_sync_parent). man 2
+fsync promises it of none; tests/unit/system/test_power_cut.py holds these to it.
+"""
 
 
 def write_file(path: str | Path, data: bytes, mode: int = 0o600) -> None:
@@ -50,9 +57,7 @@ def write_file(path: str | Path, data: bytes, mode: int = 0o600) -> None:
     leaves the old file and no temporary one; an OSError from the last step (the directory's fsync) leaves the new
     content visible but perhaps not durable.
     """
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = f"{directory}/.{name}.{secrets.token_hex(8)}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    temporary, fd = _open_temporary(path)
     try:
         try:
             _write_all(fd, data)
@@ -67,7 +72,34 @@ def write_file(path: str | Path, data: bytes, mode: int = 0o600) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     failpoint("atomic.write_file.before_directory_fsync")
-    fsync_directory(directory)
+    fsync_directory(os.path.dirname(temporary))
+
+
+def create_file(path: str | Path, data: bytes) -> None:
+    """Put a new file of mode 0600 at `path`, whole for whoever looks, and durable on return with its name.
+
+    One fsync where that is enough (`_NAMES_FOLLOW_FILES`), half the time of `write_file`. The price: a power cut before
+    the return may leave something torn at `path`, so it is for records whose readers take what they can't decode for
+    absent. Nothing may be there before, for that would be lost. After an OSError nothing is there.
+    """
+    temporary, fd = _open_temporary(path)
+    directory = os.path.dirname(temporary)
+    made = temporary
+    try:
+        try:
+            _write_all(fd, data)
+            failpoint("atomic.create_file.before_rename")
+            os.rename(temporary, path)
+            made = str(path)
+            failpoint("atomic.create_file.before_fsync")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if not _names_follow_files(os.stat(directory).st_dev, directory):
+            fsync_directory(directory)
+    except BaseException:
+        Path(made).unlink(missing_ok=True)
+        raise
 
 
 def read_file(path: str | Path) -> bytes:
@@ -192,6 +224,21 @@ class GroupSync:
         for file in files:
             fsync_file(file)
         os.fsync(self._fd)
+
+
+def _open_temporary(path: str | Path) -> tuple[str, int]:
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = f"{directory}/.{name}.{secrets.token_hex(8)}"
+    return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+@functools.cache
+def _names_follow_files(device: int, directory: str) -> bool:
+    """Whether the fsync of a file makes its last rename durable here. `device` is that of `directory`, so that another
+    file system in the same place is looked at anew.
+    """
+    entry = mountinfo.mount_of(Path(directory))
+    return entry is not None and entry.fstype in _NAMES_FOLLOW_FILES and device == os.makedev(*entry.device)
 
 
 def _fsync(path: str | Path, flags: int) -> None:

@@ -98,11 +98,15 @@ class Leases:
         return _read(self._path(volume_id, target))
 
     def write(self, lease: Lease) -> None:
-        """Make the lease durable: write, fsync, rename, fsync. After an OSError it may or may not stand."""
+        """Make the lease durable. After an OSError it may or may not stand.
+
+        A new one is torn at worst if the power goes meanwhile, and counts as absent: nobody was told of it yet. One
+        that stood keeps standing, as it was or as it is to be.
+        """
         path = self._path(lease.volume_id, lease.target)
         data = msgspec.json.encode(msgspec.structs.replace(lease, written_at=time.time()))
         atomic.failpoint("volumes.lease.before_write")
-        atomic.write_file(path, data)
+        (atomic.write_file if os.path.lexists(path) else atomic.create_file)(path, data)
         atomic.failpoint("volumes.lease.after_write")
 
     def remove(self, volume_id: str, target: str) -> None:
@@ -114,6 +118,13 @@ class Leases:
             atomic.fsync_directory(self._volumes)
         except FileNotFoundError:
             return
+
+    def clear_torn(self) -> int:
+        """Remove what can't be read and counts as absent anyway; how many there were."""
+        torn = [path for path in self._paths("[0-9a-f]*.json") if path.is_file() and _read(path) is None]
+        for path in torn:
+            path.unlink(missing_ok=True)
+        return len(torn)
 
     def of_volume(self, volume_id: str) -> list[Lease]:
         """All publications of one volume on this node."""
@@ -153,8 +164,10 @@ class Leases:
         return [lease for _, lease in found.values() if lease is not None]
 
     def _matching(self, pattern: str) -> list[Lease]:
-        paths = sorted((self._store.root / "volumes").glob(pattern))
-        return [lease for path in paths if (lease := _read(path)) is not None]
+        return [lease for path in self._paths(pattern) if (lease := _read(path)) is not None]
+
+    def _paths(self, pattern: str) -> list[Path]:
+        return sorted((self._store.root / "volumes").glob(pattern))
 
     def _path(self, volume_id: str, target: str) -> str:
         return f"{self._volumes}/{_hash(volume_id)}-{_hash(target)}.json"

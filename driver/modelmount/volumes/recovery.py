@@ -62,6 +62,7 @@ class _Recovery:
 
     def run(self) -> Recovered:
         prepare_locks(self._store)
+        torn = self._leases.clear_torn()  # before mounts without a lease are adopted
         leases = list(self._leases.walk())
         recorded = {lease.target for lease in leases}
         for lease in leases:
@@ -76,7 +77,7 @@ class _Recovery:
             with _surviving(mount_point):
                 self._adopt(location, self._mounted[mount_point])
         atomic.failpoint("volumes.recovery.before_clear")
-        return Recovered(self._live, self._waiting, self._adopted, self._ended, self._clear())
+        return Recovered(self._live, self._waiting, self._adopted, self._ended, torn + self._clear())
 
     def _reconcile(self, lease: Lease) -> None:
         self._waiting += 1  # until we know better: whatever fails below, the lease stays

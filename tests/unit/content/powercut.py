@@ -12,7 +12,7 @@ import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,19 +29,32 @@ JOURNAL_ONLY, NOTHING = 1, 2
 class Disk:
     """The mounted file system."""
 
-    def __init__(self, directory: Path, size: int, kind: str = "ext4") -> None:
+    def __init__(self, directory: Path, size: int, kind: str = "ext4", options: Sequence[str] = ()) -> None:
         self.image, self.path = directory / "image", directory / "disk"
         self.path.mkdir()
         with self.image.open("wb") as file:
             file.truncate(size)
-        subprocess.run([f"mkfs.{kind}", "-q", "-f" if kind == "xfs" else "-F", str(self.image)], check=True)
+        force = "-f" if kind == "xfs" else "-F"
+        subprocess.run([f"mkfs.{kind}", "-q", force, *options, str(self.image)], check=True)
+        self._mount_options = "loop,nouuid" if kind == "xfs" else "loop"  # beside a copy of it, too
         self.attach()
 
     def attach(self) -> None:
         """Mount it, replaying its journal."""
-        done = subprocess.run(["mount", "-o", "loop", str(self.image), str(self.path)], capture_output=True, text=True)
+        command = ["mount", "-o", self._mount_options, str(self.image), str(self.path)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"no loop mounts here: {done.stderr.strip()}")
+
+    def swap(self) -> None:
+        """Go on from a copy of what has reached the device by now. Unlike `cut` it tells of a file system without a
+        journal, too, whose unmount writes what it still has.
+        """
+        copy = self.image.with_name("copy")
+        subprocess.run(["cp", "--sparse=always", str(self.image), str(copy)], check=True)  # holes are most of it
+        self.detach()
+        copy.replace(self.image)
+        self.attach()
 
     def cut(self, flag: int) -> None:
         """Lose what isn't on the disk. Everything open on it must be closed before `return_power`."""
@@ -53,6 +66,11 @@ class Disk:
 
     def return_power(self) -> None:
         """Start again from what is on the disk."""
+        self.detach()
+        self.attach()
+
+    def detach(self) -> None:
+        """Unmount it, for good."""
         deadline = time.monotonic() + _SECONDS
         while (done := subprocess.run(["umount", str(self.path)], capture_output=True, text=True)).returncode:
             # A process that was killed may still be ending.
@@ -65,7 +83,6 @@ class Disk:
             if time.monotonic() > deadline:
                 raise OSError(errno.EBUSY, "the disk's loop device stays")
             time.sleep(0.01)
-        self.attach()
 
     def _is_in_use(self) -> bool:
         for device in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -85,11 +102,13 @@ def missing(kind: str) -> str:
 
 
 @contextmanager
-def powered(directory: Path, size: int = 64 << 20, kind: str = "ext4") -> Iterator[Disk]:
-    """A fresh disk of so many bytes in a directory; the test is skipped where there can be none."""
+def powered(directory: Path, size: int = 64 << 20, kind: str = "ext4", options: Sequence[str] = ()) -> Iterator[Disk]:
+    """A fresh disk of so many bytes in a directory, with options of its mkfs; the test is skipped where there can be
+    none.
+    """
     if why := missing(kind):
         pytest.skip(why)
-    disk = Disk(directory, size, kind)
+    disk = Disk(directory, size, kind, options)
     try:
         yield disk
     finally:

@@ -76,6 +76,31 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path, point:
     assert [p.name for p in tmp_path.iterdir()] == ["record"]
 
 
+def test_a_new_file_is_whole_or_absent(tmp_path: Path) -> None:
+    for point in ("before_rename", "before_fsync"):
+        with atomic.armed(f"atomic.create_file.{point}=error(EIO)"), pytest.raises(OSError) as caught:
+            atomic.create_file(tmp_path / "record", b"new")
+        assert caught.value.errno == errno.EIO
+        assert list(tmp_path.iterdir()) == []
+    before = os.umask(0o077)
+    try:
+        atomic.create_file(tmp_path / "record", b"new")
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["record"]
+    assert (tmp_path / "record").read_bytes() == b"new"
+    assert (tmp_path / "record").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.mount
+def test_where_a_name_may_need_a_sync_of_its_own_it_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(atomic, "fsync_directory", asked.append)
+    with mounted(tmp_path / "memory", "tmpfs", "size=64k") as memory:
+        atomic.create_file(memory / "record", b"new")
+        assert asked == [str(memory)]
+
+
 @pytest.mark.mount
 def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
     with mounted(tmp_path / "small", "tmpfs", "size=64k") as small:

@@ -1,64 +1,36 @@
-"""What was called durable survives a power cut: a loop ext4 that is shut down with nothing flushed (FS_IOC_SHUTDOWN).
+"""What was called durable survives a power cut: a loop file system that is shut down with nothing flushed
+(FS_IOC_SHUTDOWN), or left behind for a copy of what had reached its device.
 
 Each test has its counterpart: the same without the sync is lost, so a survivor proves the sync.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
-import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from modelmount.system import atomic, mount
-
-from .processes import detach
-
-FS_IOC_SHUTDOWN = 0x8004587D
-NOTHING_FLUSHED = struct.pack("I", 2)
-
-
-class Disk:
-    """An ext4 file system in a file, mounted on `path`, whose power can be cut."""
-
-    def __init__(self, directory: Path) -> None:
-        self.image, self.path = directory / "image", directory / "disk"
-        self.path.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(16 << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(self.image)], check=True)
-        self.attach()
-
-    def attach(self) -> None:
-        done = subprocess.run(["mount", "-o", "loop", str(self.image), str(self.path)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no loop mounts here: {done.stderr.strip()}")
-
-    def cut(self) -> None:
-        """Lose everything that isn't on the disk, and come back."""
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, NOTHING_FLUSHED)
-        finally:
-            os.close(fd)
-        mount.unmount(self.path)
-        self.attach()
+from modelmount.system import atomic
+from tests.unit.content import powercut
+from tests.unit.content.powercut import Disk
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("mkfs.ext4 is not installed (e2fsprogs)")
-    made = Disk(tmp_path)
-    try:
+    with powercut.powered(tmp_path, 16 << 20) as made:
         yield made
-    finally:
-        detach(made.path)
+
+
+def sync(directory: Path) -> None:
+    with atomic.GroupSync(directory) as group:
+        group.sync([])
+
+
+def cut(disk: Disk) -> None:
+    """Lose everything that isn't on the disk, and come back."""
+    disk.cut(powercut.NOTHING)
+    disk.return_power()
 
 
 def without_sync(path: Path) -> None:
@@ -80,6 +52,16 @@ def synced_group(path: Path) -> None:
         group.sync([path])
 
 
+def renamed_without_sync(path: Path) -> None:
+    temporary = path.with_name(".temporary")
+    temporary.write_bytes(b"content")
+    temporary.rename(path)
+
+
+def created_file(path: Path) -> None:
+    atomic.create_file(path, b"content")
+
+
 @pytest.mark.mount
 @pytest.mark.parametrize(
     ("write", "survives"),
@@ -87,7 +69,7 @@ def synced_group(path: Path) -> None:
 )
 def test_what_was_synced_survives_a_power_cut(disk: Disk, write: Callable[[Path], None], survives: bool) -> None:
     write(disk.path / "record")
-    disk.cut()
+    cut(disk)
     assert (disk.path / "record").exists() == survives
     if survives:
         assert (disk.path / "record").read_bytes() == b"content"
@@ -100,5 +82,34 @@ def test_a_rename_is_durable_after_the_fsync_of_its_directory(disk: Disk) -> Non
     atomic.rename_noreplace(disk.path / ".kept", disk.path / "kept")
     atomic.fsync_directory(disk.path)
     atomic.rename_noreplace(disk.path / ".lost", disk.path / "lost")
-    disk.cut()
+    cut(disk)
     assert sorted(p.name for p in disk.path.iterdir() if p.is_file()) == [".lost", "kept"]
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize(("write", "survives"), [(renamed_without_sync, False), (created_file, True)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("ext4", []), ("ext4", ["-O", "^has_journal"]), ("xfs", [])],
+    ids=["ext4", "ext4 without a journal", "xfs"],
+)
+def test_a_file_that_is_new_is_durable_with_its_name_by_one_fsync(
+    tmp_path: Path,
+    kind: str,
+    options: list[str],
+    write: Callable[[Path], None],
+    survives: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(atomic, "fsync_directory", asked.append)
+    with powercut.powered(tmp_path, (320 if kind == "xfs" else 16) << 20, kind, options) as disk:
+        (disk.path / "volumes").mkdir()
+        (disk.path / "volumes/before").write_bytes(b"there before")
+        sync(disk.path)
+        record = disk.path / "volumes/record"
+        write(record)
+        disk.swap()
+        assert {path.name for path in record.parent.iterdir()} == {"before", *(["record"] if survives else [])}
+        assert not survives or record.read_bytes() == b"content"
+    assert not asked

@@ -233,6 +233,22 @@ def test_a_torn_lease_counts_as_absent_and_its_mount_is_adopted(node: Node, capl
     node.assert_nothing_left()
 
 
+def test_a_lease_that_a_power_cut_tore_is_cleared_and_its_pod_gets_its_model(node: Node) -> None:
+    target = node.target()
+    pushed = node.push(FILES)
+    node.publish(target, pushed.reference)
+    (path,) = node.lease_files()
+    mounts.detach_below(target)
+    path.write_bytes(bytes(path.stat().st_size))
+    recovered = node.restart()
+    assert recovered.cleared == 1
+    assert node.lease_files() == []
+    node.publish(target, pushed.reference)
+    assert contents(target) == FILES
+    node.unpublish(target)
+    node.assert_nothing_left()
+
+
 def test_leases_of_the_command_line_end_with_their_boot_or_their_mount(node: Node) -> None:
     pushed = node.push(FILES)
     places = [node.directory / name for name in ("living", "unmounted")]
