@@ -72,7 +72,8 @@ class Gateway(WireServer):
         finally:
             connection.close()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in {*_HOP, "content-length"}]
-        declared = int(response.headers["Content-Length"]) if asked.method == "HEAD" and not body else None
+        length = response.headers["Content-Length"]  # none in a 304
+        declared = int(length) if length and asked.method == "HEAD" and not body else None
         return Answer(response.status, body, kept, declared=declared)
 
     def _next(self, asked: Asked) -> Answer:

@@ -84,8 +84,10 @@ def not_here(what: Reference | Model) -> Precondition:
 class Documents(Protocol):
     """Where manifests come from: a registry's client, or something in its place."""
 
-    def exists(self, repository: Repository, digest: Digest, credential: Credential, what: str = ...) -> None:
-        """Return when `credential` may read the manifest."""
+    def exists(
+        self, repository: Repository, digest: Digest, credential: Credential, what: str = ..., *, tag: str = ...
+    ) -> None:
+        """Return when `credential` may read the manifest, which was what `tag` meant."""
 
     def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:
         """What the tag means now."""
@@ -151,7 +153,8 @@ class Resolver:
         repository = reference.repository
 
         def ask() -> None:
-            self._client.exists(repository, digest, credential, str(reference))
+            tag = "" if reference.digest is not None else reference.tag or "latest"
+            self._client.exists(repository, digest, credential, str(reference), tag=tag)
 
         return self._proofs.prove(repository, digest, manifest, credential, ask)
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from modelmount.config import Settings
 from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest, Unavailable
@@ -21,6 +21,7 @@ from modelmount.oci.reference import Repository
 from modelmount.registry import answers, endpoint, ranges
 from modelmount.registry.auth import Authenticator
 from modelmount.registry.credentials import Credential
+from modelmount.registry.recent import Recent
 from modelmount.transport.body import Body
 from modelmount.transport.pool import Answer, Pool, Request
 from modelmount.transport.retry import Policy
@@ -39,6 +40,7 @@ PATIENCE_SECONDS: Final = 5.0
 longer is for the caller's own back-off, and a registry that is down costs nobody its time-out several times.
 """
 
+KEPT_MOVED_TAGS: Final = 1024
 MOST_PAGES: Final = 16
 """Of a list of referrers, which together may have MAX_DOCUMENT_BYTES."""
 
@@ -86,18 +88,31 @@ class Client:
         self._authenticator = Authenticator(settings, self._pool)
         self._policy = policy or Policy()
         self._closing = threading.Event()
+        self._moved: Recent[tuple[Repository, str, Digest], bool] = Recent(KEPT_MOVED_TAGS)
 
-    def exists(self, repository: Repository, digest: Digest, credential: Credential, called: str = "") -> None:
+    def exists(
+        self, repository: Repository, digest: Digest, credential: Credential, called: str = "", *, tag: str = ""
+    ) -> None:
         """Return when this credential can read the manifest `digest`: one HEAD where the registry does HEAD, unless the
         admin wants a GET (`audit`). Messages name it as it was `called`.
 
-        Where it refuses, or says something odd, a GET decides, whose answer has reasons in it; then BadArtifact and
-        IntegrityError are possible as with `manifest`.
+        A `tag` that meant this digest is asked for instead, and one that means another by now isn't asked for again.
+        Where the registry refuses, or says something odd, a GET decides, whose answer has reasons in it; then
+        BadArtifact and IntegrityError are possible as with `manifest`.
         """
         what = called or _name(repository, digest)
         said: str | None = None
         if not self._settings.registry(repository.registry).audit:
-            said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline, what))
+            moved = (repository, tag, digest)
+            by_tag = bool(tag) and self._moved.get(moved) is None
+            if by_tag:
+                said = self._patiently(
+                    lambda deadline: self._head(repository, tag, credential, deadline, what, unless=digest)
+                )
+                if said is not None and said != str(digest):
+                    self._moved.put(moved, True)  # or the registry doesn't tell digests
+            if not by_tag or said not in {None, str(digest)}:
+                said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline, what))
         if said not in {"", str(digest)}:
             self._patiently(lambda deadline: self._manifest(repository, digest, credential, deadline, what))
 
@@ -241,25 +256,44 @@ class Client:
         return data, following
 
     def _head(
-        self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str
+        self,
+        repository: Repository,
+        tag: str | Digest,
+        credential: Credential,
+        deadline: float,
+        what: str,
+        *,
+        unless: Digest | None = None,
     ) -> str | None:
-        """What the registry says the digest is, empty where it says nothing; None when only a GET can tell more."""
-        with self._manifest_answer("HEAD", repository, tag, credential, deadline, what) as answer:
+        """What the registry says the digest is, empty where it says nothing; None when only a GET can tell more.
+
+        `unless` it is this one: a registry that knows conditions need not read the manifest then (RFC 9110, 13.1.2; the
+        ETag of a manifest is its digest). For tags only: of a digest some say that it hasn't changed without looking
+        whether it is there.
+        """
+        with self._manifest_answer("HEAD", repository, tag, credential, deadline, what, unless) as answer:
             if answer.status in _NOT_ABOUT_HEAD:
                 home = endpoint.home(self._settings, repository.registry)
                 raise answers.meaning(answer, what, credential, home)
+            if answer.status == 304 and unless is not None:
+                return str(unless)
             return (answer.header("docker-content-digest") or "").strip() if answer.status == 200 else None
 
     def _manifest_answer(
-        self, method: str, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str
+        self,
+        method: Literal["GET", "HEAD"],
+        repository: Repository,
+        tag: str | Digest,
+        credential: Credential,
+        deadline: float,
+        what: str,
+        unless: Digest | None = None,
     ) -> Answer:
-        request = Request(
-            "HEAD" if method == "HEAD" else "GET",
-            endpoint.manifest(self._settings, repository, tag),
-            repository.registry,
-            what,
-            {"Accept": ACCEPT},
-        )
+        headers = {"Accept": ACCEPT}
+        if unless is not None:
+            headers["If-None-Match"] = f'"{unless}"'
+        url = endpoint.manifest(self._settings, repository, tag)
+        request = Request(method, url, repository.registry, what, headers)
         return self._authenticator.send(request, repository, credential, deadline)
 
     def _blob_answer(

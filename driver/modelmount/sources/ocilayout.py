@@ -138,7 +138,9 @@ class LayoutDocuments:
         """`entry` is one of the layout's."""
         self._layout, self._entry = layout, entry
 
-    def exists(self, repository: Repository, digest: Digest, credential: Credential, what: str = "") -> None:
+    def exists(
+        self, repository: Repository, digest: Digest, credential: Credential, what: str = "", *, tag: str = ""
+    ) -> None:
         """Return when the layout has this manifest. Raises as `Layout.document`."""
         self._layout.document(digest)
 

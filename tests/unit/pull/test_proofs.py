@@ -40,18 +40,22 @@ class Bench:
 
     def __init__(self, registry: Registry, tokens: TokenServer, directory: Path) -> None:
         self.registry, self.tokens, self.directory = registry, tokens, directory
-        files = directory / "model"
-        files.mkdir()
-        (files / "config.json").write_text("{}")
-        tokens.anonymous = {"*": ("pull", "push")}
-        _, granted = tokens.answer("scope=repository:team/tiny:pull,push", None)
-        pusher = push.Pusher(registry.host, registry.connection, authorization=f"Bearer {granted['token']}")
-        self.pushed = pusher.artifact("team/tiny", "v1", push.modelpack(files))
-        tokens.anonymous = {}
-        registry.forget()
+        (directory / "model").mkdir()
+        self.pushed = self.push("{}")
         self.store = Store(directory / "store")
         self.clients: list[Client] = []
         self.node()
+
+    def push(self, content: str) -> push.Pushed:
+        """A model with this content becomes what the tag means."""
+        (self.directory / "model/config.json").write_text(content)
+        self.tokens.anonymous = {"*": ("pull", "push")}
+        _, granted = self.tokens.answer("scope=repository:team/tiny:pull,push", None)
+        pusher = push.Pusher(self.registry.host, self.registry.connection, authorization=f"Bearer {granted['token']}")
+        pushed = pusher.artifact("team/tiny", "v1", push.modelpack(self.directory / "model"))
+        self.tokens.anonymous = {}
+        self.registry.forget()
+        return pushed
 
     def node(self, *, audit: bool = False, **auth: Any) -> None:
         """A driver that starts on this store, with nothing in its memory."""
@@ -103,6 +107,16 @@ REFUSED = (Forbidden, Unauthenticated, NotFound)
 def test_always_asks_once_for_each_publish(bench: Bench) -> None:
     assert [bench.read(ALICE) for _ in range(3)] == ["registry"] * 3
     assert bench.requests() == ["GET", "HEAD", "HEAD"]
+
+
+def test_a_tag_that_moved_away_is_no_obstacle_and_opens_nothing(bench: Bench) -> None:
+    bench.read(ALICE)
+    bench.push('{"model_type": "llama"}')
+    assert [bench.read(ALICE) for _ in range(2)] == ["registry"] * 2
+    assert bench.requests() == ["HEAD", "HEAD", "HEAD"]  # the tag and the digest, then the digest
+    for credential in (WRONG, NOBODY):
+        with pytest.raises(REFUSED):
+            bench.read(credential)
 
 
 def test_the_first_credential_opens_nothing_for_the_second(bench: Bench) -> None:

@@ -129,6 +129,51 @@ def test_a_head_that_is_refused_is_asked_again_by_get(server: WireServer, make_c
     client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
 
 
+def test_access_to_what_a_tag_means_is_asked_for_on_condition(server: WireServer, make_client: MakeClient) -> None:
+    server.on(TAGGED, Answer(304), MANIFEST_ANSWER)  # a registry that knows conditions, and one that doesn't
+    client = make_client(settings_for(server))
+    for _ in range(2):
+        client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS, tag="v1")
+    assert [(each.method, each.path) for each in server.asked()] == [("HEAD", TAGGED)] * 2
+    assert {each.headers["if-none-match"] for each in server.asked()} == {f'"{MANIFEST_DIGEST}"'}
+
+
+@pytest.mark.parametrize("header", ["", f"sha256:{'0' * 64}"])
+def test_a_tag_that_moved_is_asked_for_once_and_then_the_digest(
+    server: WireServer, make_client: MakeClient, header: str
+) -> None:
+    server.on(TAGGED, Answer(body=MANIFEST, headers=[("Docker-Content-Digest", header)]))
+    server.on(PINNED, MANIFEST_ANSWER)
+    client = make_client(settings_for(server))
+    for _ in range(2):
+        client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS, tag="v1")
+    assert [(each.method, each.path) for each in server.asked()] == [
+        ("HEAD", TAGGED),
+        ("HEAD", PINNED),
+        ("HEAD", PINNED),
+    ]
+
+
+@pytest.mark.parametrize(("status", "refusal"), [(401, Unauthenticated), (403, Unauthenticated), (404, NotFound)])
+def test_a_tag_that_is_refused_is_decided_by_a_get_of_the_digest(
+    server: WireServer, make_client: MakeClient, status: int, refusal: type[ModelMountError]
+) -> None:
+    server.on(TAGGED, Answer(status))
+    server.on(PINNED, MANIFEST_ANSWER, Answer(status))
+    client = make_client(settings_for(server))
+    client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS, tag="v1")
+    with pytest.raises(refusal):
+        client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS, tag="v1")
+    assert [(each.method, each.path) for each in server.asked()] == [("HEAD", TAGGED), ("GET", PINNED)] * 2
+
+
+def test_not_modified_is_no_answer_to_who_set_no_condition(server: WireServer, make_client: MakeClient) -> None:
+    server.on(PINNED, Answer(304))
+    with pytest.raises(ModelMountError):
+        make_client(settings_for(server)).exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
+    assert "if-none-match" not in server.asked()[0].headers
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_registry_in_trouble_is_asked_a_few_times_and_never_by_get(
     server: WireServer, make_client: MakeClient, status: int
