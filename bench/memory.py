@@ -16,19 +16,24 @@ from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_BLOCK_BYTES = 1 << 20
-_REPORTING = Path("/sys/module/page_reporting/parameters/min_free_ms")
-_LONGEST_MILLISECONDS = "60000"
+_BLOCK_BYTES = 64 << 20
+_PAGE_BYTES = 4096
+_REPORTING = Path("/sys/module/page_reporting/parameters")
+_NEVER = {"page_reporting_order": "11", "max_waiting_mib": "1048576", "min_free_ms": "60000"}
+"""No block of free pages is as large as the first; where that isn't taken, the most that may wait, and the longest.
+Kernels know some of these.
+"""
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def touch(count: int) -> None:
-    """Write to `count` bytes of anonymous memory, or to half of what is available, and give them back."""
-    count = min(count, available_bytes() // 2)
-    block = b"\1" * _BLOCK_BYTES
-    with mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
-        for offset in range(0, count, _BLOCK_BYTES):
-            area[offset : offset + _BLOCK_BYTES] = block[: count - offset]
+    """Write to each page of `count` bytes of anonymous memory, or of most of what is available, and give them back."""
+    blocks = min(count, available_bytes() * 3 // 4) // _BLOCK_BYTES
+    ones = b"\1" * (_BLOCK_BYTES // _PAGE_BYTES)
+    with mmap.mmap(-1, max(1, blocks) * _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        area.madvise(mmap.MADV_HUGEPAGE)
+        for offset in range(0, blocks * _BLOCK_BYTES, _BLOCK_BYTES):
+            area[offset : offset + _BLOCK_BYTES : _PAGE_BYTES] = ones
 
 
 def available_bytes() -> int:
@@ -47,19 +52,22 @@ def field_bytes(name: str) -> int:
 
 @contextlib.contextmanager
 def kept() -> Iterator[bool]:
-    """Have the kernel hand no more free pages back to the host inside the block, where it has a setting for that: what
-    was touched stays. Whether it has one.
+    """Have the kernel hand no more free pages back to the host inside the block, where it has settings for that, and
+    have back what it handed over before: what was touched stays. Whether it has any.
     """
-    try:
-        before = _REPORTING.read_text()
-        _REPORTING.write_text(_LONGEST_MILLISECONDS)
-    except OSError:  # no virtual machine, a kernel without the setting, or one that doesn't let us
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        _REPORTING.write_text(before)
+    taken = False
+    with contextlib.ExitStack() as stack:
+        for name, value in _NEVER.items():
+            path = _REPORTING / name
+            # No virtual machine, a kernel without the setting or with another range, or one that doesn't let us.
+            with contextlib.suppress(OSError):
+                before = path.read_text()
+                path.write_text(value)
+                stack.callback(path.write_text, before)
+                taken = True
+        if taken:
+            touch(available_bytes())
+        yield taken
 
 
 @contextlib.contextmanager
