@@ -67,7 +67,7 @@ class Series:
         return self.wall / other.wall
 
 
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 60.0
 """More than this in all is not spent on a contender: what is so slow needs no fifth digit. Its rounds are counted."""
 
 
