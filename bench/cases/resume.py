@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import fcntl
 import os
-import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,14 +22,12 @@ from bench.pulls import RSS_MIB, SPARE_BYTES, peak_mib, touched
 from bench.report import Figure, Outcome, Row
 from bench.rounds import Contender, Sample, interleave
 from bench.setting import Setting
-from modelmount.system import mount
+from tests.unit.content import powercut
 
 GIB, MIB = 1 << 30, 1 << 20
 LOOK_SECONDS = 0.005
 BYTES_PER_SECOND = 20_000_000
 """Slow enough that a client keeps up with all of its connections: nothing waits in its own kernel."""
-FS_IOC_SHUTDOWN, NOTHING_FLUSHED = 0x8004587D, 2
-"""linux/fs.h: the file system stops at once, as if its disk had lost power."""
 KILLED_MIB, CUT_MIB = 1.0, 64.0
 """Promised: per connection after a kill, in all after a power cut."""
 
@@ -60,7 +55,7 @@ class Interrupted:
                     if first.done():
                         raise FailedError(f"the pull ended before it was half-way: {first.exception()}")
                     time.sleep(LOOK_SECONDS)
-                self._end(broken, place)
+                self._end(broken)
                 first.exception()
             before = self._server.answers()
             self.connections.append(sum(answer.sent < answer.asked for answer in before))
@@ -77,7 +72,7 @@ class Interrupted:
     def _place(self) -> Iterator[Path]:
         yield self.target.place
 
-    def _end(self, broken: node.Node, place: Path) -> None:
+    def _end(self, broken: node.Node) -> None:
         broken.driver.kill()
 
 
@@ -88,32 +83,17 @@ class CutOff(Interrupted):
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Path]:
-        disk = self.target.place
-        image = disk.with_suffix(".image")
-        with image.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 2 * self.target.artifact.size + SPARE_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
-        disk.mkdir()
-        try:
-            _attach(image, disk)
-            try:
-                yield disk / "n"
-            finally:
-                mount.unmount(disk)
-        finally:
-            disk.rmdir()
-            image.unlink()
+        with powercut.powered(self.target.place.parent, 2 * self.target.artifact.size + SPARE_BYTES) as self._disk:
+            with self._disk.image.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, self._disk.image.stat().st_size)
+            yield self._disk.path / "n"
+        self._disk.path.rmdir()
+        self._disk.image.unlink()
 
-    def _end(self, broken: node.Node, place: Path) -> None:
-        disk = place.parent
-        fd = os.open(disk, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NOTHING_FLUSHED))
-        finally:
-            os.close(fd)
-        broken.driver.kill()
-        mount.unmount(disk)
-        _attach(disk.with_suffix(".image"), disk)
+    def _end(self, broken: node.Node) -> None:
+        broken.driver.kill()  # first, for its log is read at its end
+        self._disk.cut(powercut.NOTHING)
+        self._disk.return_power()
 
 
 def run(setting: Setting) -> Outcome:
@@ -153,9 +133,3 @@ def _allocated(directory: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             found += path.stat().st_blocks * 512
     return found
-
-
-def _attach(image: Path, disk: Path) -> None:
-    done = subprocess.run(["mount", "-o", "loop", str(image), str(disk)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise FailedError(f"no loop mounts here: {done.stderr.strip()}")
