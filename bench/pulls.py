@@ -10,11 +10,12 @@ from typing import Any
 from bench import memory, node, peers, processes, programs
 from bench.peers import Peer, Target
 from bench.report import Figure, Outcome, Row
-from bench.rounds import Contender, Sample, Series, interleave
+from bench.rounds import Contender, OutError, Sample, Series, interleave
 from bench.setting import Setting
 
 MIB = 1 << 20
 SPARE_BYTES = 512 << 20
+REASON_CHARACTERS = 300
 RSS_MIB = 150.0
 """Promised for every pull, of whatever size."""
 
@@ -51,7 +52,7 @@ class Modelmount:
 
 class Prepared:
     """A contender with the machine made alike before it: what the last one wrote is gone or on the disk, and as much
-    memory as it will need is there. The server's account is added to its sample.
+    memory as it will need is there. The server's account is added to its sample. A peer that fails is out.
     """
 
     def __init__(self, inner: Contender, target: Target) -> None:
@@ -65,7 +66,12 @@ class Prepared:
         server = self._target.server
         server.served()
         before = server.cpu()
-        sample = self._inner.run()
+        try:
+            sample = self._inner.run()
+        except processes.FailedError as e:
+            if isinstance(self._inner, Peer):
+                raise OutError(str(e).strip()[-REASON_CHARACTERS:]) from e
+            raise
         cpu = server.cpu() - before
         return dataclasses.replace(sample, server_cpu=cpu, served=server.served())
 
@@ -79,6 +85,8 @@ def compare(
     series = interleave([Prepared(each, target) for each in contenders], setting.rounds, setting.say)
     rows = [
         Row(case, each.name, series=one, verifies=each.verifies, durable=each.durable)
+        if not one.out
+        else Row(case, each.name, reason=one.out)
         for each, one in zip(contenders, series, strict=True)
     ]
     rows += [Row(case, name, reason=reason) for name, reason in reasons.items()]

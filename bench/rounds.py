@@ -25,6 +25,10 @@ class Sample:
     again: int = 0
 
 
+class OutError(Exception):
+    """A contender can't do this work; the others go on without it."""
+
+
 class Contender(Protocol):
     """Something that is measured. `run` raises when it did not do the work."""
 
@@ -37,7 +41,9 @@ class Contender(Protocol):
         """What it is, as far as that decides its figures."""
 
     def run(self) -> Sample:
-        """One timed run; what is needed before and cleaned up after is not in the times."""
+        """One timed run; what is needed before and cleaned up after is not in the times. Raises OutError, after which
+        it isn't asked again; any other error ends everything.
+        """
 
 
 @dataclass(slots=True)
@@ -47,6 +53,8 @@ class Series:
     name: str
     version: str = ""
     samples: list[Sample] = field(default_factory=list)
+    out: str = ""
+    """Why it has no more of them."""
 
     def median(self, of: Callable[[Sample], float]) -> float:
         """The median of one figure."""
@@ -82,9 +90,14 @@ def interleave(contenders: Sequence[Contender], rounds: int, say: Callable[[str]
 def _round(contenders: Sequence[Contender], series: Sequence[Series], number: int, say: Callable[[str], None]) -> None:
     for turn in range(len(contenders)):
         index = (turn + number) % len(contenders)
-        if sum(sample.wall for sample in series[index].samples) > PATIENCE_SECONDS:
+        if series[index].out or sum(sample.wall for sample in series[index].samples) > PATIENCE_SECONDS:
             continue
-        sample = contenders[index].run()
+        try:
+            sample = contenders[index].run()
+        except OutError as e:
+            series[index].out = str(e)
+            say(f"round {number + 1}: {contenders[index].name} is out: {e}")
+            continue
         series[index].samples.append(sample)
         say(f"round {number + 1}: {contenders[index].name} {sample.wall:.3f} s")
 

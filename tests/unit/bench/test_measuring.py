@@ -44,6 +44,18 @@ def test_patience_with_a_contender_ends() -> None:
     assert (turns.count("s"), turns.count("q")) == (3, 5)
 
 
+def test_a_contender_that_cannot_do_it_is_out_and_the_others_go_on() -> None:
+    class Broken(Recorded):
+        def run(self) -> Sample:
+            super().run()
+            raise rounds.OutError("too many files")
+
+    turns: list[str] = []
+    broken, quick = interleave([Broken("b", turns), Recorded("q", turns)], 3, lambda text: None)
+    assert (turns.count("b"), turns.count("q")) == (1, 3)
+    assert (broken.out, broken.samples, quick.out, len(quick.samples)) == ("too many files", [], "", 3)
+
+
 def series(name: str, *walls: float) -> Series:
     return Series(name, "1.2", [Sample(wall, cpu=0.5, rss=3 * MIB, served=10) for wall in walls])
 
