@@ -64,15 +64,15 @@ def line(driver: Driver, message: str) -> dict[str, object]:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     pause = threading.Event()
-    for _ in range(3000):
+    for _ in range(12_000):
         if condition():
             return
         pause.wait(0.01)
     raise TimeoutError("it never happened")
 
 
-def get(port: int, path: str, method: str = "GET") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
+    connection = http.client.HTTPConnection(host, port, timeout=30)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
@@ -145,6 +145,52 @@ def test_a_second_driver_waits_until_the_first_one_ends(driver: Driver, director
         assert second.stop() == 0
     finally:
         second.kill()
+
+
+def _port(driver: Driver) -> int:
+    wait_until(lambda: "metrics and health" in messages(driver))
+    port = line(driver, "metrics and health")["port"]
+    assert isinstance(port, int)
+    return port
+
+
+def test_a_driver_that_waits_for_another_is_alive_and_says_why_it_is_not_ready(directory: Path) -> None:
+    settings = {"metrics_address": "127.0.0.1:0"}
+    with Driver(directory, settings=settings) as first:
+        second = Driver(directory, settings=settings)
+        second.log = directory / "second.log"
+        second.start(wait=False)
+        try:
+            why = f"another driver uses {first.store}; waiting until it ends\n"
+            port = _port(second)
+            assert get(port, "/healthz") == (200, why)
+            assert get(port, "/readyz") == (503, why)
+            assert get(_port(first), "/readyz") == (200, "ok\n")
+            first.stop()
+            second.wait_ready()
+            served = [each["port"] for each in second.lines() if each["message"] == "metrics and health"]
+            assert get(served[-1], "/readyz") == (200, "ok\n")
+            assert second.stop() == 0
+        finally:
+            second.kill()
+
+
+def test_a_driver_that_waits_takes_over_the_address_of_the_other_one(directory: Path) -> None:
+    """On a host, where both have the same configuration."""
+    host = "127.31.9.7"  # nobody else's, who could take the port in between
+    with Driver(directory, settings={"metrics_address": f"{host}:0"}) as first:
+        port = _port(first)
+        second = Driver(directory, settings={"metrics_address": f"{host}:{port}"})
+        second.log = directory / "second.log"
+        second.start(wait=False)
+        try:
+            wait_until(lambda: any(each.startswith("no metrics and health until then: ") for each in messages(second)))
+            assert first.stop() == 0
+            second.wait_ready()
+            assert get(port, "/readyz", host=host) == (200, "ok\n")
+            assert second.stop() == 0
+        finally:
+            second.kill()
 
 
 def test_a_driver_that_waits_can_be_stopped(driver: Driver, directory: Path) -> None:
@@ -291,11 +337,11 @@ class TestEndpoint:
 
 
 def test_who_still_brings_store_and_mounts_together_is_alive_and_not_ready() -> None:
-    recovered = False
-    with Endpoint("127.0.0.1", 0, health=lambda: recovered) as endpoint:
-        assert get(endpoint.port, "/healthz")[0] == 200
+    state = "starting"
+    with Endpoint("127.0.0.1", 0, health=lambda: state) as endpoint:
+        assert get(endpoint.port, "/healthz") == (200, "starting\n")
         assert get(endpoint.port, "/readyz") == (503, "starting\n")
-        recovered = True
+        state = ""
         assert get(endpoint.port, "/readyz") == (200, "ok\n")
 
 

@@ -29,7 +29,7 @@ from modelmount.daemon.endpoint import Endpoint
 from modelmount.errors import Cancelled, Internal, ModelMountError, Precondition
 from modelmount.service import ports, server
 from modelmount.system import host, mount, privilege, process
-from modelmount.system.lock import LockCancelled, LockTimeout
+from modelmount.system.lock import FileLock, Held, LockCancelled, LockTimeout
 from modelmount.volumes import recovery
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def _serve(settings: config.Settings, live: config.Live, ending: Ending, stack: 
 
 def _controller(settings: config.Settings, stack: contextlib.ExitStack) -> server.Rooms:
     """A controller answers from settings, and claims where they name a model: no store, no rights, no mounts."""
-    _endpoint(settings, lambda: True, stack)
-    return server.Rooms(_NoNode(), wiring.promises(settings), lambda: True)
+    _endpoint(settings, lambda: "", stack)
+    return server.Rooms(_NoNode(), wiring.promises(settings), lambda: "")
 
 
 def _node(
@@ -102,15 +102,15 @@ def _node(
     _demand_rights()
     _survey(settings)
     store = Store(Path(settings.root), as_it_is=True)
-    stack.enter_context(_only_driver(store, ending))
+    readiness = Readiness(store)
+    stack.enter_context(_only_driver(settings, store, readiness, ending))
     store.migrate()
     tell = stack.enter_context(wiring.events(settings, api))
     node = stack.enter_context(contextlib.closing(wiring.build(settings, live, api=api, tell=tell)))
-    readiness = Readiness(store)
     _endpoint(settings, readiness, stack)
     recovered = recovery.recover(store, settings)
     log.info("recovered", extra={"fields": dataclasses.asdict(recovered)})
-    readiness.recovered = True
+    readiness.state = ""
     kubelet = threading.Event()
     stack.enter_context(Upkeep(store, node.collector, live, kubelet_heard=kubelet.is_set))
     stack.enter_context(Scrubber(store, node.collector.reader, lambda: live.cache, tell=tell))
@@ -153,39 +153,56 @@ def _endpoint(settings: config.Settings, readiness: ports.Readiness, stack: cont
 
 
 class Readiness:
-    """Whether a node can serve; `recovered` is set once. Three system calls, no network."""
+    """Whether a node can serve, and else why not yet: `state`, empty once it can. Three system calls, no network."""
 
     def __init__(self, store: Store) -> None:
-        self.recovered = False
+        self.state = "starting"
         self._store = store
 
-    def __call__(self) -> bool:
-        """False before recovery is done. Raises Precondition when the store can't be written: its disk went read-only
-        or away.
-        """
+    def __call__(self) -> str:
+        """As `ports.Readiness` says. Broken is a store that can't be written: its disk went read-only, or away."""
         if not os.access(self._store.root / "locks", os.W_OK):
             raise Precondition(
                 f"the store {self._store.root} can't be written; look at the node's disk and file system"
             )
-        return self.recovered
+        return self.state
 
 
 @contextlib.contextmanager
-def _only_driver(store: Store, ending: Ending) -> Iterator[None]:
-    """Hold the root's `driver` lock. During a rolling update the old driver may still be ending: wait for it."""
+def _only_driver(settings: config.Settings, store: Store, readiness: Readiness, ending: Ending) -> Iterator[None]:
+    """Hold the root's `driver` lock. During a rolling update the old driver may still be ending: wait for it, however
+    long, alive and not ready. A restart would change nothing.
+    """
     lock = store.lock("driver")
-    seconds = 0.0
-    while True:
+    with contextlib.ExitStack() as meanwhile:
         try:
-            held = lock.acquire(timeout=seconds, cancelled=lambda: ending.asked)
-            break
+            held = lock.acquire(timeout=0)
         except LockTimeout:
-            log.warning("another driver uses %s; waiting until it ends", store.root)
-            seconds = WAIT_LOG_SECONDS
-        except LockCancelled as e:
-            raise Cancelled(f"asked to end while another driver used {store.root}") from e
+            readiness.state = f"another driver uses {store.root}; waiting until it ends"
+            _endpoint_meanwhile(settings, readiness, meanwhile)
+            held = _awaited(lock, readiness.state, ending)
+    readiness.state = "starting"
     with held:
         yield
+
+
+def _awaited(lock: FileLock, why: str, ending: Ending) -> Held:
+    while True:
+        log.warning(why)
+        try:
+            return lock.acquire(timeout=WAIT_LOG_SECONDS, cancelled=lambda: ending.asked)
+        except LockTimeout:
+            continue
+        except LockCancelled as e:
+            raise Cancelled(f"asked to end meanwhile: {why}") from e
+
+
+def _endpoint_meanwhile(settings: config.Settings, readiness: Readiness, stack: contextlib.ExitStack) -> None:
+    """Health while another driver is waited for. On a host without containers that one still has the address."""
+    try:
+        _endpoint(settings, readiness, stack)
+    except Precondition as e:
+        log.warning("no metrics and health until then: %s", e.message)
 
 
 def _announce(settings: config.Settings) -> None:

@@ -29,8 +29,8 @@ PATIENCE_SECONDS = 5.0
 class Endpoint:
     """Serves from `with` to its end, in threads of its own. Raises Precondition when the address can't be had.
 
-    `health` is asked by each `/healthz`: 200 for a process that works or still starts, 503 with the sentence it raises.
-    `/readyz` says 503 to who still starts, too.
+    `health` is asked by each `/healthz`: 200 for a process that works or doesn't serve yet, 503 with the sentence it
+    raises. `/readyz` says 503 for one that doesn't serve yet, too. Both say what it waits for.
     """
 
     def __init__(self, host: str, port: int, *, health: ports.Readiness) -> None:
@@ -106,9 +106,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer(200, generate_latest(REGISTRY), CONTENT_TYPE_LATEST)
         elif path == "/healthz":
-            self._answer(*self._health(starting=200))
+            self._answer(*self._health(waiting=200))
         elif path == "/readyz":
-            self._answer(*self._health(starting=503))
+            self._answer(*self._health(waiting=503))
         else:
             self._answer(404, b"there are /metrics, /healthz and /readyz\n")
 
@@ -118,9 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
         """Requests are no news."""
 
-    def _health(self, starting: int) -> tuple[int, bytes]:
+    def _health(self, waiting: int) -> tuple[int, bytes]:
         try:
-            return (200, b"ok\n") if self.server.health() else (starting, b"starting\n")
+            state = self.server.health()
+            return (waiting, f"{state}\n".encode()) if state else (200, b"ok\n")
         except ModelMountError as e:
             return 503, f"{e}\n".encode()
 

@@ -53,4 +53,4 @@ class Identity:
         return csi_pb2.GetPluginCapabilitiesResponse(capabilities=offered)
 
     def _probe(self, request: csi_pb2.ProbeRequest, call: ports.Call) -> csi_pb2.ProbeResponse:
-        return csi_pb2.ProbeResponse(ready=BoolValue(value=self._readiness()))
+        return csi_pb2.ProbeResponse(ready=BoolValue(value=not self._readiness()))

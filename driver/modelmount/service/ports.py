@@ -108,7 +108,7 @@ class Promises(Protocol):
         """Raise InvalidRequest or Forbidden unless a publish would take these attributes."""
 
 
-Readiness = Callable[[], bool]
-"""True when calls can be served, False while starting; raises Precondition when this instance is broken. Never asks a
-registry.
+Readiness = Callable[[], str]
+"""What keeps calls from being served yet, as a sentence; empty when they are. Raises Precondition when this instance is
+broken. Never asks a registry.
 """

@@ -23,6 +23,7 @@ from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
 from modelmount.pull.resolver import Model
 from modelmount.system import atomic, host
+from modelmount.system.lock import LockTimeout
 
 Owner = Literal["csi", "cli"]
 """Whose publication it is: a pod's, or one made by hand on the command line."""
@@ -120,11 +121,23 @@ class Leases:
             return
 
     def clear_torn(self) -> int:
-        """Remove what can't be read and counts as absent anyway; how many there were."""
-        torn = [path for path in self._paths("[0-9a-f]*.json") if path.is_file() and _read(path) is None]
-        for path in torn:
-            path.unlink(missing_ok=True)
-        return len(torn)
+        """Remove what can't be read and counts as absent anyway; how many there were. It takes their targets' locks
+        itself, and leaves what somebody works on: that is written anew.
+        """
+        return sum(
+            self._clear(path) for path in self._paths("[0-9a-f]*.json") if path.is_file() and _read(path) is None
+        )
+
+    def _clear(self, torn: Path) -> bool:
+        try:
+            held = self._store.lock(_lock_name(torn.stem.rpartition("-")[2])).acquire(timeout=0)
+        except LockTimeout:
+            return False
+        with held:
+            if not torn.exists() or _read(torn) is not None:
+                return False
+            torn.unlink()
+            return True
 
     def of_volume(self, volume_id: str) -> list[Lease]:
         """All publications of one volume on this node."""
@@ -180,7 +193,11 @@ def target_lock_name(target: str) -> str:
     busy ext4). So 256 files serve them all and stay; two targets that share one meet for milliseconds at most.
     `prepare_locks` makes them.
     """
-    return f"target-{_hash(target)[:2]}"
+    return _lock_name(_hash(target))
+
+
+def _lock_name(target_hash: str) -> str:
+    return f"target-{target_hash[:2]}"
 
 
 def prepare_locks(store: Store) -> None:

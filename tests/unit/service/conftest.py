@@ -112,10 +112,10 @@ def open_door(directory: Path) -> Iterator[Callable[..., Door]]:
         observed: list[tuple[str, str]] = []
         publisher = FakePublisher()
 
-        def readiness() -> bool:
+        def readiness() -> str:
             if isinstance(ready[0], Exception):
                 raise ready[0]
-            return ready[0]
+            return "" if ready[0] else "starting"
 
         made = server.Server(
             settings,

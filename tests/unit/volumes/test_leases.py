@@ -10,6 +10,7 @@ import pytest
 
 from modelmount.content.store import Store
 from modelmount.system import atomic, host
+from modelmount.system.lock import FileLock
 from modelmount.volumes.leases import Lease, Leases, target_lock_name
 
 TARGET = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/model/mount"
@@ -108,3 +109,38 @@ def test_a_failed_write_leaves_the_old_lease(leases: Leases, where: str) -> None
     found = leases.read("volume", TARGET)
     assert found is not None
     assert found.tree == "old"
+
+
+class Swapped(Store):
+    """Where somebody mounts anew at the target between the look at its lease and the lock."""
+
+    def lock(self, name: str) -> FileLock:
+        if name == target_lock_name(TARGET):
+            Leases(self).write(lease(tree="t"))
+        return super().lock(name)
+
+
+def torn(leases: Leases) -> Path:
+    leases.write(lease())
+    (path,) = files(leases)
+    path.write_bytes(path.read_bytes()[:20])
+    return path
+
+
+def test_a_torn_lease_is_cleared_once_nobody_works_on_its_target(leases: Leases) -> None:
+    path = torn(leases)
+    with leases._store.lock(target_lock_name(TARGET)).acquire():
+        assert leases.clear_torn() == 0
+        assert path.exists()
+    assert leases.clear_torn() == 1
+    assert not path.exists()
+    assert leases.clear_torn() == 0
+
+
+def test_a_lease_that_is_written_anew_meanwhile_is_not_cleared(tmp_path: Path) -> None:
+    leases = Leases(Swapped(tmp_path / "store"))
+    torn(leases)
+    assert leases.clear_torn() == 0
+    found = leases.read("volume", TARGET)
+    assert found is not None
+    assert found.tree == "t"
