@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,7 @@ import trustme
 
 from tests.fakes import hunt
 from tests.fakes.driver import Driver
+from tests.fakes.kube import ApiServer
 from tests.fakes.wire import Answer, Asked, WireServer
 
 pytestmark = pytest.mark.mount
@@ -144,6 +146,12 @@ def test_no_kind_of_secret_stays_anywhere(short: Path, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def _of(pod: str) -> dict[str, str]:
+    """What the kubelet says of it."""
+    said = {"namespace": "team-a", "name": pod, "uid": f"uid-of-{pod}"}
+    return {f"csi.storage.k8s.io/pod.{key}": value for key, value in said.items()}
+
+
 class Talkative:
     """A registry that says secrets wherever there is a place for one: its own, and those that it was shown."""
 
@@ -207,7 +215,7 @@ class Talkative:
 
 
 def test_no_secret_that_a_server_says_stays_anywhere(short: Path, tmp_path: Path) -> None:
-    """Nor what it repeats of those that it was shown, in logs, errors, metrics, records and the audit log."""
+    """Nor what it repeats of those that it was shown, in logs, errors, metrics, records, events and the audit log."""
     there = Talkative()
     identity, password = made("identity token"), made("password")
     hunt.plant_login("robot", password)
@@ -218,18 +226,30 @@ def test_no_secret_that_a_server_says_stays_anywhere(short: Path, tmp_path: Path
         "audit_file": str(tmp_path / "audit.jsonl"),
         "log_level": "debug",
         "registries": {there.server.host: {"plain_http": True}},
+        "kubernetes": {"account_dir": str(tmp_path / "account")},
     }
-    with there.server, Driver(short, settings=settings) as driver:
+    with (
+        there.server,
+        ApiServer(tmp_path / "account") as api,  # searches all that it was sent
+        Driver(short, settings=settings, environment=api.environment) as driver,
+    ):
 
-        def refused(name: str, given: dict[str, str]) -> None:
+        def refused(name: str, given: dict[str, str]) -> tuple[str, grpc.StatusCode]:
             pod = f"{name}-{len(given)}"
-            with pytest.raises(grpc.RpcError):
-                driver.publish(pod, driver.target(pod), {"model": there.model(name)}, given)
+            attributes = {"model": there.model(name), **_of(pod)}
+            with pytest.raises(grpc.RpcError) as told:
+                driver.publish(pod, driver.target(pod), attributes, given)
+            return pod, told.value.code()
 
         with ThreadPoolExecutor(8) as pool:  # most are tried again after a while
             both = [pool.submit(refused, name, given) for name in there.cases for given in ways]
-            for each in both:
-                each.result()
+            outcomes = [each.result() for each in both]
+        refusals = {pod for pod, code in outcomes if code is grpc.StatusCode.PERMISSION_DENIED}
+        assert len(refusals) > len(ways)
+        deadline = time.monotonic() + 60
+        while not refusals <= {event["involvedObject"]["name"] for event in api.events}:
+            assert time.monotonic() < deadline, "a pod isn't told"
+            time.sleep(0.01)
         driver.stop()  # searches all that it leaves
         asked = {each.path for each in there.server.asked()}
         assert asked >= {"/storage", "/refuses", "/no-token", "/token"}
@@ -247,6 +267,12 @@ def test_the_hunt_finds_what_is_there(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"before {word} after")
         with pytest.raises(hunt.SecretFound) as found:
             hunt.search_files([store]) if store.is_file() else hunt.search_store(store)
+        assert word not in str(found.value)
+    for what in ("events/one", f"events/{word}"):
+        server = ApiServer(tmp_path / what.replace("/", "-"))
+        server.answer("POST", f"/api/v1/{what}", None, "application/json", json.dumps({"message": word}).encode())
+        with pytest.raises(hunt.SecretFound) as found, server:
+            pass
         assert word not in str(found.value)
     for command, environment in (([word], {}), ([], {"X": word})):
         child = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", *command]

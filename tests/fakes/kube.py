@@ -4,7 +4,9 @@ kube-apiserver does; tests/cluster asks the real one.
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
 import ssl
 import threading
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.fakes import hunt
 from tests.fakes.registry import Tls
 
 Object = dict[str, Any]
@@ -21,7 +24,8 @@ Object = dict[str, Any]
 
 class ApiServer:
     """Use as a context manager. `objects` are by path, as in `/api/v1/nodes/node1`; `requests` are what was asked,
-    method and path; what is in `denied` is refused. Thread-safe for readers.
+    method and path; what is in `denied` is refused. Thread-safe for readers. At its end raises hunt.SecretFound where
+    anything that it was sent has a secret in it, events above all.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -38,7 +42,8 @@ class ApiServer:
         self._passing = threading.Event()
         self._passing.set()
         self._lock = threading.Lock()
-        self.token("first-token")
+        self._sent: list[tuple[str, bytes]] = []
+        self.token(f"token-{secrets.token_hex(8)}")
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -57,6 +62,15 @@ class ApiServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self.demand_clean()
+
+    def demand_clean(self) -> None:
+        """Raises hunt.SecretFound, as the end does."""
+        with self._lock:
+            sent = list(self._sent)
+        for what, body in sent:
+            hunt.demand_clean(what, "the address of a request to the API server")
+            hunt.demand_clean(body, f"what the API server was sent, {what}")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,7 +85,7 @@ class ApiServer:
 
     def token(self, text: str) -> None:
         """From now on this token counts, and is in the account's directory."""
-        self._token = text
+        self._token = hunt.plant("API server token", text)
         (self.directory / "token").write_text(text)
 
     @contextmanager
@@ -87,6 +101,7 @@ class ApiServer:
         """Status and document for a request."""
         with self._lock:
             self.requests.append((method, path))
+            self._sent.append((f"{method} {path}", body))
         self._passing.wait()
         with self._lock:
             if authorization != f"Bearer {self._token}":
@@ -101,6 +116,9 @@ class ApiServer:
                 self.objects[where] = made
                 return 201, made
             found = self.objects.get(path)
+            if found is not None and "/secrets/" in path:
+                for value in found.get("data", {}).values():
+                    hunt.plant_document(base64.b64decode(value).decode(errors="replace"))
             if found is None:
                 return _status(404, f"{path} not found")
             if method == "PATCH":

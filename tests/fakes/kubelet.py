@@ -274,7 +274,9 @@ class Kubelet:
         target = str(self.target(pod, volume))
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.handle(pod.uid), volume_path=target)
         with connect(self._plugins()[volume.driver].endpoint) as channel:
-            return csi_pb2_grpc.NodeStub(channel).NodeGetVolumeStats(request, timeout=RPC_SECONDS * self._scale)
+            answer = csi_pb2_grpc.NodeStub(channel).NodeGetVolumeStats(request, timeout=RPC_SECONDS * self._scale)
+        hunt.demand_clean(str(answer), "a volume's condition")
+        return answer
 
     def leftovers(self) -> list[str]:
         """Directories of deleted pods and mounts below them: empty when everything is right."""

@@ -204,7 +204,9 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     wait_seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 105.0
     """Longest wait inside one call, also where the caller set no deadline."""
     waiters: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
-    """Publishes that may wait at the same time; the next one is told to come again."""
+    """Publishes that may wait at the same time, three quarters of them of one namespace; the next one is told to come
+    again.
+    """
     mount_flags: tuple[Literal["nosuid", "nodev", "noexec"], ...] = ("nosuid", "nodev", "noexec")
     """Flags on top of `ro`. runc before 1.2 cannot start containers with user namespaces over any of them: then set
     `[]`.

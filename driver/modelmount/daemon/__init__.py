@@ -31,6 +31,7 @@ from modelmount.service import ports, server
 from modelmount.system import host, mount, privilege, process
 from modelmount.system.lock import FileLock, Held, LockCancelled, LockTimeout
 from modelmount.volumes import recovery
+from modelmount.volumes.volume import pod_namespace
 
 if TYPE_CHECKING:
     from modelmount.kube.api import Api
@@ -121,6 +122,7 @@ def _node(
         node.interrupt,
         capacity=Capacity(store, node.collector, live),
         heard=kubelet.set,
+        namespace=pod_namespace,
     )
 
 

@@ -5,11 +5,17 @@ earlier answer while the registry is down, within the time of grace, unless `on_
 is an empty file, `models/<hex>/proofs/<hmac>`, and its mtime says when the registry last agreed: the name is an HMAC
 over scope, digest and credential under a key of this node, so that nobody can guess a password from it. No record is as
 good as a lost one: it only costs a request.
+
+A record is of one credential, byte by byte, never of whom that says it is: only the registry can tell a true token from
+a made-up one with the same claims, and it isn't there when the record counts. So each new token of a service account
+is a new record, `token-<hmac>`; when there are too many the oldest goes, of tokens and of other credentials apart.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import heapq
 import hmac
 import logging
 import os
@@ -48,8 +54,10 @@ FUTURE_SECONDS: Final = 1.0
 DOWN_SECONDS: Final = 30.0
 """How long a registry that was found to be down isn't asked by who has a record: each would wait for it in vain."""
 KEPT_REGISTRIES: Final = 256
+TOKEN: Final = "token-"
+"""Begins the names of records of service accounts' tokens, which change by the hour."""
 MOST_RECORDS: Final = 256
-"""Records of one model; whoever comes later asks the registry each time."""
+"""Records of one model, of tokens and of other credentials each; then the oldest goes."""
 
 
 class Proofs:
@@ -129,8 +137,8 @@ class Proofs:
         try:
             with self._store.locks.shared():
                 os.makedirs(directory, mode=0o700, exist_ok=True)
-                if age is None and not self._make_room(directory, lifetime):
-                    return
+                if age is None:
+                    self._make_room(directory, lifetime, is_token=bool(credential.account_token))
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
                 now = self._clock()
                 os.utime(path, (now, now))
@@ -206,24 +214,24 @@ class Proofs:
         except OSError as e:
             log.error("cannot forget the proof of access to %s that was refused now: %s", repository, e.strerror)
 
-    def _make_room(self, directory: str, lifetime: float) -> bool:
-        """Take away what counts no longer; whether there is room for one more."""
-        names = [name for name in os.listdir(directory) if not name.startswith(PRELOADED)]
+    def _make_room(self, directory: str, lifetime: float, *, is_token: bool) -> None:
+        """For one more of its kind: what counts no longer goes, and the oldest of those that are left."""
+        names = [n for n in os.listdir(directory) if n.startswith(TOKEN) == is_token and not n.startswith(PRELOADED)]
         if len(names) < MOST_RECORDS:
-            return True
-        left = len(names)
-        for name in names:
-            age = self._age(f"{directory}/{name}")
-            if age is not None and not -FUTURE_SECONDS <= age < lifetime:
+            return
+        ages = {name: self._age(f"{directory}/{name}") for name in names}
+        standing = {name: age for name, age in ages.items() if age is not None and -FUTURE_SECONDS <= age < lifetime}
+        kept = heapq.nsmallest(MOST_RECORDS - 1, standing, key=standing.__getitem__)
+        for name in ages.keys() - kept:
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
                 os.unlink(f"{directory}/{name}")
-                left -= 1
-        return left < MOST_RECORDS
 
     def _path(self, repository: Repository, digest: Digest, manifest: Digest, credential: Credential | None) -> str:
         parts = (repository.scope, str(digest), *(credential.secrets if credential is not None else ()))
         text = b"".join(len(part).to_bytes(4, "big") + part for part in (each.encode() for each in parts))
         name = hmac.new(self._node_key(), text, hashlib.sha256).hexdigest()
-        return f"{self._store.root}/models/{manifest.hex}/proofs/{name}"
+        kind = TOKEN if credential is not None and credential.account_token else ""
+        return f"{self._store.root}/models/{manifest.hex}/proofs/{kind}{name}"
 
     def _node_key(self) -> bytes:
         with self._lock:

@@ -18,7 +18,7 @@ _OFFERED = (csi_pb2.NodeServiceCapability.RPC.GET_VOLUME_STATS, csi_pb2.NodeServ
 
 class Node:
     """The Node service. `waiters` publishes may be inside the publisher at once; the next one is told to come again
-    (ABORTED).
+    (ABORTED), and so is a namespace that has its share of them.
     """
 
     def __init__(
@@ -30,17 +30,18 @@ class Node:
         interrupt: Callable[[], None] = lambda: None,
         heard: Callable[[], None] = lambda: None,
         topology: Mapping[str, str] | None = None,
+        namespace: Callable[[Mapping[str, str]], str] = lambda attributes: "",
     ) -> None:
         """`interrupt` wakes publishes from whatever they wait for, once they have been told to end. `heard` is called
         whenever a kubelet asks who this is: it does so when it takes the driver into use. `topology` is where this node
-        lies, where that matters.
+        lies, where that matters. `namespace` is whose a volume with these attributes is; empty where nobody knows.
         """
         if not 0 < len(node_id.encode()) <= NODE_ID_BYTES:
             raise errors.InvalidRequest(f"node_id must have 1 to {NODE_ID_BYTES} bytes")
         self._publisher = publisher
         self._node_id = node_id
         self._gate = gate.Gate(waiters)
-        self._interrupt, self._heard = interrupt, heard
+        self._interrupt, self._heard, self._namespace = interrupt, heard, namespace
         self._topology = dict(topology or {})
 
     def table(self) -> Iterable[methods.Method]:
@@ -76,7 +77,7 @@ class Node:
             mount_flags=checks.supported(request.volume_capability),
             readonly=request.readonly,
         )
-        with self._gate.enter(call):
+        with self._gate.enter(call, self._namespace(wanted.attributes)):
             self._publisher.publish(wanted, call)
         return csi_pb2.NodePublishVolumeResponse()
 

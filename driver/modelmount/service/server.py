@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 
@@ -50,6 +50,8 @@ class Rooms:
     """How many bytes a new model may have on this node; asked only where the settings want that told."""
     heard: Callable[[], None] = lambda: None
     """Called whenever a kubelet takes this driver into use."""
+    namespace: Callable[[Mapping[str, str]], str] = lambda attributes: ""
+    """Whose a volume with these attributes is."""
 
 
 class Server:
@@ -92,6 +94,7 @@ class Server:
                 interrupt=rooms.interrupt,
                 heard=rooms.heard,
                 topology=topology,
+                namespace=rooms.namespace,
             )
             tables["Node"] = self._node.table()
         if settings.mode != "node":

@@ -165,7 +165,14 @@ class Helper:
             if self._socket is None:
                 self._socket, self._process = _launch(self._module, self._directory, self._idle_seconds)
                 atexit.register(self.close)
+                watch = (self._socket, self._process)
+                threading.Thread(target=self._take_leave, args=watch, name="helper-end", daemon=True).start()
             return self._socket
+
+    def _take_leave(self, way: socket.socket, started: subprocess.Popen[bytes]) -> None:
+        """Wait for its end, whatever brings it: nothing of it stays until the next order, not even a zombie."""
+        started.wait()
+        self._forget(way)
 
     def _forget(self, way: socket.socket) -> None:
         with self._lock:

@@ -249,9 +249,6 @@ def test_one_repository_that_is_down_says_nothing_of_another(tmp_path: Path) -> 
     digest = Digest.of(b"x")
     asked: list[str] = []
 
-    def down() -> None:
-        raise Unavailable("it has trouble")
-
     for repository in (one, other):
         assert proofs.prove(repository, digest, digest, ALICE, lambda: None) == "registry"
     assert proofs.prove(one, digest, digest, ALICE, down) == "grace"
@@ -396,16 +393,67 @@ def test_a_record_that_is_young_is_not_written_again(bench: Bench) -> None:
     assert record.stat().st_mtime > time.time() - HOUR
 
 
-def test_records_do_not_become_more_and_more(bench: Bench) -> None:
-    bench.read(ALICE)
-    directory = bench.records()[0].parent
-    for number in range(MOST_RECORDS - 1):
-        (directory / f"{number:064x}").touch()
-    assert bench.read(BOB) == "registry"
-    assert len(bench.records()) == MOST_RECORDS
-    bench.grow_old(25 * HOUR)
-    assert bench.read(BOB) == "registry"
-    assert len(bench.records()) == 1
+class Clock:
+    """A wall clock that tests move on."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def down() -> None:
+    raise Unavailable("it has trouble")
+
+
+def test_records_do_not_become_more_and_more(tmp_path: Path) -> None:
+    """Each credential that the registry agrees to has its record; the one whose last agreement is longest ago goes."""
+    clock = Clock()
+    proofs = Proofs(Store(tmp_path), Auth(), clock)
+    one, digest = Repository("one.example.com", "team/tiny"), Digest.of(b"{}")
+    robots = [Credential(username="robot", password=f"password {number}") for number in range(MOST_RECORDS + 2)]
+    directory = tmp_path / f"models/{digest.hex}/proofs"
+    for robot in robots[:MOST_RECORDS]:
+        clock.now += 1
+        proofs.record(one, digest, digest, robot)
+    clock.now += 3 * HOUR
+    proofs.record(one, digest, digest, robots[0])  # still in use
+    for robot in robots[MOST_RECORDS:]:
+        clock.now += 1
+        proofs.record(one, digest, digest, robot)
+        assert len(list(directory.iterdir())) == MOST_RECORDS
+    for gone in robots[1:3]:
+        with pytest.raises(Unavailable):
+            proofs.prove(one, digest, digest, gone, down)
+    for kept in (robots[0], *robots[3:]):
+        assert proofs.prove(one, digest, digest, kept, down) == "grace"
+    clock.now += 25 * HOUR
+    proofs.record(one, digest, digest, robots[1])
+    assert len(list(directory.iterdir())) == 1  # those of the others count no longer
+
+
+def test_new_tokens_of_a_service_account_cost_only_older_tokens_their_records(tmp_path: Path) -> None:
+    """They change by the hour, and each is another credential: nothing but the registry vouches for what one says."""
+    clock = Clock()
+    proofs = Proofs(Store(tmp_path), Auth(), clock)
+    one, digest = Repository("one.example.com", "team/tiny"), Digest.of(b"{}")
+    proofs.record(one, digest, digest, ALICE)
+    tokens = [Credential(account_token=f"header.the same claims.signature {number}") for number in range(300)]
+    for token in tokens:
+        clock.now += 1
+        proofs.record(one, digest, digest, token)
+    assert proofs.prove(one, digest, digest, ALICE, down) == "grace"
+    for older in tokens[:-MOST_RECORDS]:
+        with pytest.raises(Unavailable):
+            proofs.prove(one, digest, digest, older, down)
+    for newer in tokens[-MOST_RECORDS:]:
+        assert proofs.prove(one, digest, digest, newer, down) == "grace"
+    for forged in ("header.the same claims.", "header.the same claims.signature 300"):
+        with pytest.raises(Unavailable):
+            proofs.prove(one, digest, digest, Credential(account_token=forged), down)
+    with pytest.raises(Unavailable):  # nor as another kind of credential
+        proofs.prove(one, digest, digest, Credential(identity_token=tokens[-1].account_token), down)
 
 
 def test_a_record_that_a_crash_kept_from_being_written_is_absent(bench: Bench) -> None:

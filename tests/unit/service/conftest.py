@@ -17,6 +17,7 @@ from csi.registration import registration_pb2_grpc
 from csi.v1 import csi_pb2, csi_pb2_grpc
 from modelmount import config
 from modelmount.service import server, sockets
+from modelmount.volumes.volume import pod_namespace
 from tests.fakes.publisher import EVENT_SECONDS, FakePromises, FakePublisher
 
 CAPACITY = 123_456_789_000
@@ -119,7 +120,7 @@ def open_door(directory: Path) -> Iterator[Callable[..., Door]]:
 
         made = server.Server(
             settings,
-            server.Rooms(publisher, FakePromises(), readiness, capacity=lambda: CAPACITY),
+            server.Rooms(publisher, FakePromises(), readiness, capacity=lambda: CAPACITY, namespace=pod_namespace),
             on_fatal=fatal.append,
             observe=lambda method, code, seconds: observed.append((method, code)),
             check_seconds=0.02,

@@ -53,6 +53,30 @@ def await_ended(calls: Sequence[grpc.Future[csi_pb2.NodePublishVolumeResponse]],
         assert ended.acquire(timeout=EVENT_SECONDS)
 
 
+def of(namespace: str, number: int) -> csi_pb2.NodePublishVolumeRequest:
+    attributes = {"model": "registry.example.com/llm/tiny:v1", "csi.storage.k8s.io/pod.namespace": namespace}
+    return publish_request(number, volume_context=attributes)
+
+
+def test_no_namespace_takes_the_places_of_all(door: Door) -> None:
+    """However many volumes of it wait for a registry that doesn't answer; two of them don't either."""
+    with door.publisher.parking():
+        calls = [door.node.NodePublishVolume.future(of("team-a", n)) for n in range(100)]
+        await_ended(calls, 52)
+        refused = [call for call in calls if call.done()]
+        assert {call.code() for call in refused} == {grpc.StatusCode.ABORTED}
+        assert all("48 volumes of the namespace 'team-a'" in (call.details() or "") for call in refused)
+        others = [door.node.NodePublishVolume.future(of("team-b", 100 + n)) for n in range(100)]
+        await_ended(others, 88)
+        last = door.node.NodePublishVolume.future(of("team-c", 200))
+        door.publisher.await_parked(61)
+        refused_b = [call for call in others if call.done()]
+        assert all("12 volumes of the namespace 'team-b'" in (call.details() or "") for call in refused_b)
+        assert not last.done()
+    for call in (*(c for c in calls if c not in refused), *(c for c in others if c not in refused_b), last):
+        call.result(EVENT_SECONDS)
+
+
 def test_a_place_is_free_again_once_its_publish_ended(open_door: Callable[..., Door]) -> None:
     door = open_door(publish={"waiters": 1})
     with door.publisher.parking():

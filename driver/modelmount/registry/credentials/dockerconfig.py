@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import fnmatch
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,8 +23,12 @@ from modelmount.registry.credentials.base import Credential
 
 MAX_CHARACTERS = 1 << 20
 """More than a Secret can hold."""
+MAX_ENTRIES = 1024
+MAX_HOST_CHARACTERS = 320
+"""More than a name of DNS and a port have, with room for globs. Entries are anybody's, and trying a glob takes time."""
 _HUB_SERVER = "https://index.docker.io/v1/"
 """What helpers know Docker Hub by."""
+_WILD = frozenset("*?[")
 _HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 
 
@@ -32,7 +37,7 @@ def find(text: str, repository: Repository, what: str) -> Credential | None:
     no entry is for it.
 
     Entries without a credential are passed over; those for others are not looked into. `what` names the text's origin.
-    Raises InvalidRequest, without anything of the text, when it can't be used.
+    Raises InvalidRequest, without anything of the text, when it can't be used, or has very many entries.
     """
     return among(_entries(_document(text, what), what), repository, what)
 
@@ -87,12 +92,12 @@ class _Place:
         parts = path.strip("/").split("/")
         if parts[0] in {"v1", "v2"}:  # what docker login writes behind the host
             parts = parts[1:]
-        return cls(name, host.lower(), "/".join(parts))
+        return cls(name, host.lower() if len(host) <= MAX_HOST_CHARACTERS else "", "/".join(parts))
 
     @property
     def rank(self) -> tuple[int, bool, str]:
         """Longer paths first, then hosts without globs."""
-        return len(self.path), not any(c in "*?[" for c in self.host), self.host
+        return len(self.path), _WILD.isdisjoint(self.host), self.host
 
     def matches(self, repository: Repository) -> bool:
         if self.path and not f"{repository.repository}/".startswith(f"{self.path}/"):
@@ -107,8 +112,13 @@ class _Place:
         return (
             port == wanted_port
             and len(labels) == len(wanted)
-            and all(fnmatch.fnmatchcase(name, glob) for name, glob in zip(wanted, labels, strict=True))
+            and all(_globs(glob, name) for name, glob in zip(wanted, labels, strict=True))
         )
+
+
+def _globs(glob: str, name: str) -> bool:
+    """As fnmatch does, which would keep each glob that anybody ever wrote into a Secret."""
+    return glob == name or (not _WILD.isdisjoint(glob) and re.match(fnmatch.translate(glob), name) is not None)
 
 
 def _split(host: str) -> tuple[str, str]:
@@ -131,6 +141,8 @@ def _entries(document: Mapping[str, object], what: str) -> Mapping[str, object]:
     entries = document.get("auths", {} if "credHelpers" in document or "credsStore" in document else document)
     if not isinstance(entries, dict):
         raise InvalidRequest(f'{what}: "auths" isn\'t a table of registries; write it as `docker login` does')
+    if len(entries) > MAX_ENTRIES:
+        raise InvalidRequest(f"{what} has more than {MAX_ENTRIES} entries; keep those that are needed")
     return entries
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from modelmount.errors import InvalidRequest
 from modelmount.oci.reference import Reference, Repository
 from modelmount.registry.credentials import Credential, dockerconfig
+from modelmount.registry.credentials.dockerconfig import MAX_ENTRIES
 
 WHAT = "the Secret's key .dockerconfigjson"
 
@@ -170,6 +171,26 @@ def test_what_is_malformed_is_named_and_never_shown(text: str) -> None:
     assert "hunter2" not in shown
     assert "aHVudGVyMg" not in shown
     assert refused.value.__context__ is None
+
+
+def test_globs_that_would_take_long_to_try_are_no_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may write a mebibyte of them into a Secret."""
+    tried: list[str] = []
+
+    def translate(glob: str) -> str:
+        tried.append(glob)
+        return "(?!)"
+
+    monkeypatch.setattr("fnmatch.translate", translate)
+    wanted, login = "harbor.example.com/llm/x", auth("robot", "p")
+    for host in ("*a" * 100_000, "[a]" * 100_000, f"{'?' * 400}.example.com", ".".join("*" * 1000)):
+        assert find({host: login}, wanted) is None
+    assert find({f"{number}.example.com": login for number in range(MAX_ENTRIES)}, "7.example.com/llm/x") is not None
+    assert tried == []  # what is no glob is compared
+    with pytest.raises(InvalidRequest, match="more than 1024 entries"):
+        find({f"{number}*.example.com": login for number in range(MAX_ENTRIES + 1)}, wanted)
+    assert find({"*.example.com": login}, wanted) is None
+    assert tried == ["*"]
 
 
 @given(
