@@ -210,6 +210,14 @@ def test_a_host_that_is_marked_audit_gets_a_get(bench: Bench) -> None:
     assert bench.requests() == ["GET"]
 
 
+def test_a_token_is_asked_for_once_for_all_its_time(bench: Bench) -> None:
+    bench.tokens.expires_in = None
+    for _ in range(3):
+        bench.read(ALICE)
+    assert bench.requests() == ["GET", "HEAD", "HEAD"]
+    assert [each.user for each in bench.tokens.requests].count("alice") == 1
+
+
 # -- the registry is down
 
 
