@@ -1,5 +1,5 @@
 # Everything works from a clean clone on Debian as root; see scripts/ for what each target runs.
-.PHONY: help setup demo test tenants hostile crash fuzz e2e cluster engines check bench bench-quick protos manifests tools requirements clean
+.PHONY: help setup demo test tenants hostile crash fuzz e2e cluster engines engines-vllm check bench bench-quick protos manifests tools requirements clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ cluster:  ## that Kubernetes with modelmount on it, and a shell (root)
 
 engines:  ## llama.cpp serves a real model from a volume (root, fetches 130 MB; TRANSFORMERS=1 for shards too: 2.4 GB)
 	@scripts/engines $(if $(TRANSFORMERS),--transformers)
+
+engines-vllm:  ## vLLM's build for processors serves shards from a volume (root, x86-64; fetches 3 GB, keeps 6)
+	@scripts/engines --vllm -k test_vllm
 
 bench: setup  ## measure against the other clients (root, an hour, 40 GB): bench/results/latest.json
 	@scripts/peers

@@ -34,6 +34,7 @@ _TOKENS = {
     "admin": ("admin", "system:masters"),
     "node1": ("system:node:node1", "system:nodes"),
     "node2": ("system:node:node2", "system:nodes"),
+    "node3": ("system:node:node3", "system:nodes"),
     "manager": ("system:kube-controller-manager", ""),
     "scheduler": ("system:kube-scheduler", ""),
 }
@@ -46,7 +47,7 @@ class Cluster:
         self.directory = directory
         self.kubeconfig = directory / "admin.kubeconfig"
         self.node = Node(directory)
-        self._archives = archives
+        self.archives = archives
         self._ca = trustme.CA()
         self._processes: list[Process] = []
         self._ca.cert_pem.write_to_path(str(directory / "ca.pem"))
@@ -56,7 +57,7 @@ class Cluster:
         try:
             self._network()
             self._secrets()
-            self.node.begin(self._archives)
+            self.node.begin(self.archives)
             self._control_plane()
             self.node.kubelet()
             wait("the node is ready", self._node_ready, START_SECONDS)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.patience import Patience
 from tests.cluster.world import World
 
 RESULTS = Path(__file__).resolve().parents[2] / "bench/results"
@@ -52,6 +53,13 @@ def world(started: World) -> Iterator[World]:
     started.end()
     _twice.append(started.fetched_twice())
     assert _twice[-1] == 0, "bytes were fetched twice"
+
+
+@pytest.fixture(scope="session")
+def patience(started: World) -> Iterator[Patience]:
+    """What goes on from the first scenario to the last but one."""
+    with Patience(started) as begun:
+        yield begun
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ BASE_PACKAGES = (
     "base-files",
     "libstdc++6",
 )
+UNUSED_SECONDS = 86_400.0
+"""How long an archive stays that no cluster was made of: another clone's may be running."""
 NOT_FOLLOWED = ("debconf", "openssl", "dpkg", "perl-base", "debianutils")
 """Dependencies that only installing needs."""
 NOT_COPIED = ("/usr/share/doc", "/usr/share/man", "/usr/share/locale", "/usr/share/lintian", "/usr/share/info")
@@ -111,9 +114,12 @@ def _engine(archive: Path, name: str, work: Path) -> None:
 def _kept(cache: Path, name: str, key: str, make: Callable[[Path, Path], None]) -> Path:
     stem = name.rpartition("/")[2].partition(":")[0]
     archive = cache / f"{stem}-{key[:16]}.tar"
-    if not archive.exists():
+    if archive.exists():
+        archive.touch()
+    else:
         for old in cache.glob(f"{stem}-*.tar"):
-            old.unlink()
+            if old.stat().st_mtime < time.time() - UNUSED_SECONDS:
+                old.unlink()
         with tempfile.TemporaryDirectory(prefix="mm-image-") as work:
             make(cache / f".{archive.name}", Path(work))
         (cache / f".{archive.name}").rename(archive)
@@ -121,9 +127,11 @@ def _kept(cache: Path, name: str, key: str, make: Callable[[Path, Path], None]) 
 
 
 def _sum(*files: Path) -> str:
+    """A digest of the files; the same in every clone, so that they share what is made of them."""
     hasher = hashlib.sha256()
     for file in files:
-        hasher.update(f"{file}\0{file.stat().st_size}\0".encode())
+        name = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+        hasher.update(f"{name}\0{file.stat().st_size}\0".encode())
         hasher.update(file.read_bytes())
     return hasher.hexdigest()
 

@@ -176,10 +176,13 @@ class Node:
 
 
 class Machine:
-    """A further node from outside: namespaces of its own, in which this module runs as the first process."""
+    """A further node from outside: namespaces of its own, in which this module runs as the first process. `archives`
+    are images to import.
+    """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, archives: Sequence[Path]) -> None:
         self.node = node
+        self._archives = archives
         self._log = node.directory.parent / f"{node.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -187,6 +190,7 @@ class Machine:
         """Start it; when the node is ready, the API server knows."""
         spaces = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
         program = [sys.executable, "-m", __name__, str(self.node.directory.parent), str(self.node.number)]
+        program += map(str, self._archives)
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(["unshare", *spaces, *program], stdout=log, stderr=log, cwd=ROOT)
 
@@ -206,10 +210,11 @@ class Machine:
 
 def main() -> None:
     """A further node, until it is killed. As the first process it takes up the orphans of containerd."""
-    node = Node(Path(sys.argv[1]), int(sys.argv[2]))
+    directory, number, *archives = sys.argv[1:]
+    node = Node(Path(directory), int(number))
     for name in PRIVATE:  # the first node's: who looks for a mount of that name finds the lowest
         subprocess.run(["umount", "--lazy", name], check=True)
-    node.begin(images.all_of_them())
+    node.begin([*map(Path, archives)])
     node.kubelet()
     while True:
         os.wait()

@@ -27,7 +27,7 @@ LARGE_MODEL_BYTES = 60_000_000
 def machine(started: World) -> Iterator[Machine]:
     """The second node; it goes with the last scenario here."""
     node = Node(started.directory, 2)
-    machine = Machine(node)
+    machine = Machine(node, started.cluster.archives)
     image, cache = started.directory / "small.img", node.place(str(STORE))
     with image.open("wb") as out:
         out.truncate(SMALL_DISK_BYTES)

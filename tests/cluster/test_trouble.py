@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 
 import pytest
 
-from tests.cluster.api import ApiError, Object, wait
+from tests.cluster.api import ApiError, wait
 from tests.cluster.conftest import Figures
 from tests.cluster.test_volumes import sees
 from tests.cluster.world import NAMESPACE, WAIT_SECONDS, World
@@ -20,16 +19,6 @@ pytestmark = pytest.mark.timeout(900)
 SLOW = 150_000
 CONFIG_BYTES = 4096
 LARGE_MIB = 2048
-CALLS = 5
-"""Calls of the kubelet that a slow pull outlasts; its pauses double from half a second, so more take very long."""
-
-
-def failed_mounts(world: World, name: str) -> int:
-    """How often the kubelet has told that a mount failed."""
-    pod = world.api.get("Pod", name)
-    assert pod is not None
-    events = world.api.events(pod["metadata"]["uid"])
-    return sum(e.get("count", 1) for e in events if e["reason"] == "FailedMount")
 
 
 def mounted(world: World) -> float:
@@ -38,34 +27,6 @@ def mounted(world: World) -> float:
         return world.mount_seconds()[1]
     except ApiError:
         return 0.0
-
-
-def pauses(world: World, pod: Object) -> list[float]:
-    """The pauses between the kubelet's tries for a pod's volume, in seconds, as its log tells them."""
-    log = world.cluster.node["kubelet"].log.read_text(errors="replace")
-    lines = [line for line in log.splitlines() if pod["metadata"]["uid"] in line]
-    found = re.findall(r"durationBeforeRetry (?:(\d+)m)?([\d.]+)(m?s)\b", "\n".join(lines))
-    read = (60 * int(minutes or 0) + float(number) / (1000 if unit == "ms" else 1) for minutes, number, unit in found)
-    return list(dict.fromkeys(read))
-
-
-def test_a_registry_so_slow_that_many_calls_come_and_go(world: World, figures: Figures) -> None:
-    model = world.model(through=world.slow.host, weights=3_000_000)
-    before = world.received()
-    with world.slowly(SLOW):
-        world.api.create(world.pod("patient", model))
-        wait("the kubelet has come again and again", lambda: failed_mounts(world, "patient") >= CALLS, WAIT_SECONDS)
-        pod = world.api.get("Pod", "patient")
-        assert pod is not None
-        progress = [text for text in world.warnings(pod) if "pulling" in text]
-        begin = 'FailedMount: MountVolume.SetUp failed for volume "model" : rpc error: code = Aborted desc = pulling '
-        assert progress
-        assert all(text.startswith(f"{begin}{model.reference}: ") and " percent (" in text for text in progress)
-    sees(world, "patient", model)
-    assert world.received() - before <= model.size + CONFIG_BYTES
-    figures["calls_outlasted"] = failed_mounts(world, "patient")
-    figures["kubelet_pauses_s"] = pauses(world, pod)
-    assert figures["kubelet_pauses_s"][:CALLS] == [0.5 * 2**n for n in range(CALLS)]
 
 
 def test_a_pod_deleted_while_its_model_is_pulled(world: World) -> None:

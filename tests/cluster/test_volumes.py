@@ -33,10 +33,10 @@ def of_claim(name: str) -> Object:
     return {"persistentVolumeClaim": {"claimName": name, "readOnly": True}}
 
 
-def sees(world: World, name: str, model: Model) -> None:
+def sees(world: World, name: str, model: Model, namespace: str = "default") -> None:
     """The pod runs and read exactly this model."""
-    world.running(name)
-    assert world.printed(name, len(model.sums)) == model.listing()
+    world.running(name, namespace)
+    assert world.printed(name, len(model.sums), namespace) == model.listing()
 
 
 def test_an_inline_volume(world: World) -> None:

@@ -34,6 +34,8 @@ WAIT_SECONDS = 240.0
 """Patience with anything; nothing is measured by it."""
 RANGED_BYTES = 64 << 20
 """Models from here on may come in ranges."""
+APART = 3
+"""The number of the node that has a driver of its own (patience.py): the DaemonSet stays away from it."""
 PUBLISH_SECONDS = 4.0
 """`publish.wait_seconds` here, instead of 105: so that a pull outlasts many calls in a minute."""
 READER = (
@@ -61,6 +63,18 @@ class Model:
         return "".join(f"{value}  {mount}/{name}\n" for name, value in sorted(self.sums.items()))
 
 
+def metrics(address: str) -> str:
+    """What the driver whose pod has this address counts."""
+    return urllib3.request("GET", f"http://{address}:9808/metrics").data.decode()
+
+
+def received(address: str) -> int:
+    """Bytes of blobs that this driver received since it started."""
+    found = re.search(r"^modelmount_fetched_bytes_total (\S+)$", metrics(address), re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
 class World:
     """Use as a context manager. One thread at a time."""
 
@@ -69,6 +83,7 @@ class World:
         address = Node(directory).address
         self.registry = Registry(directory / "registry", address=address)
         self.private = Registry(directory / "private", address=address, users={"robot": "right"})
+        self.apart = Registry(directory / "apart", address=address)
         self._stack = contextlib.ExitStack()
         self._models = 0
         self._sizes: dict[str, int] = {}
@@ -80,6 +95,8 @@ class World:
             self.cluster = stack.enter_context(Cluster(self.directory, archives))
             stack.enter_context(self.registry)
             stack.enter_context(self.private)
+            stack.enter_context(self.apart)
+            self.trickle = stack.enter_context(Proxy(self.apart.port, address=self.cluster.node.address))
             self.slow = stack.enter_context(Proxy(self.registry.port, address=self.cluster.node.address))
             self.api = self.cluster.api
             labels = {"pod-security.kubernetes.io/enforce": "privileged"}
@@ -135,11 +152,7 @@ class World:
 
     def received(self) -> int:
         """Bytes of blobs that this driver received since it started, by its own count."""
-        address = self.driver_pod()["status"]["podIP"]
-        text = urllib3.request("GET", f"http://{address}:9808/metrics").data.decode()
-        found = re.search(r"^modelmount_fetched_bytes_total (\S+)$", text, re.MULTILINE)
-        assert found is not None
-        return int(float(found[1]))
+        return received(self.driver_pod()["status"]["podIP"])
 
     @contextlib.contextmanager
     def slowly(self, rate: int) -> Iterator[None]:
@@ -152,7 +165,10 @@ class World:
 
     def values(self, **more: Any) -> Object:
         """The chart's values for this cluster: its images, its registries, and little patience in one call."""
-        hosts = (self.registry.host, self.private.host, self.slow.host)
+        hosts = (self.registry.host, self.private.host, self.slow.host, self.trickle.host)
+        elsewhere = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [Node(self.directory, APART).name]}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [elsewhere]}]}
+        affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
         image, _, tag = images.DRIVER.partition(":")
         return {
             "image": {"repository": image, "tag": tag},
@@ -164,6 +180,7 @@ class World:
                 "cache": {"grace_seconds": 0, "image_roots": []},
             },
             **more,
+            "node": {"affinity": affinity, **more.get("node", {})},
         }
 
     def helm(self, verb: str, **values: Any) -> None:
@@ -192,12 +209,19 @@ class World:
         found = self.api.get("CSINode", node)
         return found is not None and any(d["name"] == DRIVER for d in found["spec"].get("drivers") or ())
 
-    def model(self, *, through: str | None = None, private: bool = False, weights: int = 300_000) -> Model:
+    def model(
+        self,
+        *,
+        through: str | None = None,
+        private: bool = False,
+        weights: int = 300_000,
+        of: Registry | None = None,
+    ) -> Model:
         """A new model, never the bytes of another. `through` replaces the host in its reference."""
         source = write_model(self.directory / f"models/{self._models}", weights=weights, seed=1000 + self._models)
         for config in source.rglob("config.json"):
             config.write_text(f'{{"number": {self._models}, "of": "{config.parent.name}"}}\n')
-        return self.push(source, through=through, private=private)
+        return self.push(source, through=through, private=private, of=of)
 
     def push(
         self,
@@ -205,12 +229,13 @@ class World:
         *,
         through: str | None = None,
         private: bool = False,
+        of: Registry | None = None,
         build: Callable[[Path], push.Artifact] = push.modelpack,
     ) -> Model:
         """What lies in a directory, as a model of its own repository; `build` makes the artifact."""
         self._models += 1
         name = f"models/m{self._models}"
-        registry = self.private if private else self.registry
+        registry = of or (self.private if private else self.registry)
         login = push.basic("robot", "right") if private else None
         pusher = push.Pusher(registry.host, registry.connection, authorization=login)
         pushed = pusher.artifact(name, "v1", build(source))
@@ -314,13 +339,13 @@ class World:
         return found
 
     def driver_process(self) -> int:
-        """The process of the node's driver; 0 while there is none."""
+        """The process of the first node's driver; 0 while there is none."""
         for directory in Path("/proc").iterdir():
             if directory.name.isdigit():
                 with contextlib.suppress(OSError):
                     words = (directory / "cmdline").read_bytes().split(b"\0")
                     variables = (directory / "environ").read_bytes().split(b"\0")
-                    if b"serve" in words and b"MODELMOUNT_MODE=node" in variables:
+                    if b"serve" in words and {b"MODELMOUNT_MODE=node", b"MODELMOUNT_NODE_ID=node1"} <= set(variables):
                         return int(directory.name)
         return 0
 

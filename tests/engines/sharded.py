@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import tokenizers
 import torch
 import transformers
 
@@ -19,7 +20,7 @@ TOKENS = 8
 
 
 def make(directory: str) -> None:
-    """Random weights, the same each time."""
+    """Random weights, the same each time, and a tokenizer with a word for each token."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -32,6 +33,10 @@ def make(directory: str) -> None:
     )
     transformers.LlamaForCausalLM(config).save_pretrained(directory, max_shard_size=SHARD_SIZE)
     assert len(list(Path(directory).glob("*.safetensors"))) > 1
+    words = tokenizers.models.WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0")
+    tokenizer = tokenizers.Tokenizer(words)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(directory)
 
 
 def say(name: str) -> None:
