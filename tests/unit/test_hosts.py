@@ -198,6 +198,7 @@ def test_headers_are_read_and_never_shown(tmp_path: Path) -> None:
         ('[host."https://m.example.com"]\nclient = [["", "b"]]', "client: name certificates as"),
         ('[host."https://m.example.com"]\nclient = 3', "client: Expected `str | array`, got `int`"),
         ('[host."https://m.example.com"]\nproxy = "socks5://p:1"', "https and SOCKS proxies are not spoken to"),
+        ('[host."https://m.example.com"]\nproxy = "https://p:1"', "https and SOCKS proxies are not spoken to"),
         ('[host."https://m.example.com"]\nproxy = "http://p:1/path"', "proxy must be a URL such as"),
         (f'proxy = "http://user:{SECRET[6:-2]}@p.example.com:1"', "proxy must be a URL such as"),
         ('[host."https://m.example.com"]\nproxy = 3', "proxy: Expected `str`, got `int`"),

@@ -173,7 +173,7 @@ def _hosts(settings: Settings) -> Iterator[str]:
         if registry.client_certificate is not None and registry.client_certificates:
             yield f'registries."{host}" has both client_certificate and client_certificates; write all into the latter'
         if registry.proxy != "direct" and not spelling.is_proxy(registry.proxy):
-            yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be {spelling.PROXY_WORDS}, or direct'
+            yield f'registries."{host}".proxy: {words.shown(registry.proxy)} must be direct, or {spelling.PROXY_WORDS}'
         if registry.proxy_login_file is not None and registry.proxy in {"", "direct"}:
             yield f'registries."{host}".proxy_login_file needs a proxy of this host'
         if registry.ca_file is not None and registry.ca_files:

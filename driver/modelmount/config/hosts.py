@@ -287,7 +287,7 @@ class _File:
         if spelling.is_proxy(found):
             return found
         # Without the value: it may have a login in it.
-        self.problems.append(f"{where}proxy must be {spelling.PROXY_WORDS}; https and SOCKS proxies are not spoken to")
+        self.problems.append(f"{where}proxy must be {spelling.PROXY_WORDS}")
         return ""
 
     def _clients(self, table: Mapping[str, Any], where: str) -> Iterator[tuple[str, ...]]:

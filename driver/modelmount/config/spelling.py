@@ -6,7 +6,10 @@ import re
 from typing import Final
 
 HOST_WORDS: Final = "host or host:port as it stands in references, in lower case, without scheme or path"
-PROXY_WORDS: Final = "a URL such as http://proxy.example.com:3128, without login (proxy_login_file) and path"
+PROXY_WORDS: Final = (
+    "a URL such as http://proxy.example.com:3128, without login (proxy_login_file) and path; https and SOCKS proxies "
+    "are not spoken to"
+)
 
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)

@@ -150,6 +150,11 @@ def test_a_signature_that_is_not_over_what_it_says(piece: Piece) -> None:
         (stated({**signing.statement(DIGEST), "predicateType": ""}), "of no type"),
         (stated({**signing.statement(DIGEST), "subject": 5}), "about nothing"),
         (stated({**signing.statement(DIGEST), "subject": [{"digest": {"sha256": "0" * 64}}] * 99}), "more than 64"),
+        (
+            stated({**signing.statement(DIGEST), "subject": [{"digest": {"sha256": "\ud800" * 64}}]}),
+            "half of a surrogate",
+        ),
+        (stated({**signing.statement(DIGEST), "predicate": {"Timestamp": "\udfff"}}), "half of a surrogate"),
         (stated({**signing.model_statement({"a": b""}), "subject": []}), "are packed"),
     ],
 )
