@@ -10,19 +10,20 @@ from __future__ import annotations
 import functools
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from modelmount.system import host, mountinfo, syscalls
+from modelmount.system import disk, host, mountinfo, syscalls
 from modelmount.system.failpoints import armed, failpoint
 
 __all__ = [
     "AGELESS",
     "GroupSync",
     "armed",
-    "create_file",
+    "creating_file",
     "failpoint",
     "fsync_directory",
     "fsync_file",
@@ -75,31 +76,34 @@ def write_file(path: str | Path, data: bytes, mode: int = 0o600) -> None:
     fsync_directory(os.path.dirname(temporary))
 
 
-def create_file(path: str | Path, data: bytes) -> None:
-    """Put a new file of mode 0600 at `path`, whole for whoever looks, and durable on return with its name.
+@contextmanager
+def creating_file(path: str | Path, data: bytes) -> Iterator[None]:
+    """Put a new file of mode 0600 at `path`, whole for whoever looks, at the beginning of the block; it is durable with
+    its name at the end. The disk works meanwhile.
 
     One fsync where that is enough (`_NAMES_FOLLOW_FILES`), half the time of `write_file`. The price: a power cut before
-    the return may leave something torn at `path`, so it is for records whose readers take what they can't decode for
-    absent. Nothing may be there before, for that would be lost. After an OSError nothing is there.
+    the end may leave something torn at `path`, so it is for records whose readers take what they can't decode for
+    absent. Nothing may be there before, for that would be lost. After an OSError of the beginning nothing is there;
+    after one of the block or of the end the file is, and isn't durable: the caller's to remove.
     """
     temporary, fd = _open_temporary(path)
     directory = os.path.dirname(temporary)
-    made = temporary
     try:
         try:
             _write_all(fd, data)
-            failpoint("atomic.create_file.before_rename")
+            disk.sync_range(fd, 0, 0)
+            failpoint("atomic.creating_file.before_rename")
             os.rename(temporary, path)
-            made = str(path)
-            failpoint("atomic.create_file.before_fsync")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        if not _names_follow_files(os.stat(directory).st_dev, directory):
-            fsync_directory(directory)
-    except BaseException:
-        Path(made).unlink(missing_ok=True)
-        raise
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        yield
+        failpoint("atomic.creating_file.before_fsync")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if not _names_follow_files(os.stat(directory).st_dev, directory):
+        fsync_directory(directory)
 
 
 def read_file(path: str | Path) -> bytes:
@@ -155,7 +159,7 @@ def seal_beneath(directory: int, name: str) -> None:
     os.utime(name, (AGELESS, AGELESS), dir_fd=directory, follow_symlinks=False)
 
 
-def fsync_file(path: Path) -> None:
+def fsync_file(path: str | Path) -> None:
     """Make the content of an existing regular file durable. Its name is durable only after `fsync_directory` of its
     parent.
     """

@@ -1,5 +1,5 @@
-"""Leases: `volumes/<sha256(volume id)>-<sha256(target)>.json`, one per publication, written before its mount and
-removed after it.
+"""Leases: `volumes/<sha256(volume id)>-<sha256(target)>.json`, one per publication, there before its mount
+and removed after it.
 
 A lease says what a volume shows and holds its tree; it answers a kubelet that publishes everything again after a
 restart or a reboot, without any network. Callers hold the target's lock; `write` is called under the shared store lock,
@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,9 @@ from modelmount.system.lock import LockTimeout
 
 Owner = Literal["csi", "cli"]
 """Whose publication it is: a pod's, or one made by hand on the command line."""
+
+UNSETTLED_SECONDS = 600
+"""What was written this long ago is on the disk: the kernel writes back after 30 s (vm.dirty_expire_centisecs)."""
 
 NAMELESS = "adopted-"
 """Begins the id in the lease of a mount that neither a lease nor the kubelet has a name for."""
@@ -98,17 +102,38 @@ class Leases:
         """The publication's lease. An unreadable one is treated as absent: the mount, if any, is then adopted."""
         return _read(self._path(volume_id, target))
 
-    def write(self, lease: Lease) -> None:
-        """Make the lease durable. After an OSError it may or may not stand.
+    @contextmanager
+    def writing(self, lease: Lease) -> Iterator[None]:
+        """Show the lease to whoever looks at the beginning of the block, and make it durable by the end, while the disk
+        and the block work side by side.
 
-        A new one is torn at worst if the power goes meanwhile, and counts as absent: nobody was told of it yet. One
-        that stood keeps standing, as it was or as it is to be.
+        After an OSError it may or may not stand. A new one is torn at worst if the power goes meanwhile, and counts as
+        absent: nobody was told of it yet. One that stood keeps standing, as it was or as it is to be, and is durable
+        before the block begins.
         """
         path = self._path(lease.volume_id, lease.target)
         data = msgspec.json.encode(msgspec.structs.replace(lease, written_at=time.time()))
         atomic.failpoint("volumes.lease.before_write")
-        (atomic.write_file if os.path.lexists(path) else atomic.create_file)(path, data)
+        if os.path.lexists(path):
+            atomic.write_file(path, data)
+            yield
+        else:
+            with atomic.creating_file(path, data):
+                yield
         atomic.failpoint("volumes.lease.after_write")
+
+    def write(self, lease: Lease) -> None:
+        """Make the lease durable, like `writing`."""
+        with self.writing(lease):
+            pass
+
+    def settle(self, lease: Lease) -> None:
+        """Make a lease durable that a killed process may have shown and not yet synced, unless it is so old that the
+        disk has it by now. Raises OSError.
+        """
+        if abs(time.time() - lease.written_at) < UNSETTLED_SECONDS:
+            atomic.fsync_file(self._path(lease.volume_id, lease.target))
+            atomic.fsync_directory(self._volumes)
 
     def remove(self, volume_id: str, target: str) -> None:
         """Forget the publication, durably."""

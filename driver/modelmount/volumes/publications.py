@@ -162,12 +162,13 @@ class Publications:
                 # The directory first: making it right after the lease's fsync would wait for the journal.
                 with self._targets.open_target(lease.target) as handle:
                     atomic.failpoint("volumes.publish.before_lease")
-                    self._leases.write(lease)
-                    atomic.failpoint("volumes.publish.before_mount")
-                    self._attach(lease, tree, handle, wanted.flags)
-                    attached = True
-                    atomic.failpoint("volumes.publish.after_mount")
-                    shown = handle.state()
+                    # A power cut takes the mount along, so the lease need be durable by the answer, not by the mount.
+                    with self._leases.writing(lease):
+                        atomic.failpoint("volumes.publish.before_mount")
+                        self._attach(lease, tree, handle, wanted.flags)
+                        attached = True
+                        atomic.failpoint("volumes.publish.after_mount")
+                        shown = handle.state()
                 if not Standing(lease.target, lease, shown).live:
                     raise Internal(f"what is mounted at {wanted.path!r} is not the model; look at the node's mounts")
             except BaseException as e:

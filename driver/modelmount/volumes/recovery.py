@@ -105,6 +105,7 @@ class _Recovery:
             inode=identity.inode,
         )
         if seen == lease:
+            self._leases.settle(lease)  # its maker was killed before it could, perhaps
             return
         with self._locked(lease.target) as mine:
             if mine and self._leases.read(lease.volume_id, lease.target) == lease:

@@ -23,6 +23,11 @@ atomic.write_file(Path(sys.argv[1]), b"new" * 1000)
 POINTS = ["before_fsync", "before_rename", "before_directory_fsync"]
 
 
+def create_file(path: Path) -> None:
+    with atomic.creating_file(path, b"new"):
+        pass
+
+
 def test_a_file_is_written_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -77,14 +82,14 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path, point:
 
 
 def test_a_new_file_is_whole_or_absent(tmp_path: Path) -> None:
-    for point in ("before_rename", "before_fsync"):
-        with atomic.armed(f"atomic.create_file.{point}=error(EIO)"), pytest.raises(OSError) as caught:
-            atomic.create_file(tmp_path / "record", b"new")
-        assert caught.value.errno == errno.EIO
-        assert list(tmp_path.iterdir()) == []
+    with atomic.armed("atomic.creating_file.before_rename=error(EIO)"), pytest.raises(OSError) as caught:
+        create_file(tmp_path / "record")
+    assert caught.value.errno == errno.EIO
+    assert list(tmp_path.iterdir()) == []
     before = os.umask(0o077)
     try:
-        atomic.create_file(tmp_path / "record", b"new")
+        with atomic.creating_file(tmp_path / "record", b"new"):
+            assert (tmp_path / "record").read_bytes() == b"new"
     finally:
         os.umask(before)
     assert [path.name for path in tmp_path.iterdir()] == ["record"]
@@ -92,12 +97,19 @@ def test_a_new_file_is_whole_or_absent(tmp_path: Path) -> None:
     assert (tmp_path / "record").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_new_file_that_could_not_be_synced_is_its_callers_to_remove(tmp_path: Path) -> None:
+    with atomic.armed("atomic.creating_file.before_fsync=error(EIO)"), pytest.raises(OSError) as caught:
+        create_file(tmp_path / "record")
+    assert caught.value.errno == errno.EIO
+    assert [path.name for path in tmp_path.iterdir()] == ["record"]
+
+
 @pytest.mark.mount
 def test_where_a_name_may_need_a_sync_of_its_own_it_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(atomic, "fsync_directory", asked.append)
     with mounted(tmp_path / "memory", "tmpfs", "size=64k") as memory:
-        atomic.create_file(memory / "record", b"new")
+        create_file(memory / "record")
         assert asked == [str(memory)]
 
 

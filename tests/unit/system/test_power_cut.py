@@ -59,7 +59,8 @@ def renamed_without_sync(path: Path) -> None:
 
 
 def created_file(path: Path) -> None:
-    atomic.create_file(path, b"content")
+    with atomic.creating_file(path, b"content"):
+        pass
 
 
 @pytest.mark.mount

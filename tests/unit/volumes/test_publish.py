@@ -490,8 +490,8 @@ def test_n10_modes_are_plain_whatever_the_artifact_says(node: Node) -> None:
     [
         "volumes.publish.before_lease",
         "volumes.lease.before_write",
-        "atomic.create_file.before_rename",
-        "atomic.create_file.before_fsync",
+        "atomic.creating_file.before_rename",
+        "atomic.creating_file.before_fsync",
         "volumes.lease.after_write",
         "volumes.publish.before_mount",
         "system.mount.before_attach",

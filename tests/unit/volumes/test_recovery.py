@@ -89,6 +89,21 @@ def test_a_living_mount_is_recorded_as_this_boots_and_this_namespaces(node: Node
     assert len(mounts.below(node.directory)) == 1
 
 
+def test_a_lease_that_a_killed_driver_may_not_have_synced_is_synced_before_it_counts(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.publish(node.target(), node.push(FILES).reference)
+    (file,) = node.lease_files()
+    synced: list[Path] = []
+    monkeypatch.setattr(atomic, "fsync_file", lambda path: synced.append(Path(path)))
+    assert counts(node.restart()) == (1, 0, 0, 0)
+    assert synced == [file]
+    record = msgspec.json.decode(file.read_bytes())
+    file.write_bytes(msgspec.json.encode(record | {"written_at": record["written_at"] - 3600}))
+    assert counts(node.restart()) == (1, 0, 0, 0)
+    assert synced == [file]
+
+
 def test_a_mount_without_a_lease_is_adopted_under_the_kubelets_name(node: Node) -> None:
     pushed, target = node.push(FILES), node.target("the-pod-uid")
     node.publish(target, pushed.reference)
