@@ -31,6 +31,7 @@ __all__ = [
     "rename_noreplace",
     "seal",
     "seal_beneath",
+    "settle_file",
     "sync_tree",
     "syncs_groups",
     "temporary_beside",
@@ -102,8 +103,13 @@ def creating_file(path: str | Path, data: bytes) -> Iterator[None]:
         os.fsync(fd)
     finally:
         os.close(fd)
-    if not _names_follow_files(os.stat(directory).st_dev, directory):
-        fsync_directory(directory)
+    _sync_name(directory)
+
+
+def settle_file(path: str | Path) -> None:
+    """Make an existing file and its name durable, where a killed process may not have come to do it itself."""
+    _fsync(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    _sync_name(os.path.dirname(os.path.abspath(path)))
 
 
 def read_file(path: str | Path) -> bytes:
@@ -159,7 +165,7 @@ def seal_beneath(directory: int, name: str) -> None:
     os.utime(name, (AGELESS, AGELESS), dir_fd=directory, follow_symlinks=False)
 
 
-def fsync_file(path: str | Path) -> None:
+def fsync_file(path: Path) -> None:
     """Make the content of an existing regular file durable. Its name is durable only after `fsync_directory` of its
     parent.
     """
@@ -234,6 +240,11 @@ def _open_temporary(path: str | Path) -> tuple[str, int]:
     directory, name = os.path.split(os.path.abspath(path))
     temporary = f"{directory}/.{name}.{secrets.token_hex(8)}"
     return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _sync_name(directory: str) -> None:
+    if not _names_follow_files(os.stat(directory).st_dev, directory):
+        fsync_directory(directory)
 
 
 @functools.cache

@@ -132,8 +132,7 @@ class Leases:
         disk has it by now. Raises OSError.
         """
         if abs(time.time() - lease.written_at) < UNSETTLED_SECONDS:
-            atomic.fsync_file(self._path(lease.volume_id, lease.target))
-            atomic.fsync_directory(self._volumes)
+            atomic.settle_file(self._path(lease.volume_id, lease.target))
 
     def remove(self, volume_id: str, target: str) -> None:
         """Forget the publication, durably."""

@@ -63,6 +63,11 @@ def created_file(path: Path) -> None:
         pass
 
 
+def settled_file(path: Path) -> None:
+    renamed_without_sync(path)
+    atomic.settle_file(path)
+
+
 @pytest.mark.mount
 @pytest.mark.parametrize(
     ("write", "survives"),
@@ -88,7 +93,9 @@ def test_a_rename_is_durable_after_the_fsync_of_its_directory(disk: Disk) -> Non
 
 
 @pytest.mark.mount
-@pytest.mark.parametrize(("write", "survives"), [(renamed_without_sync, False), (created_file, True)])
+@pytest.mark.parametrize(
+    ("write", "survives"), [(renamed_without_sync, False), (created_file, True), (settled_file, True)]
+)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("ext4", []), ("ext4", ["-O", "^has_journal"]), ("xfs", [])],

@@ -95,7 +95,7 @@ def test_a_lease_that_a_killed_driver_may_not_have_synced_is_synced_before_it_co
     node.publish(node.target(), node.push(FILES).reference)
     (file,) = node.lease_files()
     synced: list[Path] = []
-    monkeypatch.setattr(atomic, "fsync_file", lambda path: synced.append(Path(path)))
+    monkeypatch.setattr(atomic, "settle_file", lambda path: synced.append(Path(path)))
     assert counts(node.restart()) == (1, 0, 0, 0)
     assert synced == [file]
     record = msgspec.json.decode(file.read_bytes())
