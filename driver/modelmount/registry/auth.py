@@ -4,6 +4,7 @@ and remembered.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -57,13 +58,16 @@ class Authenticator:
         credential: Credential,
         deadline: float,
         rights: Rights = PULL,
+        *,
+        since: float = math.inf,
     ) -> Answer:
         """Ask as `redirects.send` does, authenticated, with a token that is good for `rights`; an answer that is still
-        a 401 is returned like any other, its body closed.
+        a 401 is returned like any other, its body closed. A token that was fetched `since` that time.monotonic() and is
+        refused isn't fetched anew.
 
         Raises what the pool raises; Forbidden for a token server that isn't trusted; and what that one's refusal means.
         """
-        asker = _Asker(repository, credential, request.what, deadline, rights)
+        asker = _Asker(repository, credential, request.what, deadline, rights, since)
         authorization = self._known(asker)
         tried: set[str] = set()
         while True:
@@ -117,7 +121,8 @@ class Authenticator:
         if asker.credential.registry_token or not challenge.parameters.get("realm"):
             return None
         refused_token = (refused or "").removeprefix("Bearer ")
-        return f"Bearer {self._tokens.get(self._key(challenge, asker), refused_token, asker.what, asker.deadline)}"
+        key = self._key(challenge, asker)
+        return f"Bearer {self._tokens.get(key, refused_token, asker.what, asker.deadline, asker.since)}"
 
     def _key(self, challenge: Challenge, asker: _Asker) -> Key:
         registry = asker.repository.registry
@@ -135,6 +140,7 @@ class _Asker:
     what: str
     deadline: float
     rights: Rights
+    since: float
 
 
 def _basic(credential: Credential) -> str | None:

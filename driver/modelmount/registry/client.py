@@ -6,6 +6,7 @@ Each method asks the registry anew, wherever it was redirected to before: what s
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -101,6 +102,7 @@ class Client:
         BadArtifact and IntegrityError are possible as with `manifest`.
         """
         what = called or _name(repository, digest)
+        began = time.monotonic()
         said: str | None = None
         if not self._settings.registry(repository.registry).audit:
             moved = (repository, tag, digest)
@@ -114,7 +116,7 @@ class Client:
             if not by_tag or said not in {None, str(digest)}:
                 said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline, what))
         if said not in {"", str(digest)}:
-            self._patiently(lambda deadline: self._manifest(repository, digest, credential, deadline, what))
+            self._patiently(lambda deadline: self._manifest(repository, digest, credential, deadline, what, began))
 
     def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:
         """The digest that `tag` has now: the registry's word where a HEAD gives it, else that of the bytes of a GET."""
@@ -225,9 +227,15 @@ class Client:
                     raise
 
     def _manifest(
-        self, repository: Repository, tag: str | Digest, credential: Credential, deadline: float, what: str
+        self,
+        repository: Repository,
+        tag: str | Digest,
+        credential: Credential,
+        deadline: float,
+        what: str,
+        since: float = math.inf,
     ) -> Document:
-        with self._manifest_answer("GET", repository, tag, credential, deadline, what) as answer:
+        with self._manifest_answer("GET", repository, tag, credential, deadline, what, since=since) as answer:
             if answer.status != 200:
                 raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
             data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
@@ -288,13 +296,14 @@ class Client:
         deadline: float,
         what: str,
         unless: Digest | None = None,
+        since: float = math.inf,
     ) -> Answer:
         headers = {"Accept": ACCEPT}
         if unless is not None:
             headers["If-None-Match"] = f'"{unless}"'
         url = endpoint.manifest(self._settings, repository, tag)
         request = Request(method, url, repository.registry, what, headers)
-        return self._authenticator.send(request, repository, credential, deadline)
+        return self._authenticator.send(request, repository, credential, deadline, since=since)
 
     def _blob_answer(
         self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None, query: str

@@ -7,6 +7,7 @@ Protocol: distribution "Token Authentication Specification" (GET) and "OAuth2" (
 from __future__ import annotations
 
 import base64
+import math
 import re
 import threading
 import time
@@ -57,8 +58,9 @@ class Tokens:
         slot = self._slots.get(key)
         return slot.token if slot is not None and self._clock() < slot.expires_at else None
 
-    def get(self, key: Key, refused: str | None, what: str, deadline: float) -> str:
-        """A token that is still good and isn't `refused`, fetched if need be.
+    def get(self, key: Key, refused: str | None, what: str, deadline: float, since: float = math.inf) -> str:
+        """A token that is still good and isn't `refused`, fetched if need be; one fetched `since` that time of the
+        clock is good all the same, for another would be refused like it.
 
         Of several callers with one key, one fetches and the others wait for it, up to their own deadline. Raises what
         the token server's answer means: Unauthenticated or Forbidden for a refusal, Unavailable for everything else.
@@ -68,10 +70,11 @@ class Tokens:
         if not slot.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise Unavailable(f"{what}: the token server {key.server.authority} didn't answer in time")
         try:
-            if slot.token is None or slot.token == refused or self._clock() >= slot.expires_at:
-                asked_at = self._clock()
+            stale = slot.token == refused and slot.asked_at < since
+            if slot.token is None or stale or self._clock() >= slot.expires_at:
+                slot.asked_at = self._clock()
                 token, lifetime = self._fetch(key, what, deadline)
-                slot.token, slot.expires_at = token, asked_at + lifetime - min(lifetime / 10, 30.0)
+                slot.token, slot.expires_at = token, slot.asked_at + lifetime - min(lifetime / 10, 30.0)
             return slot.token
         finally:
             slot.lock.release()
@@ -101,6 +104,7 @@ class _Slot:
     lock: threading.Lock = field(default_factory=threading.Lock)
     token: str | None = field(default=None, repr=False)
     expires_at: float = 0.0
+    asked_at: float = 0.0
 
 
 def basic(username: str, password: str) -> str:

@@ -19,7 +19,7 @@ from modelmount.registry.tokens import Key, Tokens
 from modelmount.transport.pool import Pool
 from modelmount.transport.url import Url
 from tests.fakes.wire import Answer, Asked, Scripted, WireServer, challenge, document, redirect
-from tests.unit.registry.asking import ALICE, ANONYMOUS, MANIFEST, TAGGED, settings_for, tiny
+from tests.unit.registry.asking import ALICE, ANONYMOUS, MANIFEST, MANIFEST_DIGEST, PINNED, TAGGED, settings_for, tiny
 
 MakeClient = Callable[..., Client]
 BASIC_ALICE = "Basic " + base64.b64encode("alice:wonder:land é".encode()).decode()
@@ -146,6 +146,18 @@ def test_h17_a_token_that_is_refused_is_replaced_once(server: WireServer, make_c
     with pytest.raises(Forbidden, match="not found or no access"):
         fetch(client, server, ALICE)
     assert len(server.asked("/token")) == 3
+
+
+def test_a_refusal_with_a_fresh_token_costs_one_get_for_its_reason(server: WireServer, make_client: MakeClient) -> None:
+    """As of a registry where a token without rights is no token."""
+    server.on(PINNED, behind(set(), bearer(f"{server.url}/token")))
+    server.on("/token", document({"token": "one", "expires_in": 3600}), document({"token": "two"}))
+    client = make_client(settings_for(server))
+    with pytest.raises(Forbidden, match="not found or no access"):
+        client.exists(tiny(server), MANIFEST_DIGEST, ALICE)
+    asked = [(each.method, each.headers.get("authorization")) for each in server.asked(PINNED)]
+    assert asked == [("HEAD", None), ("HEAD", "Bearer one"), ("GET", "Bearer one")]
+    assert len(server.asked("/token")) == 1
 
 
 def test_an_identity_token_is_exchanged_by_post(server: WireServer, make_client: MakeClient) -> None:
