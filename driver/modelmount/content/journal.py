@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from isal import isal_zlib
 
 from modelmount.content.ranges import Range
+from modelmount.system import disk
 
 Reader = Callable[[memoryview, int], int]
 """Fills the head of a view with the bytes at an offset; how many, 0 where there are none."""
@@ -63,7 +64,7 @@ def crc_of(read_into: Reader, offset: int, length: int) -> int:
     """crc32 of the bytes; -1 when there are fewer, or when the disk can't read them any more: they are fetched again
     then, and a disk that is told to write a bad sector anew often can.
     """
-    buffer = memoryview(bytearray(min(length, READ_BYTES)))
+    buffer = disk.buffer(min(length, READ_BYTES))
     crc, end = 0, offset + length
     while offset < end:
         try:

@@ -24,6 +24,7 @@ from modelmount.registry.credentials import Credential
 from modelmount.sources.base import BlobSource
 from modelmount.sources.ocilayout import NAME, TAG
 from modelmount.sources.registry import RegistrySource
+from modelmount.system import disk
 
 TRIES: Final = 5
 """How often a blob is opened that breaks off without a byte between."""
@@ -93,7 +94,7 @@ class Export:
             yield descriptor.data
             return
         position, failures = 0, 0
-        view = memoryview(bytearray(PIECE_BYTES))
+        view = disk.buffer(PIECE_BYTES)
         while position < descriptor.size:
             try:
                 with self._source.open(descriptor, position) as opened:

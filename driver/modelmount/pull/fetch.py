@@ -18,6 +18,7 @@ from modelmount.pull.hashing import Behind, Follower
 from modelmount.pull.progress import Counters
 from modelmount.pull.segments import Segment, Segments
 from modelmount.sources.base import BlobSource, Opened
+from modelmount.system import disk
 from modelmount.transport.retry import Policy
 
 BUFFER_BYTES = 512 << 10
@@ -65,7 +66,7 @@ class Line:
 
     def __init__(self) -> None:
         """Nothing failed yet."""
-        self.view = memoryview(bytearray(BUFFER_BYTES))
+        self.view = disk.buffer(BUFFER_BYTES)
         self.failures = 0
         """Requests in a row that brought nothing."""
         self._silent = 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from modelmount.content.journal import Reader
 from modelmount.errors import Cancelled
 from modelmount.oci.digest import Digest
+from modelmount.system import disk
 
 READ_BYTES = 1 << 20
 """What is hashed in one go: waking for less costs more than it brings."""
@@ -72,7 +73,7 @@ class Follower:
     def finish(self) -> str:
         """All is written: the hex digest of everything below the last limit. Raises the OSError of a failed read."""
         if self._thread is None:
-            self._consume(self._limit, memoryview(bytearray(max(1, min(READ_BYTES, self._limit)))))
+            self._consume(self._limit, disk.buffer(min(READ_BYTES, self._limit)))
         else:
             with self._changed:
                 self._end = True
@@ -91,7 +92,7 @@ class Follower:
             self._thread.join()
 
     def _run(self) -> None:
-        buffer = memoryview(bytearray(READ_BYTES))
+        buffer = disk.buffer(READ_BYTES)
         while True:
             with self._changed:
                 while not self._end and not self._stopped and not self._is_worth_it():

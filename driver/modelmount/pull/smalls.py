@@ -24,6 +24,7 @@ from modelmount.pull.progress import Counters, Progress
 from modelmount.pull.unpacking import bounds, named
 from modelmount.snapshots import headers, scatter, unpack
 from modelmount.sources.base import BlobSource
+from modelmount.system import disk
 from modelmount.system.lock import LockCancelled
 from modelmount.transport.retry import Policy
 
@@ -70,7 +71,7 @@ class Group:
         self._progress, self._cancel, self._bounds = progress, cancel, bounds(limits)
         self._complained = complained
         self._policy = Policy()
-        self._buffer = bytearray()
+        self._buffer = memoryview(b"")
         self.fetched: list[Part] = []
         """What it brought; committed once `fetch` has returned."""
 
@@ -146,8 +147,8 @@ class Group:
     def _received(self, descriptor: Descriptor, counters: Counters) -> bytes:
         failures = 0
         if len(self._buffer) <= descriptor.size:
-            self._buffer = bytearray(max(descriptor.size, SMALL_FILE_BYTES) + 1)
-        view = memoryview(self._buffer)[: descriptor.size + 1]
+            self._buffer = disk.buffer(max(descriptor.size, SMALL_FILE_BYTES) + 1)
+        view = self._buffer[: descriptor.size + 1]
         while True:
             try:
                 filled = self._receive(descriptor, view)

@@ -21,6 +21,7 @@ from modelmount.pull.plan import Part
 from modelmount.snapshots import isolated, layers, unpack
 from modelmount.snapshots.decompress import PIECE_BYTES, RawReader
 from modelmount.snapshots.scatter import Scatter
+from modelmount.system import disk
 
 
 class Stream(isolated.Stream, Protocol):
@@ -123,7 +124,7 @@ class Scattering:
 
 def fill(ingest: Ingest, raw: RawReader, cancel: Cancel) -> None:
     """Write an archive that is in the store already into an ingest, as if it came from a source."""
-    view = memoryview(bytearray(PIECE_BYTES))
+    view = disk.buffer(PIECE_BYTES)
     with ingest.writer(0) as writer:
         while count := raw.readinto(view):
             if cancel():

@@ -19,6 +19,7 @@ from isal import igzip_lib
 
 from modelmount.errors import BadArtifact, Cancelled
 from modelmount.formats.base import Encoding
+from modelmount.system import disk
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -99,7 +100,7 @@ class _Zstd:
 
 
 def _read(stream: RawReader) -> Iterator[bytes]:
-    buffer = memoryview(bytearray(PIECE_BYTES))
+    buffer = disk.buffer(PIECE_BYTES)
     while count := stream.readinto(buffer):
         yield bytes(buffer[:count])
 
