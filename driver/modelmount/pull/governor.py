@@ -26,7 +26,9 @@ GAIN: Final = 1.15
 FIRST_STEP: Final = 4
 """What the number is multiplied with first, when all that is known is that connections are slow."""
 OUR_SHARE: Final = 0.5
-"""Receiving threads that are busy with writing for more than this share of the time are not kept waiting."""
+"""Receiving threads that are at work for more than this share of the time are not kept waiting. Decrypting counts: one
+TLS stream takes most of a processor, and more of them on the same processors only take turns (measured).
+"""
 HOLD_SECONDS: Final = 10.0
 """How long the number stays after the other side complained, or after a doubling brought nothing."""
 SPARED_SECONDS: Final = 2.0
@@ -56,8 +58,9 @@ class Governor:
 
     def observe(self, rate: float, busy: int, ours: float = 0.0) -> int:
         """`rate` bytes a second came over `busy` connections of late; the number that is wanted now. `ours` is the
-        share of that time in which their threads were at work on what had come: when they hardly wait, it isn't the
-        connections that are slow, but this node's disk or processor, and more of them would only make it worse.
+        share of that time in which their threads were at work, from taking bytes out of the socket on: when they hardly
+        wait, it isn't the connections that are slow, but this node's disk or processor, and more of them would only
+        make it worse.
         """
         if not busy or not rate:
             return self.wanted  # nothing came: nothing is known

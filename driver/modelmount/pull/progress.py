@@ -125,13 +125,13 @@ class Progress:
         return self._fetched
 
     def worked(self, seconds: float) -> None:
-        """A receiving thread spent this long on what had arrived."""
+        """A receiving thread was at work for so long, not waiting for the other side."""
         with self._lock:
             self._worked += seconds
 
     @property
     def worked_seconds(self) -> float:
-        """Time that receiving threads spent on what had arrived, all together."""
+        """Time for which receiving threads were at work, all together."""
         return self._worked
 
     def snapshot(self) -> Snapshot:
@@ -188,7 +188,9 @@ class Counters:
             self._progress._add(count)
 
     def fetched(self, count: int, worked: float = 0.0) -> None:
-        """`count` bytes arrived, on which the thread that receives spent `worked` seconds since."""
+        """`count` bytes arrived, on which the thread that receives spent `worked` seconds: of its processor while it
+        received and decrypted them, and all of it since.
+        """
         with self._lock:
             self._begun, self._file = True, None
             self._done += count

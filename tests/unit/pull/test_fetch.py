@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
 from modelmount.errors import Cancelled, IntegrityError, Unavailable
 from modelmount.oci.descriptor import Descriptor
+from modelmount.oci.digest import Digest
 from modelmount.pull import fetch
 from modelmount.pull.fetch import Cancel, Download, Line
 from modelmount.pull.progress import Expected, Progress
@@ -120,6 +122,20 @@ def test_a_source_that_ignores_ranges_sends_the_head_again_and_it_is_skipped(ben
     bench.source.faults.extend([Fault(cut=1_000_001), Fault(from_start=True)])
     assert bench.fetch() == BLOB
     assert bench.progress.snapshot().bytes_done == len(BLOB)
+
+
+def test_the_processor_time_of_a_receive_counts_as_work(bench: Bench) -> None:
+    """As decrypting takes it: a connection is not slow because this node is."""
+
+    def decrypt(digest: Digest, position: int) -> None:
+        end = time.thread_time() + 0.01
+        while time.thread_time() < end:
+            pass
+
+    bench.source.gate = decrypt
+    assert bench.fetch() == BLOB
+    reads = len(BLOB) // fetch.BUFFER_BYTES
+    assert bench.progress.worked_seconds >= reads * 0.01
 
 
 def test_wrong_bytes_are_dropped_and_the_source_is_not_asked_again_at_once(bench: Bench) -> None:
