@@ -29,6 +29,11 @@ OUR_SHARE: Final = 0.5
 """Receiving threads that are at work for more than this share of the time are not kept waiting. Decrypting counts: one
 TLS stream takes most of a processor, and more of them on the same processors only take turns (measured).
 """
+ALONE_BYTES_PER_SECOND: Final = 500e6
+"""A lone connection whose thread is at work and that brings less, though no slow disk's little, gets one beside it:
+decrypting takes so long that two processors bring more than one, while of plain HTTP one thread takes as much as two
+(measured).
+"""
 HOLD_SECONDS: Final = 10.0
 """How long the number stays after the other side complained, or after a doubling brought nothing."""
 SPARED_SECONDS: Final = 2.0
@@ -48,13 +53,13 @@ class Governor:
         self.rate = self.each = 0.0
         self._rate_before = 0.0
         self._held_until = self._spared_until = 0.0
-        self._slow = self._settling = False
+        self._slow = self._settling = self._paired = False
         self._first = True
 
     @property
     def may_split(self) -> bool:
         """Whether a blob should be divided among connections that have nothing else to do."""
-        return self._slow
+        return self._slow or self._paired
 
     def observe(self, rate: float, busy: int, ours: float = 0.0) -> int:
         """`rate` bytes a second came over `busy` connections of late; the number that is wanted now. `ours` is the
@@ -64,8 +69,12 @@ class Governor:
         """
         if not busy or not rate:
             return self.wanted  # nothing came: nothing is known
-        if ours > OUR_SHARE:
-            return self.wanted  # what was known of the connections before holds
+        if ours > OUR_SHARE:  # what was known of the connections before holds
+            decrypts = SLOW_BYTES_PER_SECOND < rate < ALONE_BYTES_PER_SECOND
+            if self.wanted == 1 and decrypts and self._clock() >= self._held_until:
+                self.wanted = min(2, self.limit)
+                self._paired = self.wanted == 2
+            return self.wanted
         self.rate, self.each = rate, rate / busy
         if self._settling:  # the last change was in the middle of what this rate is about
             self._settling = False

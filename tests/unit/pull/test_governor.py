@@ -50,6 +50,19 @@ def test_what_this_node_is_slow_at_is_not_the_connections_doing() -> None:
     assert made.observe(50 * MB, 1, 0.1) == 4
 
 
+def test_a_lone_connection_whose_thread_decrypts_all_the_time_gets_one_beside_it() -> None:
+    tls, plain, refused, single = (Governor(1, limit, Clock()) for limit in (16, 16, 16, 1))
+    assert tls.observe(350 * MB, 1, 0.8) == 2
+    assert tls.may_split
+    assert tls.observe(400 * MB, 2, 0.8) == 2
+    assert plain.observe(700 * MB, 1, 0.8) == 1
+    assert not plain.may_split
+    refused.complain(1)
+    assert refused.observe(350 * MB, 1, 0.8) == 1
+    assert single.observe(350 * MB, 1, 0.8) == 1
+    assert not single.may_split
+
+
 def test_what_is_known_of_connections_holds_while_this_node_is_slow() -> None:
     made = Governor(1, 16, Clock())
     made.observe(100 * MB, 2)
