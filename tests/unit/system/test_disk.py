@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 from pathlib import Path
 
@@ -84,3 +86,13 @@ def test_an_error_of_writing_out_is_not_swallowed() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4097, 1 << 20])
+def test_a_buffer_begins_with_a_page(count: int) -> None:
+    view = disk.buffer(count)
+    assert len(view) == count
+    if count:
+        assert ctypes.addressof(ctypes.c_char.from_buffer(view)) % mmap.PAGESIZE == 0
+        view[-1] = 7
+        assert view.tolist()[-1] == 7
