@@ -174,8 +174,8 @@ class Scene:
         wait_for(lambda: not self.gateway.open_connections, "connections to be closed")
 
     def threads(self) -> list[str]:
-        """Names of the threads that run now and didn't when the scene was set, but for those of its servers, and for who
-        waits for the end of a helper, which stays for the next archive.
+        """Names of the threads that run now and didn't when the scene was set, but for those of its servers, and for
+        one that waits for the end of a helper, which stays for the next archive.
         """
         servers = ("wire", "token-server", "Thread-", "helper-end")
         return [
