@@ -87,3 +87,22 @@ def test_a_root_that_is_listed_vouches_for_its_own_identities() -> None:
     assert [signer.name for signer in found.signers] == [f"{IDENTITY} ({ISSUER})"]
     with pytest.raises(process.ProcessError, match="trusted_root of the policy can't be used"):
         judge(OURS.bundle(signing.statement(DIGEST)), roots=[b"rubbish"])
+
+
+def test_bundles_that_are_heavy_to_read_are_refused_and_in_nobodys_way() -> None:
+    """Each within what is read of a document; together they leave the process its time and memory for the good one."""
+    good = OURS.bundle(signing.statement(DIGEST))
+    kept = json.loads(good)
+    certificate, entry = kept["verificationMaterial"]["certificate"], kept["verificationMaterial"]["tlogEntries"][0]
+    stamp = {"signedTimestamp": "MIIB" * 50}
+    hashes = ["A" * 43 + "="] * 60_000
+    heavy = [
+        changed(good, "verificationMaterial", to={"x509CertificateChain": {"certificates": [certificate] * 3000}}),
+        changed(good, "verificationMaterial", "tlogEntries", to=[entry] * 1500),
+        changed(good, "verificationMaterial", "tlogEntries", 0, "inclusionProof", "hashes", to=hashes),
+        changed(good, "dsseEnvelope", "signatures", to=kept["dsseEnvelope"]["signatures"] * 20_000),
+        changed(good, "verificationMaterial", "timestampVerificationData", to={"rfc3161Timestamps": [stamp] * 8000}),
+    ]
+    *refused, last = judge(*heavy, good)
+    assert [signer.name for signer in last.signers] == [f"{IDENTITY} ({ISSUER})"]
+    assert not any(statement.signers for statement in refused)
