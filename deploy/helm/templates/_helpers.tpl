@@ -39,6 +39,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- if ne .Values.kubeletRoot "/var/lib/kubelet" }}{{ $_ := set $config "kubelet_root" .Values.kubeletRoot }}{{ end }}
 {{- if .Values.mirrors }}{{ $_ := set $config "hosts_dir" "/etc/modelmount/hosts" }}{{ end }}
 {{- if .Values.nodeMirrors }}{{ $_ := set $config "hosts_dir" "/etc/modelmount-hosts" }}{{ end }}
+{{- if .Values.policy }}{{ $_ := set $config "policy_file" "/etc/modelmount/policy/policy.toml" }}{{ end }}
 {{- if .Values.registrySecret }}
 {{- $_ := set $config "auth" (merge (dict "docker_config" "/etc/modelmount-registry/config.json") (default dict $config.auth)) }}
 {{- end }}
@@ -77,7 +78,7 @@ app.kubernetes.io/component: {{ .component }}
 - name: config
   configMap:
     name: {{ .Values.name }}-config
-{{- if or .Values.caBundles .Values.mirrors }}
+{{- if or .Values.caBundles .Values.mirrors .Values.policy }}
     items:
       - key: config.toml
         path: config.toml
@@ -88,6 +89,10 @@ app.kubernetes.io/component: {{ .component }}
 {{- range $host, $_ := .Values.mirrors }}
       - key: hosts-{{ $host | replace ":" "_" }}
         path: hosts/{{ $host }}/hosts.toml
+{{- end }}
+{{- range $name, $_ := .Values.policy }}
+      - key: policy-{{ $name }}
+        path: policy/{{ $name }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -104,4 +109,6 @@ imagePullSecrets:
 {{/* A mistake that a schema cannot see. */}}
 {{- define "modelmount.check" -}}
 {{- if and .Values.mirrors .Values.nodeMirrors }}{{ fail "mirrors and nodeMirrors exclude each other: say one" }}{{ end }}
+{{- if and .Values.policy (not (hasKey .Values.policy "policy.toml")) }}{{ fail "policy needs a file policy.toml, with the rules" }}{{ end }}
+{{- if and .Values.policy .Values.config.policy_file }}{{ fail "policy and config.policy_file exclude each other: say one" }}{{ end }}
 {{- end }}

@@ -8,6 +8,7 @@ import copy
 import itertools
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,23 @@ from kubernetes_validate.utils import all_versions
 
 import modelmount
 from modelmount import config
+from modelmount.policy import rules as policies
 from scripts import manifests
 
 Object = dict[str, Any]
 
+POLICY = """[default]
+[[rule]]
+name = "production"
+models = ["harbor.example.com/models/prod/*"]
+[[rule.signatures]]
+keys = ["/etc/modelmount/policy/prod.pub"]
+"""
+PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEicGhLXBXvm0B2rmc+1EuMu71rIk0
+HDgQDs0pqEbEuRLhXHX5LSGslm4XMSoKq4/QrVv3Gf8RnMW2jLVlCg4KBg==
+-----END PUBLIC KEY-----
+"""
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 EVERYTHING: Object = {
     "name": "models",
@@ -45,6 +59,7 @@ EVERYTHING: Object = {
     },
     "caBundles": {"internal.pem": PEM},
     "mirrors": {"registry.internal:5000": '[host."https://mirror.internal:5000"]\n  capabilities = ["pull"]\n'},
+    "policy": {"policy.toml": POLICY, "prod.pub": PUBLIC_KEY},
     "registrySecret": "registry",
     "node": {
         "nodeSelector": {"kubernetes.io/os": "linux", "models": "yes"},
@@ -194,12 +209,27 @@ def test_ca_bundles_and_mirrors_are_files_where_the_settings_look_for_them(tmp_p
         assert found["hosts/registry.internal:5000/hosts.toml"] == EVERYTHING["mirrors"]["registry.internal:5000"]
 
 
+def test_a_policy_is_files_where_the_settings_look_for_them(tmp_path: Path) -> None:
+    objects = rendered(EVERYTHING, tmp_path)
+    found = files(objects, "DaemonSet")
+    assert tomllib.loads(found["config.toml"])["policy_file"] == "/etc/modelmount/policy/policy.toml"
+    for name in ("policy.toml", "prod.pub"):
+        (tmp_path / "policy").mkdir(exist_ok=True)
+        text = found[f"policy/{name}"].replace("/etc/modelmount/", f"{tmp_path}/")
+        (tmp_path / "policy" / name).write_text(text)
+    policy = policies.read(tmp_path / "policy/policy.toml")
+    assert [rule.name for rule in policy.rules] == ["production", "default"]
+    settings = rendered({}, tmp_path)
+    assert "policy_file" not in tomllib.loads(one(settings, "ConfigMap")["data"]["config.toml"])
+
+
 def test_settings_that_a_running_driver_takes_up_replace_no_pod(tmp_path: Path) -> None:
     def template(values: Object) -> Object:
         return dict(one(rendered(values, tmp_path), "DaemonSet")["spec"]["template"])
 
     changed = copy.deepcopy(EVERYTHING)
     changed["config"]["cache"]["max_bytes"] = 1
+    changed["policy"]["policy.toml"] += "\n"
     assert template(changed) == template(EVERYTHING)
     changed["config"]["allowed_registries"] = []
     assert template(changed) != template(EVERYTHING)
@@ -230,6 +260,8 @@ def test_no_value_makes_two_drivers_on_one_node_or_limits_the_page_cache(values:
         ({"caBundles": {"internal.pem": "/etc/ssl/internal.pem"}}, "internal.pem"),
         ({"storageClasses": [{"name": "no-model"}]}, "parameters"),
         ({"mirrors": {"r.example.com": "server = 'x'"}, "nodeMirrors": "/etc/certs.d"}, "exclude each other"),
+        ({"policy": {"rules.toml": "[default]"}}, "policy needs a file policy.toml"),
+        ({"policy": {"policy.toml": "[default]"}, "config": {"policy_file": "/etc/x"}}, "exclude each other"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
