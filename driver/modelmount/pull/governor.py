@@ -8,6 +8,7 @@ while.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
@@ -29,6 +30,10 @@ OUR_SHARE: Final = 0.5
 """Receiving threads that are at work for more than this share of the time are not kept waiting. Decrypting counts: one
 TLS stream takes most of a processor, and more of them on the same processors only take turns (measured).
 """
+TOGETHER_SHARE: Final = 1 / 3
+"""Nor are threads kept waiting by the other side that use up this share of all processors together: hashing takes
+another, and with 16 connections instead of four a pull over TLS took half as long again (measured).
+"""
 ALONE_BYTES_PER_SECOND: Final = 500e6
 """A lone connection whose thread is at work and that brings less, though no slow disk's little, gets one beside it:
 decrypting takes so long that two processors bring more than one, while of plain HTTP one thread takes as much as two
@@ -45,8 +50,11 @@ class Governor:
     latest it was told, `each` what one connection had of that.
     """
 
-    def __init__(self, first: int, limit: int, clock: Callable[[], float] = monotonic) -> None:
-        """Begin with `first` connections, never go over `limit`."""
+    def __init__(
+        self, first: int, limit: int, clock: Callable[[], float] = monotonic, processors: int | None = None
+    ) -> None:
+        """Begin with `first` connections, never go over `limit`. `processors`: those of this process, if not named."""
+        self._processors = processors or len(os.sched_getaffinity(0))
         self.limit = max(1, limit)
         self.wanted = min(max(1, first), self.limit)
         self._clock = clock
@@ -69,7 +77,8 @@ class Governor:
         """
         if not busy or not rate:
             return self.wanted  # nothing came: nothing is known
-        if ours > OUR_SHARE:  # what was known of the connections before holds
+        if ours > OUR_SHARE or ours * busy > TOGETHER_SHARE * self._processors:
+            # What was known of the connections before holds.
             decrypts = SLOW_BYTES_PER_SECOND < rate < ALONE_BYTES_PER_SECOND
             if self.wanted == 1 and decrypts and self._clock() >= self._held_until:
                 self.wanted = min(2, self.limit)

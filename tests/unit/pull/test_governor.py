@@ -36,7 +36,7 @@ def test_a_fast_connection_stays_alone() -> None:
 
 def test_between_slow_and_fast_it_matters_what_the_threads_do() -> None:
     each = (governor.SLOW_BYTES_PER_SECOND + governor.FAST_BYTES_PER_SECOND) / 2
-    busy, waiting, capped = (Governor(2, 16, Clock()) for _ in range(3))
+    busy, waiting, capped = (Governor(2, 16, Clock(), 8) for _ in range(3))
     assert busy.observe(2 * each, 2, 0.4) == 2
     assert not busy.may_split
     assert waiting.observe(2 * each, 2, 0.1) == 8
@@ -48,6 +48,14 @@ def test_what_this_node_is_slow_at_is_not_the_connections_doing() -> None:
     assert made.observe(50 * MB, 1, 0.9) == 1
     assert not made.may_split
     assert made.observe(50 * MB, 1, 0.1) == 4
+
+
+def test_connections_whose_threads_use_up_the_processors_together_do_not_become_more() -> None:
+    """Each of them looks slow and waits, for a processor."""
+    small, large = (Governor(4, 16, Clock(), processors) for processors in (2, 8))
+    assert small.observe(300 * MB, 4, 0.38) == 4
+    assert not small.may_split
+    assert large.observe(300 * MB, 4, 0.38) == 16
 
 
 def test_a_lone_connection_whose_thread_decrypts_all_the_time_gets_one_beside_it() -> None:
@@ -73,7 +81,7 @@ def test_what_is_known_of_connections_holds_while_this_node_is_slow() -> None:
 
 def test_a_stall_of_the_disk_holds_nothing() -> None:
     clock = Clock()
-    made = Governor(1, 32, clock)
+    made = Governor(1, 32, clock, 8)
     assert made.observe(80 * MB, 1) == 4
     made.observe(80 * MB, 4)
     assert made.observe(20 * MB, 4, 0.8) == 4  # the disk was busy: says nothing of four connections
@@ -82,7 +90,7 @@ def test_a_stall_of_the_disk_holds_nothing() -> None:
 
 def test_a_step_that_brings_nothing_is_the_last_for_a_while() -> None:
     clock = Clock()
-    made = Governor(1, 32, clock)
+    made = Governor(1, 32, clock, 8)
     assert made.observe(80 * MB, 1) == 4
     assert made.observe(70 * MB, 4) == 4  # still half of it over one
     assert made.observe(81 * MB, 4) == 4
