@@ -72,9 +72,10 @@ class Tokens:
         try:
             stale = slot.token == refused and slot.asked_at < since
             if slot.token is None or stale or self._clock() >= slot.expires_at:
-                slot.asked_at = self._clock()
+                asked_at = self._clock()
                 token, lifetime = self._fetch(key, what, deadline)
-                slot.token, slot.expires_at = token, slot.asked_at + lifetime - min(lifetime / 10, 30.0)
+                slot.token, slot.expires_at = token, asked_at + lifetime - min(lifetime / 10, 30.0)
+                slot.asked_at = asked_at
             return slot.token
         finally:
             slot.lock.release()
