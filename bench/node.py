@@ -81,27 +81,32 @@ class Node:
 
     def unpublish(self, pod: Pod) -> float:
         """Unpublish it; the seconds it took."""
-        handle = pod.volumes[0].handle(pod.uid)
-        request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(self.target(pod)))
+        request = self._unpublish_request(pod)
         started = time.perf_counter()
         self._stub.NodeUnpublishVolume(request, timeout=CALL_SECONDS)
         return time.perf_counter() - started
 
-    def come_and_go(self, pods: Sequence[Pod]) -> list[float]:
-        """For each pod a publish, its unpublish, and a call that does nothing, by a caller like the kubelet; the
-        seconds of all of them, in this order. Raises FailedError, MissingError.
+    def come(self, pods: Sequence[Pod]) -> list[float]:
+        """For each pod a publish, and a call that does nothing, by a caller like the kubelet; the seconds of all of
+        them, in this order. Raises FailedError, MissingError.
         """
         every: list[tuple[str, Message]] = []
         for pod in pods:
             target, volume = self.target(pod), pod.volumes[0]
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle = volume.handle(pod.uid)
             every += [
                 ("NodePublishVolume", publish_request(pod, volume, target, {})),
-                ("NodeUnpublishVolume", csi_pb2.NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(target))),
                 ("NodeGetInfo", csi_pb2.NodeGetInfoRequest()),
             ]
         return calls.make(self.driver.socket, every)
+
+    def go(self, pods: Sequence[Pod]) -> list[float]:
+        """Each pod's unpublish, by a caller like the kubelet; the seconds each took. Raises FailedError, MissingError."""
+        return calls.make(self.driver.socket, [("NodeUnpublishVolume", self._unpublish_request(pod)) for pod in pods])
+
+    def _unpublish_request(self, pod: Pod) -> csi_pb2.NodeUnpublishVolumeRequest:
+        handle = pod.volumes[0].handle(pod.uid)
+        return csi_pb2.NodeUnpublishVolumeRequest(volume_id=handle, target_path=str(self.target(pod)))
 
     @property
     def _stub(self) -> csi_pb2_grpc.NodeStub:
