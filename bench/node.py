@@ -101,7 +101,7 @@ class Node:
         return calls.make(self.driver.socket, every)
 
     def go(self, pods: Sequence[Pod]) -> list[float]:
-        """Each pod's unpublish, by a caller like the kubelet; the seconds each took. Raises FailedError, MissingError."""
+        """Each pod's unpublish, by a caller like the kubelet; the seconds of all. Raises FailedError, MissingError."""
         return calls.make(self.driver.socket, [("NodeUnpublishVolume", self._unpublish_request(pod)) for pod in pods])
 
     def _unpublish_request(self, pod: Pod) -> csi_pb2.NodeUnpublishVolumeRequest:
