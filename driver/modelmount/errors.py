@@ -102,15 +102,15 @@ class Pending(ModelMountError):
 
 class Unavailable(ModelMountError):
     """Transport or registry trouble that may pass. UNAVAILABLE. `retry_after` is in seconds, where the other side named
-    one.
+    one. `unreachable`: nobody could be connected to, so that it is the same for all, whatever they would have shown.
     """
 
     reason = "Unavailable"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, unreachable: bool = False) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.unreachable = retry_after, unreachable
 
 
 class NoSpace(ModelMountError):

@@ -53,7 +53,7 @@ FUTURE_SECONDS: Final = 1.0
 """A record from further ahead comes from a clock that was wrong, and doesn't count."""
 DOWN_SECONDS: Final = 30.0
 """How long a registry that was found to be down isn't asked by who has a record: each would wait for it in vain."""
-KEPT_REGISTRIES: Final = 256
+KEPT_TROUBLES: Final = 256
 TOKEN: Final = "token-"
 """Begins the names of records of service accounts' tokens, which change by the hour."""
 MOST_RECORDS: Final = 256
@@ -70,7 +70,8 @@ class Proofs:
         self._store, self._auth, self._clock = store, auth, clock
         self._lock = threading.Lock()
         self._key = b""
-        self._down: Recent[str, float] = Recent(KEPT_REGISTRIES)
+        self._down: Recent[tuple[Repository, Credential | None], float] = Recent(KEPT_TROUBLES)
+        """Since when it can't be asked: by anybody, or with that credential."""
 
     @property
     def wanted(self) -> bool:
@@ -97,12 +98,13 @@ class Proofs:
             repository, digest, manifest, credential, self._auth.record_seconds or None
         ):
             return "record"
-        if self._is_down(repository) and self._stands(repository, digest, manifest, credential, self._grace):
+        down = self._is_down(repository, credential)
+        if down and self._stands(repository, digest, manifest, credential, self._grace):
             return "grace"
         try:
             ask()
         except Unavailable as e:
-            self._down.put(str(repository), self._clock())
+            self._down.put((repository, None if e.unreachable else credential), self._clock())
             found = self._without_the_registry(repository, digest, manifest, credential)
             if found is None:
                 raise
@@ -171,12 +173,13 @@ class Proofs:
         where, _, name = self._path(repository, digest, manifest, None).rpartition("/")
         return f"{where}/{PRELOADED}{name}"
 
-    def _is_down(self, repository: Repository) -> bool:
+    def _is_down(self, repository: Repository, credential: Credential) -> bool:
         """Whether it could not be asked a moment ago. By repository: one that answers nobody must not vouch for
-        another of the same registry.
+        another of the same registry. And by credential once somebody was there: one that a registry chokes on, or that
+        has asked too often, must not let another's record count.
         """
-        since = self._down.get(str(repository))
-        return since is not None and 0 <= self._clock() - since < DOWN_SECONDS
+        found = (self._down.get((repository, whose)) for whose in (None, credential))
+        return any(since is not None and 0 <= self._clock() - since < DOWN_SECONDS for since in found)
 
     def _lifetime(self) -> float:
         if self._auth.verification != "record":

@@ -163,7 +163,7 @@ class Dialer:
                 return self._connected(Timed(family, kind, protocol), address, share, timeout)
             except OSError as e:
                 failure = e
-        raise Unavailable(f"{host}:{port} {_why(failure)}") from failure
+        raise Unavailable(f"{host}:{port} {_why(failure)}", unreachable=True) from failure
 
     def interrupt(self) -> None:
         """End all waiting for names, now and later; connections are the sockets' own matter."""
@@ -189,16 +189,21 @@ class Dialer:
                     target=self._run, args=(key, question), name=f"resolve-{host}"[:40], daemon=True
                 ).start()
         if not self._interrupted and not question.answered.wait(timeout):
-            raise Unavailable(f"the node's DNS gave no answer for {host} in time; it may be down or overloaded")
+            raise Unavailable(
+                f"the node's DNS gave no answer for {host} in time; it may be down or overloaded", unreachable=True
+            )
         if self._interrupted:
             raise Unavailable(f"{host} {_why(Interrupted())}")
         if question.error is not None:
             raise Unavailable(
                 f"the name {host} doesn't resolve ({question.error.strerror}); check the reference's host and the "
-                "node's DNS"
+                "node's DNS",
+                unreachable=True,
             ) from question.error
         if not question.found:
-            raise Unavailable(f"the name {host} has no address; check the reference's host and the node's DNS")
+            raise Unavailable(
+                f"the name {host} has no address; check the reference's host and the node's DNS", unreachable=True
+            )
         return question.found
 
     def _connected(self, sock: Timed, address: Any, share: float, timeout: float) -> Timed:

@@ -127,7 +127,9 @@ class Pool:
         except Forbidden as e:
             raise Forbidden(f"{request.what}: {e.message}") from e
         except Unavailable as e:
-            raise Unavailable(f"{request.what}: {e.message}", retry_after=e.retry_after) from e
+            raise Unavailable(
+                f"{request.what}: {e.message}", retry_after=e.retry_after, unreachable=e.unreachable
+            ) from e
         except TROUBLE as e:
             raise translated(e, request.what, request.url.authority) from e
         body = Body(response, connection, request.what, request.url.authority, self._pace)

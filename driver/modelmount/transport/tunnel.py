@@ -38,7 +38,7 @@ def tunnel(dialer: Dialer, trust: Trust, host: str, port: int, timeout: float) -
     try:
         sock = dialer.connect(proxy.host, proxy.port, Reach.ANYWHERE, timeout)
     except Unavailable as e:
-        raise Unavailable(f"the proxy {proxy.authority}: {e.message}") from e
+        raise Unavailable(f"the proxy {proxy.authority}: {e.message}", unreachable=e.unreachable) from e
     try:
         sock.deadline = deadline
         there = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

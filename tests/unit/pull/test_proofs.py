@@ -265,6 +265,36 @@ def test_one_repository_that_is_down_says_nothing_of_another(tmp_path: Path) -> 
     assert asked == ["other"]
 
 
+def test_a_credential_that_a_registry_chokes_on_says_nothing_of_another(bench: Bench) -> None:
+    """A revoked credential's record must not count because somebody else, or the same person, brings trouble about."""
+    bench.read(ALICE)
+    bench.tokens.users.pop("alice")
+    with pytest.raises(Unavailable):
+        bench.read(Credential(username="mallory", password="x" * (1 << 20)))  # more than a header may have
+    with pytest.raises(REFUSED):
+        bench.read(ALICE)
+
+
+def test_who_was_answered_says_nothing_of_others_and_who_reached_nobody_does(tmp_path: Path) -> None:
+    proofs = Proofs(Store(tmp_path / "store"), Auth())
+    repository, digest = Repository("harbor.example.com", "team/one"), Digest.of(b"x")
+    asked: list[str] = []
+
+    def unreachable() -> None:
+        raise Unavailable("refused the connection", unreachable=True)
+
+    for credential in (ALICE, BOB):
+        assert proofs.prove(repository, digest, digest, credential, lambda: None) == "registry"
+    assert proofs.prove(repository, digest, digest, ALICE, down) == "grace"
+    assert proofs.prove(repository, digest, digest, ALICE, lambda: asked.append("alice")) == "grace"
+    assert proofs.prove(repository, digest, digest, BOB, lambda: asked.append("bob")) == "registry"
+    assert asked == ["bob"]
+    assert proofs.prove(repository, digest, digest, BOB, unreachable) == "grace"
+    for credential in (ALICE, BOB):
+        assert proofs.prove(repository, digest, digest, credential, lambda: asked.append("either")) == "grace"
+    assert asked == ["bob"]
+
+
 SPELLINGS = {
     "another": BOB,
     "a guessed one": WRONG,
