@@ -35,8 +35,9 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     A host that the admin lists (a key of `registries`, or one of this registry's `trusted_realms`) may have any
     address. Others stay off this node's own addresses; a loopback one is fine for a registry that the admin lists on
     loopback. The registry's CA files alone count on its own host; where it sends us, they count beside the system's.
-    A client certificate is shown to the host it is listed for only. Raises Forbidden for http unless the admin listed
-    this registry with `plain_http`.
+    A client certificate is shown to the host it is listed for only. Both on behalf of registries that are listed, too:
+    anybody may run another one, and lead us with the node's rights to where pods have none. Raises Forbidden for http
+    unless the admin listed this registry with `plain_http`.
     """
     own = settings.registry(registry)
     listed = next((host for host in settings.registries if url.is_named(host)), None)
@@ -46,11 +47,11 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
             f"{registry}"
         )
     at_home = url.host == _host(own.server or f"{url.scheme}://{registry}")
-    reach = _reach(
-        settings, registry, named=listed is not None or any(map(url.is_named, own.trusted_realms)), at_home=at_home
-    )
+    is_known = at_home or registry in settings.registries
+    named = is_known and (listed is not None or any(map(url.is_named, own.trusted_realms)))
+    reach = _reach(settings, registry, named=named, at_home=at_home)
     there = settings.registries[listed] if listed is not None else own if at_home else None
-    clients = there.clients if there is not None else ()
+    clients = there.clients if there is not None and is_known else ()
     proxy, login = _proxy(settings, listed, own, url)
     if listed is not None and settings.registries[listed].cas:
         return Trust(reach, settings.registries[listed].cas, clients=clients, proxy=proxy, proxy_login=login)

@@ -40,6 +40,18 @@ def test_a_listed_token_server_may_be_anywhere() -> None:
     assert judged(settings, "other.example.com", "https://auth.example.com:8443/t").reach is Reach.NETWORK
 
 
+def test_a_registry_that_nobody_lists_borrows_nothing_of_a_listed_host_that_it_redirects_to() -> None:
+    """Anybody may run one: neither the node's certificate nor its loopback is for what it leads to."""
+    inside = Registry(ca_file=CA, client_certificate="/etc/client.pem")
+    settings = Settings(registries={"harbor.example.com": inside, "127.0.0.1:5000": Registry(ca_file=CA)})
+    for host in ("harbor.example.com", "127.0.0.1:5000"):
+        there = judged(settings, "evil.example.com", f"https://{host}/v2/secret/blobs/x")
+        assert there == Trust(Reach.NETWORK, (CA,))
+        assert judged(settings, host, f"https://{host}/v2/").reach is Reach.ANYWHERE
+    assert judged(settings, "harbor.example.com", "https://harbor.example.com/v2/").clients == inside.clients
+    assert judged(settings, "127.0.0.1:5000", "https://harbor.example.com/x").clients == inside.clients
+
+
 def test_a_registry_that_is_asked_elsewhere_is_at_home_there() -> None:
     settings = Settings(registries={"docker.io": Registry(server="https://hub.example.com/v2", ca_file=CA)})
     assert judged(settings, "docker.io", "https://hub.example.com/v2/") == Trust(Reach.ANYWHERE, (CA,))
