@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from modelmount.config import Settings
@@ -89,9 +89,7 @@ class Promises:
                 "harbor.example.com/llm/llama3-70b:v1`"
             )
         reference = Reference.parse(text)
-        # By repository, so that a class need not name tags; or by the whole name, so that it can.
-        called = (str(reference.repository), str(reference))
-        if not any(fnmatch.fnmatchcase(each, pattern) for each in called for pattern in patterns):
+        if not any(_allows(pattern, reference) for pattern in patterns):
             raise Forbidden(
                 f"claim {namespace}/{name} names {quoted(text)}, which its StorageClass doesn't allow ({ALLOWED_KEY}); "
                 "ask the cluster's admin"
@@ -102,6 +100,15 @@ class Promises:
 def check(attributes: Mapping[str, str], settings: Settings) -> None:
     """Raise what publish would raise for these attributes before it looks at anything else."""
     VolumeSpec.parse(attributes).check_allowed(settings)
+
+
+def _allows(pattern: str, reference: Reference) -> bool:
+    """By repository, so that a class need not name tags; or by the whole name, so that it can. Beside a digest a tag is
+    only for show: it counts where the pattern names a digest as well.
+    """
+    pinned = replace(reference, tag=None) if reference.digest is not None else reference
+    called = {str(reference.repository), str(pinned), *([str(reference)] if "@" in pattern else ())}
+    return any(fnmatch.fnmatchcase(each, pattern) for each in called)
 
 
 def _without(context: Mapping[str, str]) -> dict[str, str]:

@@ -94,6 +94,26 @@ def test_a_claim_cannot_name_what_its_class_does_not_allow(model: str) -> None:
         annotated(model)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "model", "is_allowed"),
+    [
+        ("ghcr.io/open/one:v*", "ghcr.io/open/one:v1", True),
+        ("ghcr.io/open/one:v*", "ghcr.io/open/one:v1@sha256:" + "a" * 64, False),
+        ("ghcr.io/open/one:v1", "ghcr.io/open/one@sha256:" + "a" * 64, False),
+        ("ghcr.io/open/one@sha256:*", "ghcr.io/open/one:v1@sha256:" + "a" * 64, True),
+        ("ghcr.io/open/one:v1@sha256:*", "ghcr.io/open/one:v1@sha256:" + "a" * 64, True),
+        ("ghcr.io/open/one", "ghcr.io/open/one:v1@sha256:" + "a" * 64, True),
+    ],
+)
+def test_beside_a_digest_a_tag_opens_nothing(allowed: str, model: str, is_allowed: bool) -> None:
+    """Any digest may stand behind any tag, and it is the digest that counts."""
+    if is_allowed:
+        assert annotated(model, allowed) == {"model": model}
+    else:
+        with pytest.raises(Forbidden, match="doesn't allow"):
+            annotated(model, allowed)
+
+
 def test_a_claim_is_bound_by_the_admins_hosts_too() -> None:
     promises = Promises(lambda: Claims("ghcr.io/open/one:v1"))
     with pytest.raises(Forbidden, match="allow-list"):
