@@ -306,6 +306,8 @@ def test_metrics_are_off_without_an_address() -> None:
         (["*.example.com"], "harbor.example.com.evil.test", False),
         (["harbor.example.com"], "harbor.example.com:8443", False),
         (["harbor.example.com:*"], "harbor.example.com:8443", True),
+        (["[fd00::1]:5000"], "[fd00:0::1]:5000", True),
+        (["[fd00::1]:*"], "[fd00::2]:5000", False),
     ],
 )
 def test_the_allow_list_is_of_globs(patterns: list[str], host: str, permitted: bool) -> None:

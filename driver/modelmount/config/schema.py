@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from modelmount.config import spelling
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86400)]
 Percent = Annotated[int, msgspec.Meta(ge=1, le=99)]
 LongSeconds = Annotated[float, msgspec.Meta(ge=0, le=315360000)]
@@ -299,7 +301,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def permits(self, host: str) -> bool:
         """Whether the admin's allow-list lets volumes name `host`."""
         return not self.allowed_registries or any(
-            fnmatch.fnmatchcase(host, pattern) for pattern in self.allowed_registries
+            fnmatch.fnmatchcase(spelling.usual(host), spelling.glob(pattern)) for pattern in self.allowed_registries
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -14,11 +15,36 @@ PROXY_WORDS: Final = (
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
 
+_ADDRESS: Final = re.compile(r"\[([0-9a-f:.]+)\](?=[:/*]|$)", re.ASCII)
+
 
 def is_host(text: str) -> bool:
     """Whether it is what HOST_WORDS say."""
     match = _HOST.fullmatch(text)
     return match is not None and (match["port"] is None or 1 <= int(match["port"]) <= 65535)
+
+
+def glob(pattern: str) -> str:
+    """A glob of registries, or of what begins with one, as `fnmatch` has to read it: an IPv6 address in its brackets is
+    that address in its usual spelling, and no choice of characters.
+    """
+    found = _split(pattern)
+    return f"[[]{found[0]}]{found[1]}" if found is not None else pattern
+
+
+def usual(text: str) -> str:
+    """A registry, or what begins with one, with its IPv6 address in the usual spelling (RFC 5952)."""
+    found = _split(text)
+    return f"[{found[0]}]{found[1]}" if found is not None else text
+
+
+def _split(text: str) -> tuple[str, str] | None:
+    """The IPv6 address that it begins with, and the rest; None where it begins otherwise."""
+    match = _ADDRESS.match(text)
+    try:
+        return (str(ipaddress.IPv6Address(match[1])), text[match.end() :]) if match is not None else None
+    except ValueError:
+        return None
 
 
 def is_proxy(text: str) -> bool:

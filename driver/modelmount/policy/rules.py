@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from modelmount.config import spelling
 from modelmount.errors import Forbidden, InvalidRequest
 from modelmount.oci.reference import Reference, Repository, split_port
 from modelmount.policy import signing
@@ -33,7 +34,7 @@ from modelmount.policy.signing import Attestation, Demand, Signature
 MAX_BYTES = 1 << 20
 _DEFAULT = "default"
 _HUB = ("docker.io", "registry-1.docker.io", "registry.hub.docker.com", "index.docker.io")
-_MODELS = re.compile(r"(?P<host>[a-z0-9.:*?!\[\]-]+)(?:/[a-z0-9._*?!\[\]-]+)*", re.ASCII)
+_MODELS = re.compile(r"[a-z0-9.:*?!\[\]-]+(?:/[a-z0-9._*?!\[\]-]+)*", re.ASCII)
 _NAMESPACES = re.compile(r"[a-z0-9*?!\[\]-]+", re.ASCII)
 _WILD = re.compile(r"[*?\[]")
 
@@ -132,7 +133,8 @@ class Policy:
         best, rank = self._default, (-1, False)
         for rule in self._rules:
             longest = max(
-                (len(each) for each in rule.models for name in names if fnmatch.fnmatchcase(name, each)), default=-1
+                (len(each) for each in rule.models for name in names if fnmatch.fnmatchcase(name, spelling.glob(each))),
+                default=-1,
             )
             if longest < 0:
                 continue
@@ -151,7 +153,7 @@ def _names(repository: Repository) -> set[str]:
     """A repository in all ways to write its registry: rules are about the registry that is asked, not about the
     spelling that somebody chose. https is port 443, and Docker Hub's API has a name of its own.
     """
-    host = repository.registry.removesuffix(":443")
+    host = spelling.usual(repository.registry).removesuffix(":443")
     hosts = {host, *(_HUB if host in _HUB else ())}
     if split_port(host)[1] is None:
         hosts |= {f"{each}:443" for each in hosts}
@@ -162,16 +164,16 @@ def _is_about_something(pattern: str) -> bool:
     """Whether there can be a repository that it matches: a rule that is about nothing would leave open what somebody
     thinks is closed.
     """
-    parts = _MODELS.fullmatch(pattern)
-    if parts is None:
+    if not _MODELS.fullmatch(pattern):
         return False
-    if not _WILD.search(pattern):
+    plain = spelling.glob(pattern).removeprefix("[[]")
+    if not _WILD.search(plain):
         try:
             found = Reference.parse(pattern)
         except InvalidRequest:
             return False
-        return pattern in _names(found.repository)
-    host = parts["host"]
+        return spelling.usual(pattern) in _names(found.repository)
+    host = plain.partition("/")[0]
     if _WILD.search(host):
         return "/" in pattern or "*" in host
     return (host == "localhost" or "." in host or ":" in host) and not host.endswith(".")
