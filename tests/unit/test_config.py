@@ -293,6 +293,16 @@ def test_the_metrics_address_comes_apart(tmp_path: Path, address: str, parts: tu
     assert load(tmp_path, f'metrics_address = "{address}"').metrics_host_port == parts
 
 
+def test_a_registrys_settings_count_with_its_port_named_or_not() -> None:
+    listed = config.Registry(audit=True)
+    for key in ("harbor.example.com", "harbor.example.com:443"):
+        settings = config.Settings(registries={key: listed})
+        assert settings.registry("harbor.example.com") == settings.registry("harbor.example.com:443") == listed
+        assert not settings.registry("harbor.example.com:8443").audit
+    plain = config.Settings(registries={"harbor.example.com": config.Registry(plain_http=True)})
+    assert not plain.registry("harbor.example.com:443").plain_http
+
+
 def test_metrics_are_off_without_an_address() -> None:
     assert config.Settings().metrics_host_port is None
 

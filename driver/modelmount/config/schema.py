@@ -295,8 +295,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kubernetes: Kubernetes = Kubernetes()
 
     def registry(self, host: str) -> Registry:
-        """The settings of `host`, the defaults where it isn't listed."""
-        return self.registries.get(host, _UNLISTED)
+        """The settings of `host`, the defaults where it isn't listed. With https port 443 may be named or not: nobody
+        gets round them by another spelling.
+        """
+        found = self.registries.get(host)
+        if found is None:
+            found = self.registries.get(host.removesuffix(":443") if host.endswith(":443") else f"{host}:443")
+            found = None if found is not None and found.plain_http else found
+        return found or _UNLISTED
 
     def permits(self, host: str) -> bool:
         """Whether the admin's allow-list lets volumes name `host`."""
