@@ -6,6 +6,7 @@ The words come from outside: they explain an answer to a person and decide nothi
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelmount.errors import BadArtifact
@@ -55,6 +56,28 @@ def parse(body: bytes) -> tuple[Diagnostic, ...]:
     else:
         found = [_read(document.get("error"), document.get("error_description"))]
     return tuple(diagnostic for diagnostic in found if diagnostic is not None)[:MAX_DIAGNOSTICS]
+
+
+def texts(body: bytes) -> tuple[str, ...]:
+    """All that the body says, whole and as it is meant: a part of a text, or its escapes, may hide what it repeats."""
+    if len(body) > MAX_BODY_BYTES:
+        return ()
+    try:
+        return tuple(_texts(strict_json(body)))
+    except BadArtifact:
+        return ()
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
 
 
 def _read(code: object, message: object) -> Diagnostic | None:

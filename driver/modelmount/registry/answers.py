@@ -6,6 +6,7 @@ import base64
 import email.utils
 import re
 import time
+import urllib.parse
 
 from modelmount.errors import Forbidden, ModelMountError, NotFound, Unauthenticated, Unavailable
 from modelmount.oci import errcode
@@ -93,7 +94,8 @@ def _diagnostics(answer: Answer, credential: Credential) -> str:
     except Unavailable:
         return ""
     said = "; ".join(str(each) for each in errcode.parse(body or b"")[:MAX_REASONS])
-    words = f"{said}\n{(body or b'').decode(errors='replace')}"  # as read, and as sent
+    words = "\n".join((said, (body or b"").decode(errors="replace"), *errcode.texts(body or b"")))
+    words += urllib.parse.unquote(words)  # who repeats a form repeats it encoded
     if said and _repeats(words, credential, answer.shown):
         return " (its words are left out, for they repeat a credential)"
     return f" ({said})" if said else ""
