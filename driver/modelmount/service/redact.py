@@ -22,7 +22,8 @@ TOKENS_KEY = "serviceAccount.tokens"
 _CREDENTIAL_KEY = re.compile(
     r"passw|passphrase|secret|token|credential|authorization|api-?_?key|private-?_?key", re.IGNORECASE
 )
-_USERINFO = re.compile(r"(^|//)[^/@\s]*@")
+_USERINFO = re.compile(r"(^|//)(?:(?!//)\S)*@(?!\w+:[0-9a-f]+$)", re.ASCII)
+"""Up to the last @ that no digest follows: a password may have slashes and an @ in it."""
 _QUERY = re.compile(r"\?.*", re.DOTALL)
 _MAYBE_SENSITIVE = frozenset({"csi.v1.VolumeCapability.MountVolume.mount_flags"})
 """Sensitive by the specification's prose, with no option that says so. An option's name is shown, its value isn't."""

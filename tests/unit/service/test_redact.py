@@ -60,6 +60,8 @@ def test_an_attribute_named_like_a_credential_is_masked(key: str) -> None:
         ("joe:hunter2@registry.example.com/llm/tiny", "***@registry.example.com/llm/tiny"),
         ("https://blobs.example.com/x?X-Amz-Signature=hunter2", "https://blobs.example.com/x?***"),
         ("registry.example.com/llm/tiny@sha256:abc", "registry.example.com/llm/tiny@sha256:abc"),
+        ("oci://joe:hun/ter@2@registry.example.com/x:v1@sha256:abc", "oci://***@registry.example.com/x:v1@sha256:abc"),
+        ("joe:hun/ter2@registry.example.com:5000/llm/tiny", "***@registry.example.com:5000/llm/tiny"),
         ("registry.example.com:5000/llm/tiny:v1", "registry.example.com:5000/llm/tiny:v1"),
     ],
 )
