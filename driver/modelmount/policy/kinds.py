@@ -6,9 +6,9 @@ for harmful pickles: any pickle is one, whatever its name (`pickles`).
 
 from __future__ import annotations
 
+import itertools
+import json
 from typing import Final, Literal
-
-import msgspec
 
 from modelmount.policy import pickles
 
@@ -27,15 +27,13 @@ _PROGRAMS: Final = (
     b"\xca\xfe\xba\xbe", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe",
 )  # fmt: skip
 """ELF, scripts, PE, WebAssembly, Dalvik, Lua; Java and universal Mach-O; Mach-O of both widths and byte orders."""
+_NAMES_OF_CODE: Final = frozenset({"auto_map", "custom_pipelines"})
+"""Keys of a config of Transformers."""
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _HDF5_FIRST_OFFSET: Final = 512
 _ONNX_VERSIONS: Final = range(3, 32)
 _ONNX_NEXT: Final = frozenset({0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42})
 """Tags of what may follow the version in a ModelProto (onnx.proto)."""
-
-
-class _Config(msgspec.Struct):
-    auto_map: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 def by_name(name: str) -> Kind | None:
@@ -77,7 +75,12 @@ def _dangerous(name: str, head: bytes, size: int) -> Kind | None:
 def _of_zip(head: bytes, size: int) -> Kind | None:
     """torch writes zips with a pickle in it, NumPy such with arrays, Keras such with HDF5."""
     kinds: set[Kind | None] = set()
-    for name, data in pickles.zip_entries(head):
+    most = pickles.MOST_ZIP_ENTRIES + 1
+    entries = list(itertools.islice(pickles.zip_entries(head), most))
+    named = list(itertools.islice(pickles.zip_directory(head), most))
+    if most in {len(entries), len(named)}:
+        return "pickle"
+    for name, data in (*entries, *((name, b"") for name in named)):
         if "/data/" in f"/{name}" or pickles.is_array_of_objects(data):
             kinds.add("pickle")
         kinds.add("keras" if name.endswith("model.weights.h5") else by_name(name))
@@ -105,15 +108,20 @@ def _is_bytecode(head: bytes) -> bool:
 
 
 def _names_code(name: str, head: bytes, size: int) -> bool:
-    """Whether it is a config by which Transformers load code (`auto_map`), perhaps of another repository."""
+    """Whether it is a config by which Transformers load code, perhaps of another repository. It is read as they do it,
+    with `json`, which takes more for JSON than others: NaN, keys that come twice.
+    """
     if not name.lower().endswith(".json"):
         return False
     if size > len(head):
-        return b'"auto_map"' in head
+        return any(b'"%s"' % key.encode() in head for key in _NAMES_OF_CODE)
     try:
-        return msgspec.json.decode(head, type=_Config).auto_map is not msgspec.UNSET
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = json.loads(head.decode(), parse_int=str, parse_float=str)
+    except RecursionError:
+        return True
+    except ValueError:
         return False
+    return isinstance(found, dict) and not _NAMES_OF_CODE.isdisjoint(found)
 
 
 def _is_hdf5(head: bytes) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import tarfile
 from collections.abc import Iterator
 from typing import Final
 
@@ -39,9 +40,17 @@ _LINES: Final = {"GLOBAL": 2, "INST": 2}
 
 _ZIP_ENTRY: Final = b"PK\x03\x04"
 _ZIP_HEADER_BYTES: Final = 30
+_ZIP_NAME_BYTES: Final = 1024
+_ZIP_DIRECTORY: Final = b"PK\x01\x02"
+_ZIP_DIRECTORY_BYTES: Final = 46
 _LOOK_BYTES: Final = 1024
 _ZIP_END: Final = b"PK\x05\x06"
+MOST_ZIP_ENTRIES: Final = 4096
+"""So many are looked at, of either kind; a zip with more of them counts as one that can't be looked through."""
 _TAR_BLOCK: Final = 512
+_TAR_PLAIN: Final = frozenset(
+    {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE}
+)
 
 _NUMPY_MAGIC: Final = b"\x93NUMPY"
 _PLAIN_ARRAY: Final = re.compile(
@@ -130,10 +139,27 @@ def zip_entries(head: bytes) -> Iterator[tuple[str, bytes]]:
         name_length, extra_length = (int.from_bytes(head[at + n : at + n + 2], "little") for n in (26, 28))
         first = at + _ZIP_HEADER_BYTES
         is_stored = head[at + 8 : at + 10] == b"\0\0"
-        name = head[first : first + name_length].decode("utf-8", "replace")
+        name = _end_of_name(head, first, name_length)
         stored = first + name_length + extra_length
         yield name, head[stored : stored + _LOOK_BYTES] if is_stored else b""
         at = first
+
+
+def zip_directory(head: bytes) -> Iterator[str]:
+    """The names in its directory, as far as that is in the head: torch looks for entries there, and doesn't compare
+    those names with the entries' own.
+    """
+    at = 0
+    while (at := head.find(_ZIP_DIRECTORY, at)) >= 0 and at + _ZIP_DIRECTORY_BYTES <= len(head):
+        first = at + _ZIP_DIRECTORY_BYTES
+        name_length = int.from_bytes(head[at + 28 : at + 30], "little")
+        yield _end_of_name(head, first, name_length)
+        at = first
+
+
+def _end_of_name(head: bytes, first: int, length: int) -> str:
+    """What decides of a name is ASCII and at its end; names may lie within each other, and have 64 KiB each."""
+    return head[max(first, first + length - _ZIP_NAME_BYTES) : first + length].decode("latin-1")
 
 
 def is_whole_zip(head: bytes, size: int) -> bool:
@@ -143,20 +169,21 @@ def is_whole_zip(head: bytes, size: int) -> bool:
 
 def tar_names(head: bytes, size: int) -> Iterator[str]:
     """Names of the entries of a tar that begin in the head, none for what is no tar; and an empty one at the end where
-    there may be more behind the head.
+    there may be more behind the head, or behind a header that changes what the next ones say.
+
+    Headers are read by `tarfile`, as torch does it: a reader of our own would see another tar.
     """
     at = 0
-    while at + _TAR_BLOCK <= len(head):
-        block = head[at : at + _TAR_BLOCK]
-        length = _octal(block[124:136])
-        if length is None or _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    while 0 <= at <= len(head) - _TAR_BLOCK:
+        try:
+            entry = tarfile.TarInfo.frombuf(head[at : at + _TAR_BLOCK], "utf-8", "surrogateescape")
+        except tarfile.TarError:
             return
-        yield block[:100].partition(b"\0")[0].decode("utf-8", "replace")
+        if entry.type not in _TAR_PLAIN or entry.size < 0:
+            yield ""
+            return
+        yield entry.name
+        length = entry.size if entry.isreg() else 0
         at += _TAR_BLOCK + length + -length % _TAR_BLOCK
     if at and size > len(head):
         yield ""
-
-
-def _octal(field: bytes) -> int | None:
-    digits = field.strip(b" \0")
-    return int(digits, 8) if digits and not digits.strip(b"01234567") else None

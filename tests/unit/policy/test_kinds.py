@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from modelmount.policy import Kind, by_content, by_name
 from modelmount.policy.kinds import HEAD_BYTES
+from modelmount.policy.pickles import MOST_ZIP_ENTRIES
 
 TENSORS = safetensors.numpy.save({"a": np.zeros(3, np.float32)})
 
@@ -50,6 +51,44 @@ def torch_tar() -> bytes:
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def named_twice() -> bytes:
+    """A zip whose directory, by which torch looks for entries, names them otherwise than the entries themselves do."""
+    whole = zip_of(("archive/data.pkl", pickle.dumps(Harmful(), 2)), ("archive/version", b"3\n"))
+    return whole.replace(b"archive/data.pkl", b"archive/data.txt", 1)
+
+
+def tar_of(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for entry, content in entries:
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def renamed_tar() -> bytes:
+    """Another header says what the entry is called."""
+    record = b"15 path=pickle\n"
+    extended = tarfile.TarInfo("header")
+    extended.type = tarfile.XHDTYPE
+    return tar_of((extended, record), (tarfile.TarInfo("notes"), pickle.dumps(Harmful(), 2)))
+
+
+def tar_behind(first: tarfile.TarInfo, size: bytes) -> bytes:
+    """A tar whose first entry has this size, in the spelling that some readers know."""
+    whole = bytearray(tar_of((first, b""), (tarfile.TarInfo("pickle"), pickle.dumps(Harmful(), 2))))
+    whole[124:136] = size
+    whole[148:156] = b" " * 8
+    whole[148:156] = b"%06o\0 " % sum(whole[:512])
+    return bytes(whole)
+
+
+def directory(name: str) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type = tarfile.DIRTYPE
+    return made
 
 
 def old_torch_file() -> bytes:
@@ -163,6 +202,12 @@ def test_text_stays_text(name: str, text: bytes, kind: Kind) -> None:
         ("model.onnx", b"\x08\x0a\xff" + bytes(50), "other"),
         ("config.json", json.dumps({"auto_map": {"AutoModel": "other/repo--modeling.Model"}}).encode(), "code"),
         ("config.json", b'{"auto\\u005fmap": {}}', "code"),
+        ("config.json", b'{"auto_map": {}, "x": [NaN, -Infinity, 1e999]}', "code"),
+        ("config.json", b'{"auto_map": {}, "x": ' + b"9" * 5000 + b"}", "code"),
+        ("config.json", b'{"auto_map": {}, "auto_map": null}', "code"),
+        ("config.json", b'{"custom_pipelines": {"x": {"impl": "other/repo--pipe.Pipe"}}}', "code"),
+        ("config.json", b'{"x": ' + b"[" * 50_000, "code"),  # in doubt
+        ("config.json", b"[1, NaN]", "text"),
         ("config.json", json.dumps({"x": {"auto_map": 1}}).encode(), "text"),
         ("tokenizer_config.JSON", b'{"a": "' + b"x" * (1 << 20) + b'", "auto_map": {}}', "text"),
         *((f"p{protocol}.safetensors", pickle.dumps(Harmful(), protocol), "pickle") for protocol in range(6)),
@@ -170,6 +215,13 @@ def test_text_stays_text(name: str, text: bytes, kind: Kind) -> None:
         ("model.bin", torch_file(weights=3 << 20), "pickle"),
         ("model.bin", torch_file(weights=3 << 20, first=False), "pickle"),  # in doubt
         ("model.bin", torch_tar(), "pickle"),
+        ("model.bin", named_twice(), "pickle"),
+        ("model.bin", renamed_tar(), "pickle"),
+        ("model.bin", tar_behind(tarfile.TarInfo("a"), b"\x80" + bytes(11)), "pickle"),
+        ("model.bin", tar_behind(tarfile.TarInfo("a"), b"+0".ljust(12)), "pickle"),
+        ("model.bin", tar_behind(directory("a"), b"00000002000\0"), "pickle"),
+        ("model.bin", tar_behind(tarfile.TarInfo("a"), b"\xff" * 12), "pickle"),
+        ("data.tar", tar_of((tarfile.TarInfo("a.txt"), b"text")), "other"),
         ("model.bin", old_torch_file(), "pickle"),
         ("lib.bin", zip_of(("a/b.py", b"print()")), "code"),
         ("model.bin", zip_of(("config.json", b"{}"), ("model.weights.h5", b"")), "keras"),
@@ -189,6 +241,13 @@ def test_text_stays_text(name: str, text: bytes, kind: Kind) -> None:
 )
 def test_kinds(name: str, content: bytes, kind: Kind) -> None:
     assert by_content(name, content[:HEAD_BYTES], len(content)) == kind
+
+
+def test_a_zip_with_very_many_entries_is_not_looked_through() -> None:
+    """Each could have a name of 64 KiB that the next ones are a part of: looking would take minutes."""
+    few, many = (zip_of(*((f"{n}.txt", b"\0") for n in range(count))) for count in (100, MOST_ZIP_ENTRIES + 1))
+    assert len(many) < HEAD_BYTES
+    assert [by_content("x", each, len(each)) for each in (few, many)] == ["other", "pickle"]
 
 
 def test_names_alone_convict_and_never_acquit() -> None:
