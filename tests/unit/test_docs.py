@@ -150,7 +150,10 @@ def _described(metric: MetricWrapperBase) -> tuple[str, str]:
 
 def commands(group: click.Group, name: str = "modelmount") -> Iterator[tuple[str, click.Command]]:
     """Every command and sub-command with its full name."""
-    for each, command in group.commands.items():
+    context = click.Context(group)
+    for each in group.list_commands(context):
+        command = group.get_command(context, each)
+        assert command is not None
         yield f"{name} {each}", command
         if isinstance(command, click.Group):
             yield from commands(command, f"{name} {each}")

@@ -104,10 +104,14 @@ class Collector:
             log.info("collected", extra={"fields": fields})
         return swept
 
+    def counted(self) -> tuple[Census, Shares]:
+        """What is here, and what each namespace has of it. Raises OSError."""
+        census, holds = self._look()
+        return census, Shares(census, holds, Quotas.of(self._settings()))
+
     def shares(self) -> Shares:
         """What each namespace has here. Raises OSError."""
-        census, holds = self._look()
-        return Shares(census, holds, Quotas.of(self._settings()))
+        return self.counted()[1]
 
     def exclusively(self, *, cancelled: Callable[[], bool] | None = None) -> Held:
         """The lock that orders collections of all processes; outermost, so hold no other. Raises LockCancelled."""
@@ -140,7 +144,7 @@ class Collector:
         garbage = self._garbage(census, holds, grace, within)
         if within is None:
             used, kept = census.bytes, order.keeping(census, holds)
-            evictable = garbage.bytes + order.evictable(census, holds, self._now(), grace_seconds=grace)
+            evictable = garbage.bytes + order.evictable(census, holds, kept, self._now(), grace_seconds=grace)
         else:
             shares = Shares(census, holds, Quotas.of(self._settings()))
             used = shares.charged.get(within, 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,9 @@ SETTLED_NS = 1_000_000_000
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
-    """A blob or an unpacked layer, known by its path below the store's root. `bytes` are allocated ones."""
+    """A blob or an unpacked layer, known by its path below the store's root. `bytes` are allocated ones: asked of the
+    disk, or whole blocks where a record has its size.
+    """
 
     name: str
     bytes: int
@@ -56,11 +58,14 @@ class Items:
         self._sizes: dict[int, int] = {}
         self._layers: dict[tuple[str, int], Item] = {}
 
-    def read(self) -> Mapping[str, Item]:
+    def read(self, recorded: Callable[[], dict[str, Item]] = dict) -> Mapping[str, Item]:
         """All of them by name. What stood there at the last look isn't asked again, and where neither came nor went
-        anything since, it isn't listed again either. Raises OSError where a directory can't be read.
+        anything since, it isn't listed again either. Before the first look `recorded` is asked what is known of blobs
+        from elsewhere, whether they are there or not. Raises OSError where a directory can't be read.
         """
         with self._lock:
+            if not self._marks:
+                self._items = recorded()
             marks = {room: self._mark(room) for room in _BLOBS}
             unpacked = {item.name: item for item in self._read_unpacked()}
             if self._marks == marks and None not in marks.values() and self._unpacked == unpacked:

@@ -85,11 +85,9 @@ def keeping(census: Census, holds: Holds, *, of: Callable[[str], bool] | None = 
     models = held_models(census, holds)
     items: dict[str, Hold] = {}
     for hex_digits, reason in models.items():
-        for name in census.names_of(census.models[hex_digits]):
-            items.setdefault(name, reason)
+        items.update(dict.fromkeys(census.names_of(census.models[hex_digits]).difference(items), reason))
     for tree, reason in holds.trees.items():
-        for name in census.trees.get(tree, ()):
-            items.setdefault(name, reason)
+        items.update(dict.fromkeys(set(census.trees.get(tree, ())).difference(items), reason))
     if holds.digests:
         for item in census.items.values():
             if item.hex in holds.digests:
@@ -130,9 +128,8 @@ def partials(census: Census, holds: Holds, now: float, *, grace_seconds: float) 
             yield Victim(None, partial, idle, partial.bytes, partial.inodes, score)
 
 
-def evictable(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> int:
-    """The bytes that go when all victims do."""
-    held = keeping(census, holds)
+def evictable(census: Census, holds: Holds, held: Keeping, now: float, *, grace_seconds: float) -> int:
+    """The bytes that go when all victims do. `held` is what `keeping` says of the same."""
     going = {
         model.hex
         for model in census.models.values()
@@ -158,7 +155,7 @@ def empty(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> 
         if model.hex not in held
         and not model.items
         and not census.trees_of(model)
-        and (model.references or model.views or model.has_facts)
+        and model.is_recorded
         and _idle(model.used_at, now, grace_seconds) >= grace_seconds
     ]
 

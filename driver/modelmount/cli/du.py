@@ -9,7 +9,7 @@ import click
 from modelmount import config, wiring
 from modelmount.cache.census import Census, Model
 from modelmount.cache.items import total
-from modelmount.cache.shares import Quotas
+from modelmount.cache.shares import Quotas, Shares
 from modelmount.cli import catalogue, output
 from modelmount.cli.options import json_option, output_of, settings_options
 from modelmount.content import pulls
@@ -33,12 +33,13 @@ def du(context: click.Context, effective: config.Effective) -> None:
     """Say how many bytes of this node's disk each model takes: alone, and together with others."""
     say = output_of(context)
     shelf = wiring.existing(effective.settings)
-    census = Census() if shelf is None else shelf.collector.reader.read()
+    census, shares = (Census(), None) if shelf is None else shelf.collector.counted()
     reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
     groups = census.groups()
     sizes = catalogue.sizes(census, groups)
-    rows = sorted(((*sizes[model.hex], model) for model in census.models.values()), key=lambda row: -(row[0] + row[1]))
-    spaces = [] if shelf is None else _namespaces(effective.settings, shelf)
+    models = (model for model in census.models.values() if model.is_recorded or any(sizes[model.hex]))
+    rows = sorted(((*sizes[model.hex], model) for model in models), key=lambda row: -(row[0] + row[1]))
+    spaces = [] if shares is None else _namespaces(effective.settings, shares)
     partial = sum(each.bytes for each in census.partials.values())
     unnamed = total(census.items.values()) - sum(group.bytes for group in groups)
     if say.json:
@@ -70,11 +71,11 @@ def du(context: click.Context, effective: config.Effective) -> None:
     )
 
 
-def _namespaces(settings: config.Settings, shelf: wiring.Shelf) -> list[tuple[str, int, int | None]]:
+def _namespaces(settings: config.Settings, shares: Shares) -> list[tuple[str, int, int | None]]:
     """Name, bytes and quota of each, the largest first; the name is empty for what nobody named one for."""
     quotas = Quotas.of(settings.cache)
-    charged = shelf.collector.shares().charged
-    return sorted(((name, count, quotas.quota(name)) for name, count in charged.items()), key=lambda e: (-e[1], e[0]))
+    found = ((name, count, quotas.quota(name)) for name, count in shares.charged.items())
+    return sorted(found, key=lambda each: (-each[1], each[0]))
 
 
 def _plain(model: Model, alone: int, shared: int) -> dict[str, Any]:

@@ -84,4 +84,6 @@ def counted(count: int, word: str) -> str:
 
 def printable(text: str) -> str:
     """Names and messages come from artifacts and registries, and what controls a terminal must not reach it."""
+    if text.replace("\n", "").isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -13,6 +13,7 @@ there, such as the finalizer of an object that happens to be collected.
 
 _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_NO_BRACKETS_OR_QUOTES: Final = bytes(set(_NO_BRACKETS) - set(b'"'))
 
 
 class TooDeep(ValueError):
@@ -34,10 +35,19 @@ def check_depth(data: bytes) -> None:
 def _is_deep(data: bytes) -> bool:
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return False
-    outside = _STRING.sub(b"", data) if b"\\" in data else b"".join(data.split(b'"')[::2])
     depth = 0
-    for byte in outside.translate(None, _NO_BRACKETS):
+    for byte in _brackets(data):
         depth += 1 if byte in b"[{" else -1
         if depth > MAX_DEPTH:
             return True
     return False
+
+
+def _brackets(data: bytes) -> bytes:
+    """Those outside strings."""
+    if b"\\" in data:
+        return _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    # Two quotes side by side are a string without brackets, or the end of one and the beginning of the next: without
+    # both, what else is inside of a string still is, and what is outside too.
+    few = data.translate(None, _NO_BRACKETS_OR_QUOTES).replace(b'""', b"")
+    return b"".join(few.split(b'"')[::2])

@@ -93,7 +93,7 @@ def parse(data: bytes, media_type: str | None = None) -> Manifest | Index:
     )
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _Named(msgspec.Struct, frozen=True, gc=False):
     digest: str
 
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -49,6 +50,20 @@ class _TreeRecord(msgspec.Struct, frozen=True):
     bytes: int
     files: list[_TreeFile]
     directories: list[str]
+
+
+class _TreeSource(msgspec.Struct, frozen=True, gc=False):
+    source: str
+    size: int
+
+
+class _TreeSources(msgspec.Struct, frozen=True):
+    """What a look at all trees needs of a record: they may have hundreds of thousands of files."""
+
+    files: list[_TreeSource]
+
+
+_T = TypeVar("_T", _TreeRecord, _TreeSources)
 
 
 class _View(msgspec.Struct, frozen=True):
@@ -88,13 +103,13 @@ def find(store: Store, scope: str, manifest: Digest, selection: str) -> Tree | N
 def load(store: Store, tree_id: str) -> Tree | None:
     """The tree with this id, when it is complete. Raises Internal when it is damaged."""
     directory = store.root / "trees" / tree_id
-    record = _read(directory)
+    record = _read(directory, _TreeRecord)
     return Tree(tree_id, directory / "root", record.bytes, len(record.files)) if record is not None else None
 
 
 def files(store: Store, tree: Tree) -> list[tuple[str, str, int]]:
     """(path, source, size) of every file, by path. Raises Internal when the tree is damaged or gone."""
-    record = _read(store.root / "trees" / tree.id)
+    record = _read(store.root / "trees" / tree.id, _TreeRecord)
     if record is None:
         raise Internal(f"tree {tree.id} is gone; publish the volume again")
     return [(f.path, f.source, f.size) for f in record.files]
@@ -110,17 +125,17 @@ def views(store: Store) -> Iterator[View]:
         yield View(path, view.tree, view.manifest)
 
 
-def items(store: Store, tree_id: str) -> frozenset[str]:
-    """The names in the store (`layers.item`) of what the tree's files are links of; empty when the tree is gone.
-    Raises Internal when it is damaged.
+def items(store: Store, tree_id: str) -> dict[str, int]:
+    """The names in the store (`layers.item`) of what the tree's files are links of, with the size of one of these
+    files: a blob has only the one. Empty when the tree is gone. Raises Internal when it is damaged.
     """
-    record = _read(store.root / "trees" / tree_id)
-    return frozenset() if record is None else frozenset({layers.item(f.source) for f in record.files})
+    record = _read(store.root / "trees" / tree_id, _TreeSources)
+    return {} if record is None else {layers.item(f.source): f.size for f in record.files}
 
 
-def _read(directory: Path) -> _TreeRecord | None:
+def _read(directory: Path, kind: type[_T]) -> _T | None:
     try:
-        return msgspec.json.decode((directory / "tree.json").read_bytes(), type=_TreeRecord)
+        return msgspec.json.decode((directory / "tree.json").read_bytes(), type=kind)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -94,8 +95,11 @@ def _parse_line(line: bytes) -> MountEntry:
 
 
 def _name(field: bytes) -> str:
+    if b"\\" not in field:
+        return os.fsdecode(field)
     return os.fsdecode(_OCTAL.sub(lambda m: bytes([int(m[1], 8) & 0xFF]), field))
 
 
+@functools.lru_cache(maxsize=1024)  # thousands of mounts have the same few
 def _options(field: bytes) -> frozenset[str]:
     return frozenset(_name(option) for option in field.split(b",") if option)

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from modelmount.cache import items, order
 from modelmount.cache.census import Census, Reader
 from modelmount.cache.collector import Collector
 from modelmount.cache.holds import Holds
 from modelmount.cache.items import Items
+from modelmount.cli import cli
 from modelmount.config import Cache
 from modelmount.content.store import Store
 from modelmount.snapshots import tree as trees
@@ -71,11 +73,38 @@ def test_what_never_changes_is_looked_at_once(full: Store, looks: Counter[str]) 
     reader = Reader(full)
     reader.read()
     first = dict(looks)
-    assert first == {"documents": MODELS, "trees": MODELS, "blobs": MODELS * (FILES + 1) + 1}
+    assert first == {"documents": MODELS, "trees": MODELS, "blobs": MODELS + 1}  # the manifests, and their config
     for _ in range(3):
         reader.read()
         reader.used_bytes()
     assert dict(looks) == first
+
+
+@pytest.mark.parametrize("command", [["ls"], ["du"], ["status"], ["gc", "--dry-run"], ["gc", "--dry-run", "--all"]])
+def test_a_command_looks_at_everything_once(full: Store, looks: Counter[str], command: list[str]) -> None:
+    result = CliRunner().invoke(cli, [*command, "--root", str(full.root)])
+    assert result.exit_code == 0, result.output
+    assert looks == {"documents": MODELS, "trees": MODELS, "blobs": MODELS + 1}
+
+
+def test_what_a_tree_names_counts_only_while_it_is_there(full: Store) -> None:
+    gone = next(name for name in Reader(full).read().items if (full.root / name).stat().st_nlink > 1)
+    (full.root / gone).unlink()
+    census = Reader(full).read()
+    assert gone not in census.items
+    assert Reader(full).used_bytes() == census.bytes
+    assert {gone in names for names in census.trees.values()} == {True, False}
+
+
+def test_a_damaged_tree_names_no_sizes_and_its_blobs_are_asked(full: Store, looks: Counter[str]) -> None:
+    whole = Reader(full).read()
+    tree = full.root / "trees" / min(whole.trees) / "tree.json"
+    tree.chmod(0o600)
+    tree.write_text("{")
+    looks.clear()
+    census = Reader(full).read()
+    assert census.items == whole.items
+    assert looks["blobs"] == MODELS + 1 + FILES
 
 
 def test_a_name_is_one_string_wherever_it_stands(full: Store) -> None:
@@ -154,4 +183,4 @@ def test_models_with_the_same_content_are_users_of_one_set(full: Store) -> None:
 
 
 def test_an_empty_census_holds_nothing() -> None:
-    assert order.evictable(Census(), Holds(), time.time(), grace_seconds=0) == 0
+    assert order.evictable(Census(), Holds(), order.keeping(Census(), Holds()), time.time(), grace_seconds=0) == 0

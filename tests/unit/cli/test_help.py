@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner, Result
@@ -9,7 +13,7 @@ from click.testing import CliRunner, Result
 import modelmount
 from modelmount.cli import COMMANDS, cli
 
-LEAVES = [(c.name,) for c in COMMANDS if not isinstance(c, click.Group)] + [("config", "show"), ("config", "check")]
+LEAVES = [(name,) for name in COMMANDS if name != "config"] + [("config", "show"), ("config", "check")]
 
 
 def run(*arguments: str | None) -> Result:
@@ -24,19 +28,34 @@ def test_the_version_is_said() -> None:
 def test_the_help_has_every_command_in_order_examples_and_exit_codes(flag: str) -> None:
     said = run(flag).output
     assert [
-        name
-        for name in (line.split()[0] for line in said.splitlines() if line.startswith("  "))
-        if name in cli.commands
-    ][: len(COMMANDS)] == [c.name for c in COMMANDS]
+        name for name in (line.split()[0] for line in said.splitlines() if line.startswith("  ")) if name in COMMANDS
+    ][: len(COMMANDS)] == list(COMMANDS)
     assert "modelmount pull harbor.example.com" in said
     assert "130  interrupted" in said
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda c: c.name)
-def test_every_command_teaches_by_example(command: click.Command) -> None:
-    said = run(command.name, "--help").output
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_called_as_it_is_listed(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.name == name
+
+
+def test_a_command_loads_no_other(tmp_path: Path) -> None:
+    """Of what they do, and of what only they need, such as a way to the registries."""
+    probe = "import sys; from modelmount.cli import cli; cli(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    command = [sys.executable, "-c", probe, "ls", "--root", str(tmp_path / "none")]
+    loaded = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    assert "modelmount.cli.ls" in loaded
+    others = {f"modelmount.cli.{place.partition('.')[0]}" for place in COMMANDS.values()} - {"modelmount.cli.ls"}
+    assert not others & set(loaded)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches_by_example(name: str) -> None:
+    said = run(name, "--help").output
     assert "Examples:\n  " in said
-    assert f"modelmount {command.name}" in said
+    assert f"modelmount {name}" in said
     assert max(len(line) for line in said.splitlines()) <= 100
 
 
