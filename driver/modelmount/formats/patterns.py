@@ -1,6 +1,7 @@
 """Patterns for paths as in .gitignore (gitignore(5)): `*.bin`, `/original/`, `**/onnx`, `!keep.bin`.
 
-Matching is component by component, so that no pattern costs more than its length times a path's.
+Matching is component by component, from the root on and each once, so that no pattern costs more than its length times
+a path's.
 """
 
 from __future__ import annotations
@@ -23,8 +24,33 @@ class _Pattern:
     negated: bool
     only_directories: bool
 
-    def matches(self, path: tuple[str, ...], *, directory: bool) -> bool:
-        return (directory or not self.only_directories) and _matches(self.components, path)
+    def start(self) -> frozenset[int]:
+        """How many of its components are used up before the path begins: none, and those that may stand for none."""
+        return self._passed({0})
+
+    def after(self, reached: frozenset[int], component: str) -> frozenset[int]:
+        """How many may be used up once this component of the path is, too."""
+        found: set[int] = set()
+        for at in reached:
+            if at == len(self.components):
+                continue
+            own = self.components[at]
+            if own == _ANY_DEPTH:
+                found |= {at, at + 1}
+            elif _component(own).fullmatch(component):
+                found.add(at + 1)
+        return self._passed(found)
+
+    def is_meant(self, reached: frozenset[int], *, directory: bool) -> bool:
+        """Whether the path that led there is meant as a whole."""
+        return len(self.components) in reached and (directory or not self.only_directories)
+
+    def _passed(self, reached: set[int]) -> frozenset[int]:
+        """`**` stands for any number of components, at the end for at least one."""
+        for at, own in enumerate(self.components[:-1]):
+            if own == _ANY_DEPTH and at in reached:
+                reached.add(at + 1)
+        return frozenset(reached)
 
 
 class Patterns:
@@ -40,15 +66,26 @@ class Patterns:
 
     def matches(self, path: str, *, directory: bool = False) -> bool:
         """Whether the patterns mean the file, or directory, at this relative path: itself or a directory above it."""
-        components = tuple(path.split("/"))
-        for depth in range(1, len(components)):
-            if self._decides(components[:depth], directory=True):
+        reached = [pattern.start() for pattern in self._patterns]
+        *above, last = path.split("/")
+        for name in above:
+            reached = self._after(reached, name)
+            if self._decides(reached, directory=True):
                 return True
-        return self._decides(components, directory=directory)
+        return self._decides(self._after(reached, last), directory=directory)
 
-    def _decides(self, path: tuple[str, ...], *, directory: bool) -> bool:
-        for pattern in reversed(self._patterns):
-            if pattern.matches(path, directory=directory):
+    @property
+    def components(self) -> int:
+        """How many all of them have together: a path costs at most as many looks at each of its own."""
+        return sum(len(pattern.components) for pattern in self._patterns)
+
+    def _after(self, reached: list[frozenset[int]], name: str) -> list[frozenset[int]]:
+        found = zip(self._patterns, reached, strict=True)
+        return [pattern.after(each, name) if each else each for pattern, each in found]
+
+    def _decides(self, reached: list[frozenset[int]], *, directory: bool) -> bool:
+        for pattern, each in zip(reversed(self._patterns), reversed(reached), strict=True):
+            if pattern.is_meant(each, directory=directory):
                 return not pattern.negated
         return False
 
@@ -77,21 +114,6 @@ def _parse(line: str) -> _Pattern:
     if text.endswith("\\"):
         raise ValueError(f"the pattern {line!a} ends with a backslash")
     return _Pattern(components if anchored else (_ANY_DEPTH, *components), negated, only_directories)
-
-
-def _matches(pattern: tuple[str, ...], path: tuple[str, ...]) -> bool:
-    """Whether the whole path is meant; `**` stands for any number of components, at the end for at least one."""
-    reached = {0}
-    for number, component in enumerate(pattern):
-        if component == _ANY_DEPTH:
-            last = number == len(pattern) - 1
-            reached = set(range(min(reached) + last, len(path) + 1))
-        else:
-            wanted = _component(component)
-            reached = {at + 1 for at in reached if at < len(path) and wanted.fullmatch(path[at])}
-        if not reached:
-            return False
-    return len(path) in reached
 
 
 @lru_cache(maxsize=1024)

@@ -37,6 +37,10 @@ _OTHER_WEIGHTS = Patterns(
 _OTHER_COPIES = Patterns(("/original/", "/onnx/", "/openvino/", "/coreml/", "/metal/"))
 """Directories at the root that hold the same model once more, as repositories of Hugging Face have them."""
 _SHOWN_NAMES = 10
+MOST_LOOKS = 1 << 25
+"""Most comparisons of a pattern's component with a path's that choosing may take: some ten seconds, and a hundred
+thousand files with a hundred usual patterns.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,8 @@ def selected(
     if not kept:
         raise _nothing_left([file.path for file in files], selection)
     exclude = Patterns(selection.exclude)
-    empty = (name[len(start) :] for name in directories if name.startswith(start) and not selection.include)
+    empty = [name[len(start) :] for name in directories if name.startswith(start) and not selection.include]
+    _bound(exclude.components, empty)
     left = {name for name in empty if not exclude.matches(name, directory=True)}
     return [file for file in below if file.path in kept], left, warnings
 
@@ -150,6 +155,7 @@ def _start(selection: Selection) -> str:
 def _chosen(names: Sequence[str], selection: Selection) -> tuple[set[str], tuple[str, ...]]:
     """Which of these paths are shown. Warns of what nobody named and is left out all the same."""
     include, exclude = Patterns(selection.include), Patterns(selection.exclude)
+    _bound(include.components + exclude.components, names)
     named = [name for name in names if (not include or include.matches(name)) and not exclude.matches(name)]
     duplicates = _duplicates(named) if selection.files == "vllm" else set()
     if not duplicates:
@@ -159,6 +165,14 @@ def _chosen(names: Sequence[str], selection: Selection) -> tuple[set[str], tuple
         f"{paths.show(min(duplicates))}"
     )
     return set(named) - duplicates, (warning,)
+
+
+def _bound(components: int, names: Collection[str]) -> None:
+    """Raise InvalidRequest where trying patterns of so many components on all these would take too long."""
+    if components * sum(name.count("/") + 1 for name in names) > MOST_LOOKS:
+        raise InvalidRequest(
+            f"include and exclude have more patterns than can be tried on {len(names)} names; use fewer or shorter ones"
+        )
 
 
 def _duplicates(names: Sequence[str]) -> set[str]:

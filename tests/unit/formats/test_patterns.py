@@ -131,6 +131,11 @@ def test_r12_no_pattern_takes_long() -> None:
     assert not Patterns(["[a-z]*" * 40 + "B"]).matches("a" * 250)
 
 
+def test_components_are_counted_for_who_bounds_what_choosing_may_take() -> None:
+    assert Patterns([]).components == 0
+    assert Patterns(["*.bin", "/a/**/b", "!c/"]).components == 2 + 3 + 2
+
+
 def test_no_patterns_match_nothing() -> None:
     assert not Patterns([])
     assert not Patterns(["", "# only a comment"]).matches("a")

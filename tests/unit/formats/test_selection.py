@@ -166,6 +166,22 @@ def test_a_selection_of_nothing_is_refused_with_what_there_is(selection: Selecti
         shown(selection, HUB)
 
 
+MANY = tuple(f"**/*/**/*/**/*/b{number}" for number in range(64))
+
+
+@pytest.mark.parametrize("selection", [Selection(include=MANY), Selection(exclude=MANY)])
+def test_patterns_that_would_take_hours_on_an_artifacts_names_are_refused(selection: Selection) -> None:
+    """A volume and its artifact may be one attacker's."""
+    deep = "/".join("a" * 31)
+    few, many = ([File(f"{deep}/{number}", "x", 1) for number in range(count)] for count in (2, 5000))
+    with pytest.raises(InvalidRequest, match="more patterns than can be tried on 5000 names"):
+        selections.selected(many, (), selection)
+    if selection.exclude:
+        assert len(selections.selected(few, (), selection)[0]) == 2
+        with pytest.raises(InvalidRequest, match="more patterns than can be tried"):
+            selections.selected(few, [f"{deep}/{number}" for number in range(5000)], selection)
+
+
 def test_hugging_faces_cache_has_its_files_where_the_hub_looks() -> None:
     selection = Selection(hf_repo="org/name", sub_dir="hub")
     found, directories = selections.shaped([File("a/b", "s", 7)], {"empty"}, selection, "0123")
