@@ -16,6 +16,7 @@ MAX_BODY_BYTES = 64 << 10
 """A body beyond this is a page, not an error; nothing of it is read."""
 MAX_DIAGNOSTICS = 8
 MAX_MESSAGE_CHARACTERS = 300
+LOOKED_AT_CHARACTERS = 8 * MAX_MESSAGE_CHARACTERS
 
 _QUERY = re.compile(r"(\w://[^\s?]*)\?\S*", re.ASCII)
 _TOKEN = re.compile(r"\beyJ[\w-]{6,}\.[\w-]*(?:\.[\w-]*)*", re.ASCII)
@@ -90,8 +91,12 @@ def _read(code: object, message: object) -> Diagnostic | None:
 
 def _line(message: str) -> str:
     """One line that prints as it reads: an error of another machine goes into logs and events. Signatures of addresses
-    and tokens stay out.
+    and tokens stay out. Of a long message the rest isn't even looked at: what looks for these takes the square of its
+    length, and stops everything else meanwhile.
     """
-    printable = "".join(character if character.isprintable() else " " for character in message)
+    begun = message[:LOOKED_AT_CHARACTERS]
+    printable = "".join(character if character.isprintable() else " " for character in begun)
     line = _TOKEN.sub("…", _QUERY.sub(r"\1?…", " ".join(printable.split())))
-    return line if len(line) <= MAX_MESSAGE_CHARACTERS else line[:MAX_MESSAGE_CHARACTERS] + "…"
+    if len(line) <= MAX_MESSAGE_CHARACTERS and begun == message:
+        return line
+    return line[:MAX_MESSAGE_CHARACTERS] + "…"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, Final
 
 MAX_DEPTH: Final = 100
@@ -11,9 +10,7 @@ MAX_DEPTH: Final = 100
 there, such as the finalizer of an object that happens to be collected.
 """
 
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_NO_BRACKETS_OR_QUOTES: Final = bytes(set(_NO_BRACKETS) - set(b'"'))
+_NO_BRACKETS_OR_QUOTES: Final = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 class TooDeep(ValueError):
@@ -45,8 +42,8 @@ def _is_deep(data: bytes) -> bool:
 
 def _brackets(data: bytes) -> bytes:
     """Those outside strings."""
-    if b"\\" in data:
-        return _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    # Without escapes each quote begins or ends a string. Of several backslashes each second one is just itself.
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     # Two quotes side by side are a string without brackets, or the end of one and the beginning of the next: without
     # both, what else is inside of a string still is, and what is outside too.
     few = data.translate(None, _NO_BRACKETS_OR_QUOTES).replace(b'""', b"")

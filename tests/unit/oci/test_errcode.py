@@ -25,6 +25,15 @@ def test_the_errors_of_a_registry() -> None:
     )
 
 
+@pytest.mark.parametrize("word", ["a://", "eyJ-", "\\u0000", "é "])
+def test_a_long_message_is_no_work(word: str) -> None:
+    """What looks for addresses and tokens in all of it would stop everything else for seconds."""
+    message = word * (errcode.MAX_BODY_BYTES // 8)
+    (found,) = errcode.parse(json.dumps({"errors": [{"message": f"x{message}"}]}).encode()[: errcode.MAX_BODY_BYTES])
+    assert found.message.startswith("x")
+    assert len(found.message) <= errcode.MAX_MESSAGE_CHARACTERS + 1
+
+
 def test_the_error_of_a_token_server() -> None:
     body = b'{"error": "invalid_grant", "error_description": "wrong password"}'
     assert errcode.parse(body) == (Diagnostic("INVALID_GRANT", "wrong password"),)

@@ -47,3 +47,24 @@ def test_brackets_in_strings_hide_none(text: str) -> None:
     deep = "".join(f"[{json.dumps(text)}," for _ in range(MAX_DEPTH + 1))
     with pytest.raises(TooDeep):
         jsontext.loads(deep + "0" + "]" * (MAX_DEPTH + 1))
+
+
+ODD = st.text(alphabet='\\"[]{}n', max_size=8)
+
+
+@given(st.lists(ODD, min_size=1, max_size=4))
+def test_no_text_hides_depth_or_makes_it(texts: list[str]) -> None:
+    flat = [each * 50 for each in texts]
+    assert jsontext.loads(json.dumps(flat)) == flat
+    deep = json.dumps(texts)
+    for _ in range(MAX_DEPTH):
+        deep = f"[{json.dumps(texts[0])}, {deep}, {json.dumps(texts[-1])}]"
+    with pytest.raises(TooDeep):
+        jsontext.loads(deep)
+
+
+@pytest.mark.parametrize("more", ['\\"', '"\\', '"', "\\\\"])
+def test_a_text_that_never_ends_is_no_work(more: str) -> None:
+    """Who began anew at each of its quotes would take hours, and hold everything else up."""
+    with pytest.raises(ValueError, match=r"line 1 column"):
+        jsontext.loads("[" + "[]," * MAX_DEPTH + '"' + more * (1 << 20))
