@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.api import ApiError, wait
 from tests.cluster.conftest import Figures
 from tests.cluster.test_volumes import sees
-from tests.cluster.world import NAMESPACE, WAIT_SECONDS, World
+from tests.cluster.world import WAIT_SECONDS, World
 from tests.e2e.conftest import random_bytes
 
 pytestmark = pytest.mark.timeout(900)
@@ -133,20 +133,3 @@ def test_two_gigabytes_in_half_a_gigabyte_of_memory(world: World, figures: Figur
         world.gone("large")
         world.settled()
         world.helm("upgrade")
-
-
-def test_a_driver_pod_that_is_gone_for_a_while(world: World) -> None:
-    model = world.model()
-    world.api.create(world.pod("orphan", model))
-    sees(world, "orphan", model)
-    nowhere = {"spec": {"template": {"spec": {"nodeSelector": {"nowhere": "yes"}}}}}
-    world.api.patch("DaemonSet", "modelmount-node", nowhere, NAMESPACE)
-    wait("no driver runs", lambda: world.driver_process() == 0, WAIT_SECONDS)
-    world.api.delete("Pod", "orphan")
-    pod = world.api.get("Pod", "orphan")
-    assert pod is not None
-    everywhere = {"spec": {"template": {"spec": {"nodeSelector": {"nowhere": None}}}}}
-    world.api.patch("DaemonSet", "modelmount-node", everywhere, NAMESPACE)
-    wait("the driver is back", world.registered, WAIT_SECONDS)
-    world.gone("orphan")
-    world.settled()

@@ -38,6 +38,8 @@ APART = 3
 """The number of the node that has a driver of its own (patience.py): the DaemonSet stays away from it."""
 PUBLISH_SECONDS = 4.0
 """`publish.wait_seconds` here, instead of 105: so that a pull outlasts many calls in a minute."""
+VANISHED_SECONDS = 5.0
+"""`cache.vanished_seconds` here, instead of 600."""
 READER = (
     "find -L /model -type f | sort | while read f; do sha256sum $f; done; trap 'exit 0' TERM; "
     "while true; do sleep 0.2; done"
@@ -177,7 +179,7 @@ class World:
                 "registries": {host: {"plain_http": True} for host in hosts},
                 "publish": {"wait_seconds": PUBLISH_SECONDS},
                 "limits": {"free_bytes": 0},
-                "cache": {"grace_seconds": 0, "image_roots": []},
+                "cache": {"grace_seconds": 0, "image_roots": [], "vanished_seconds": VANISHED_SECONDS},
             },
             **more,
             "node": {"affinity": affinity, **more.get("node", {})},

@@ -189,8 +189,8 @@ class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     partial_seconds: LongSeconds = 604800.0
     """How long an interrupted download stays that nobody goes on with."""
     vanished_seconds: LongSeconds = 600.0
-    """How long a pod's directory must have been gone before what was published there counts as ended, though the
-    kubelet never unpublished it.
+    """How long a pod's directory, or the kubelet's record of a mount there, must have been gone before what was
+    published there counts as ended, though the kubelet never unpublished it.
     """
     scrub_bytes_per_second: Bytes = 8 << 20
     """How fast the driver verifies what it has, in the background, once a week; 0 switches that off."""

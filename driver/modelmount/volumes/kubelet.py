@@ -14,6 +14,7 @@ import msgspec
 from modelmount.system.target import Location
 
 _CSI_VOLUMES = ("volumes", "kubernetes.io~csi")
+_RECORD = "vol_data.json"
 _RECORD_BYTES = 64 << 10
 """More than any record has; what is larger isn't one."""
 
@@ -49,11 +50,25 @@ def wanted(roots: Iterable[Path], driver_name: str) -> Iterator[Wanted]:
                 yield Wanted(directory.parents[2].name, found, target)
 
 
+def has_record(target: str) -> bool:
+    """Whether something lies where the kubelet has its record of this target, or it can't be told. While there is none
+    the kubelet can't unpublish the volume (`csiPlugin.NewUnmounter` of Kubernetes); it writes one before it publishes
+    and removes it only from beside a target without a mount (`removeMountDir`).
+    """
+    try:
+        os.stat(Path(target).parent / _RECORD, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def volume_id(target: str, driver_name: str) -> str | None:
     """The id that the kubelet publishes and unpublishes this target's volume with; None when there is no record of this
     driver.
     """
-    path = Path(target).parent / "vol_data.json"
+    path = Path(target).parent / _RECORD
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

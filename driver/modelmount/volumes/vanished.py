@@ -1,9 +1,11 @@
 """Leases of pods that vanished while nobody told the driver: their directory was removed, not unpublished, for it was
-away, or the kubelet's directory was made anew.
+away, or the kubelet's directory was made anew. And mounts that the kubelet has no record of any more: it can neither
+unpublish such a one nor remove its pod's directory, though the pod is gone.
 
-Such a lease would hold its model for ever. It ends once its pod has been missing for a grace time, at every look in
-between too, and never on doubt: not while the kernel shows its mount, nor where its mount could be out of sight, nor
-where it can't be told that these are the kubelet's pods.
+Such a lease would hold its model for ever, and such a mount the directory. Both end once it has been so for a grace
+time, at every look in between too. A lease never ends on doubt: not while the kernel shows its mount, nor where its
+mount could be out of sight, nor where it can't be told that these are the kubelet's pods. A mount may go earlier:
+containers have clones of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from modelmount.system.lock import LockTimeout
 from modelmount.system.target import Location, TargetRoots
 from modelmount.volumes import kubelet, ours
 from modelmount.volumes.leases import KnownLeases, Lease, Leases, target_lock_name
+from modelmount.volumes.standing import Standing
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,8 @@ class Looked:
 
 
 class Vanished:
-    """Looks again and again, and remembers since when a pod has been missing; a new process begins anew. One thread.
+    """Looks again and again, and remembers since when a pod or a record has been missing; a new process begins anew.
+    One thread.
 
     `heard` says whether a kubelet has spoken to this process: before, nothing ends, for the kubelet's directory may not
     be the right one yet.
@@ -62,7 +66,7 @@ class Vanished:
         missing: dict[tuple[str, str], float] = {}
         ended, again = 0, math.inf
         for lease in self._leases.walk_again(self._known):
-            if lease.owner != "csi" or not self._is_missing(lease, doubts):
+            if lease.owner != "csi" or not self._is_lost(lease, doubts):
                 continue
             key = (lease.volume_id, lease.target)
             since = self._missing_since.get(key, self._now())
@@ -77,8 +81,10 @@ class Vanished:
         self._tell(doubts)
         return Looked(ended, again)
 
-    def _is_missing(self, lease: Lease, doubts: set[str]) -> bool:
-        """Whether the directory of the lease's pod is gone, for sure."""
+    def _is_lost(self, lease: Lease, doubts: set[str]) -> bool:
+        """Whether the directory of the lease's pod is gone, or the kubelet's record of a mount that is there; for
+        sure.
+        """
         try:
             location = self._roots.locate(lease.target)
         except InvalidRequest:
@@ -92,7 +98,16 @@ class Vanished:
             return self._is_the_kubelets(location, doubts)
         except OSError as e:
             doubts.add(f"{location.root / pod} cannot be looked at: {e.strerror}")
-        return False
+            return False
+        return not kubelet.has_record(lease.target) and self._is_live(lease, doubts)
+
+    def _is_live(self, lease: Lease, doubts: set[str]) -> bool:
+        """Whether the lease's own mount, and nothing over it, is at the target."""
+        try:
+            return Standing(lease.target, lease, self._roots.state(lease.target)).live
+        except ModelMountError as e:
+            doubts.add(e.message)
+            return False
 
     def _is_the_kubelets(self, location: Location, doubts: set[str]) -> bool:
         """Whether other pods are there, by the directory that the kubelet makes for their volumes. Where there is none,
@@ -115,13 +130,25 @@ class Vanished:
         except LockTimeout:
             return False  # somebody works there
         with held:
-            if self._leases.read(lease.volume_id, lease.target) != lease or not self._is_missing(lease, doubts):
+            if self._leases.read(lease.volume_id, lease.target) != lease or not self._is_lost(lease, doubts):
                 return False
+            fields = {"volume": lease.volume_id, "target": lease.target, "model": lease.manifest, "pod": lease.pod_uid}
+            if self._is_live(lease, doubts) and self._take_down(lease, doubts):
+                log.warning("the kubelet has no record of a mount any more; it is unmounted", extra={"fields": fields})
             if self._may_be_mounted(lease, doubts):
                 return False
             self._leases.remove(lease.volume_id, lease.target)
-        fields = {"volume": lease.volume_id, "target": lease.target, "model": lease.manifest, "pod": lease.pod_uid}
         log.warning("a pod vanished without an unpublish; its lease ends", extra={"fields": fields})
+        return True
+
+    def _take_down(self, lease: Lease, doubts: set[str]) -> bool:
+        """Unmount it and remove its directory, so that the kubelet can remove the pod's."""
+        try:
+            self._roots.unmount_target(lease.target)
+            self._roots.remove_target(lease.target)
+        except ModelMountError as e:
+            doubts.add(e.message)
+            return False
         return True
 
     def _may_be_mounted(self, lease: Lease, doubts: set[str]) -> bool:

@@ -50,6 +50,19 @@ def test_a_link_a_directory_or_a_pipe_is_no_record(target: Path, tmp_path: Path)
     assert kubelet.volume_id(str(target), DRIVER) is None
 
 
+def test_a_record_is_missing_only_where_nothing_is(target: Path) -> None:
+    assert not kubelet.has_record(str(target))
+    record = target.parent / "vol_data.json"
+    record.write_text("{")
+    assert kubelet.has_record(str(target)), "torn, and not ours to judge"
+    record.unlink()
+    record.symlink_to("nowhere")
+    assert kubelet.has_record(str(target))
+    assert not kubelet.has_record(str(target.parents[1] / "other/mount"))
+    target.write_bytes(b"")
+    assert kubelet.has_record(str(target / "beneath/mount")), "it can't be told"
+
+
 def test_the_pod_is_told_from_the_path(tmp_path: Path, target: Path) -> None:
     roots = TargetRoots([tmp_path / "pods"])
     assert kubelet.pod_uid(roots.locate(str(target))) == "the-uid"

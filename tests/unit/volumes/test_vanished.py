@@ -1,4 +1,6 @@
-"""Leases of pods that are gone without an unpublish: they end after a grace time, and never on doubt."""
+"""Leases of pods that are gone without an unpublish: they end after a grace time, and never on doubt. And mounts that
+the kubelet has no record of any more.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,14 @@ def looking(node: Node) -> Looking:
     """A node with two pods of one model."""
     pushed = node.push(FILES)
     for name in ("gone", "living"):
+        record(node, name).write_text("{}")
         node.publish(node.target(name), pushed.reference)
     return Looking(node)
+
+
+def record(node: Node, name: str) -> Path:
+    """The kubelet's, of the pod's volume."""
+    return node.target(name).parent / "vol_data.json"
 
 
 def remove(node: Node, name: str) -> None:
@@ -162,6 +170,70 @@ def test_where_containers_cannot_be_seen_a_lease_of_this_boot_stays(
     assert "hostPID" in caplog.text
     in_an_earlier_boot(node, "gone")
     assert looking.after(1).ended == 1
+
+
+def test_a_mount_without_the_kubelets_record_goes_after_the_grace_time(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(host, "sees_all_processes", lambda: True)
+    node = looking.node
+    node.unpublish(node.target("living"))  # whose mount is of the same tree
+    record(node, "gone").unlink()
+    looking.heard = False
+    looking.after(0)
+    assert looking.after(GRACE).ended == 0
+    assert contents(node.target("gone")) == FILES, "before a kubelet came"
+    looking.heard = True
+    assert looking.after(0).ended == 1
+    assert looking.leases() == 0
+    assert [*node.target("gone").parent.iterdir()] == [], "the kubelet can remove the rest"
+    (said,) = [r for r in caplog.records if "no record of a mount" in r.getMessage()]
+    assert said.__dict__["fields"]["target"] == str(node.target("gone"))
+
+
+def test_a_record_that_comes_back_keeps_its_mount(looking: Looking) -> None:
+    node = looking.node
+    record(node, "gone").unlink()
+    assert looking.after(0) == Looked(0, GRACE)
+    record(node, "gone").write_text("{}")
+    assert looking.after(GRACE) == Looked(0, float("inf"))
+    record(node, "gone").unlink()
+    assert looking.after(0) == Looked(0, GRACE)
+    assert looking.after(GRACE - 1) == Looked(0, 1.0)
+    assert looking.leases() == 2
+    assert contents(node.target("gone")) == FILES
+
+
+def test_something_else_at_a_target_without_a_record_stays(looking: Looking, tmp_path: Path) -> None:
+    node = looking.node
+    record(node, "gone").unlink()
+    with bound(tmp_path, node.target("gone")):
+        looking.after(0)
+        assert looking.after(GRACE).ended == 0
+        assert mounts.is_mounted(node.target("gone"))
+    assert looking.leases() == 2
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_container_keeps_what_its_pod_had_and_the_lease_with_it(
+    looking: Looking, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    monkeypatch.setattr(host, "sees_all_processes", lambda: seen)
+    node = looking.node
+    node.unpublish(node.target("living"))
+    container = node.directory / "container"
+    container.mkdir()
+    with bound(node.target("gone"), container):  # as a container's own clone
+        record(node, "gone").unlink()
+        looking.after(0)
+        assert looking.after(GRACE).ended == 0
+        assert not node.target("gone").exists()
+        assert contents(container) == FILES
+        assert looking.leases() == 1
+        shutil.rmtree(node.pods / "gone")  # which the kubelet does once no container runs
+        looking.after(0)
+        assert looking.after(GRACE).ended == 0
+    assert looking.after(1).ended == (1 if seen else 0)
 
 
 def test_whoever_works_on_the_target_is_left_alone(looking: Looking) -> None:
