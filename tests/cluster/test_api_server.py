@@ -118,8 +118,13 @@ def test_image_pull_secrets_of_the_service_account(world: World) -> None:
         assert refused(world, "stranger", "elsewhere").startswith(
             sentence("model", "Unauthenticated", f"{model.reference}: not found or no access")
         )
-        log = world.api.log(world.driver_pod()["metadata"]["name"], NAMESPACE)
-        (said,) = [line for line in log.splitlines() if "imagePullSecrets of service accounts are not used" in line]
+        driver = world.driver_pod()["metadata"]["name"]
+
+        def unused() -> list[str]:
+            lines = world.api.log(driver, NAMESPACE).splitlines()
+            return [line for line in lines if "imagePullSecrets of service accounts are not used" in line]
+
+        (said,) = wait("the driver says so", unused, WAIT_SECONDS)
         assert "elsewhere" in said
     finally:
         world.gone("employed")

@@ -190,7 +190,7 @@ class World:
         file = self.directory / "values.yaml"
         file.write_text(yaml.safe_dump(self.values(**values)))
         chart = str(ROOT / "deploy/helm")
-        options = ("--namespace", NAMESPACE, "--values", str(file), "--wait", "--timeout", "90s")
+        options = ("--namespace", NAMESPACE, "--values", str(file), "--wait", "--timeout", f"{WAIT_SECONDS:.0f}s")
         try:
             self.cluster.run("helm", verb, "modelmount", chart, *options)
             wait("the kubelet knows the driver", self.registered, START_SECONDS)
