@@ -1,7 +1,8 @@
 """One place to ask: a connection for each request, and those that idle kept for the next.
 
-Of urllib3 this takes what sends a request and reads an answer's head. Its pools decide about retries, redirects and
-proxies for each request anew, all of which is off here, and that was a fifth of what a request cost (measured).
+Of urllib3 this takes connections, with its TLS, and answers' bodies. Its pools decide about retries, redirects and
+proxies for each request anew, and its requests about bodies of every kind, all of which is off here; that, and reading
+heads, was most of what a request cost (measured).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.response import HTTPResponse
 
 from modelmount.transport.dial import Dialer, Timed
+from modelmount.transport.head import Head
 from modelmount.transport.trust import Trust
 from modelmount.transport.tunnel import tunnel
 from modelmount.transport.url import Url
@@ -35,9 +37,10 @@ class Connection(HTTPConnection):
 
     answering: Timed | None = None
 
-    def __init__(self, origin: Origin, host: str, port: int, *, dialer: Dialer, trust: Trust, **options: Any) -> None:
-        super().__init__(host, port, **options)
+    def __init__(self, origin: Origin, url: Url, *, dialer: Dialer, trust: Trust, **options: Any) -> None:
+        super().__init__(url.host, url.port, **options)
         self._origin, self._dialer, self._trust = origin, dialer, trust
+        self._authority = url.authority
 
     def ask(
         self,
@@ -50,28 +53,53 @@ class Connection(HTTPConnection):
     ) -> HTTPResponse:
         """Send a request and return its answer, whose body is still to be read. A connection may take `connecting`
         seconds, and so may each piece of a body; each wait for the answer's head, and all of them together, `waiting`.
-        Raises what urllib3, http.client, ssl and sockets do, and what dialling does.
+        Headers say how long the body is. Raises what urllib3, http.client, ssl and sockets do, and what dialling does.
         """
         self.timeout = connecting
         if self.sock is None:
             self.connect()
-        if body is None:
-            self.timeout = waiting
-        try:
-            self.request(method, target, body, headers, preload_content=False, decode_content=False)
-        except OSError as e:
-            if e.errno not in {errno.EPIPE, errno.ECONNRESET}:
-                raise  # else the other side had enough, and may have said why
-        self.timeout = waiting
         sock: object = self.sock
         if not isinstance(sock, Timed):
             raise TypeError("the connection isn't over a socket of ours")
+        sock.settimeout(waiting if body is None else connecting)
+        try:
+            sock.sendall(self._question(method, target, headers))
+            for piece in (body,) if isinstance(body, bytes) else body or ():
+                sock.sendall(piece)
+        except OSError as e:
+            if e.errno not in {errno.EPIPE, errno.ECONNRESET}:
+                raise  # else the other side had enough, and may have said why
         self.answering = sock
+        sock.settimeout(waiting)
         sock.deadline = time.monotonic() + waiting
-        response = self.getresponse()
+        head = Head(sock, method)
+        try:
+            head.begin()
+        except BaseException:
+            head.close()
+            raise
         sock.deadline = None
         sock.settimeout(waiting)
-        return response
+        if head.will_close:
+            self.close()  # the socket stays open for as long as the answer is
+        return HTTPResponse(
+            head,
+            head.fields,
+            head.status,
+            preload_content=False,
+            decode_content=False,
+            original_response=head,
+            request_method=method,
+        )
+
+    def _question(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+        """The request's head. Raises ValueError where a header has the end of a line in it."""
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {self._authority}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "\r\n".join([*lines, "", ""])
+        if head.count("\r") != len(lines) + 1 or head.count("\n") != len(lines) + 1:
+            raise ValueError("a header has more than one line")
+        return head.encode("latin-1")
 
     def release(self) -> None:
         """The answer was read to its end: the connection may serve somebody else, where the answer didn't end it."""
@@ -99,14 +127,14 @@ class Origin:
         self._options: dict[str, Any] = {"dialer": dialer, "trust": trust}
         if context is not None:
             self._options["ssl_context"] = context
-        self._host, self._port = url.host, url.port
+        self._url = url
 
     def connection(self) -> Connection:
         """One that idles and on which nothing has happened since, or else a new one."""
         while True:
             with self._lock:
                 if not self._idle:
-                    return self._kind(self, self._host, self._port, **self._options)
+                    return self._kind(self, self._url, **self._options)
                 kept = self._idle.pop()
             if kept.is_connected:
                 return kept

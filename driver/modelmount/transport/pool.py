@@ -168,12 +168,15 @@ class Pool:
         pull = self._settings.pull
         connecting, waiting = min(pull.connect_timeout_seconds, left), min(pull.read_timeout_seconds, left)
         headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **request.headers}
-        body: bytes | Iterator[bytes] | None
-        if request.content is None or isinstance(request.content, bytes):
+        body: bytes | Iterator[bytes] | None = None
+        if isinstance(request.content, bytes):
+            headers["Content-Length"] = str(len(request.content))
             body = request.content
-        else:
+        elif request.content is not None:
             headers["Content-Length"] = str(request.content.length)
             body = request.content.pieces()
+        elif request.method in {"POST", "PUT"}:
+            headers["Content-Length"] = "0"
         connection = self._origin(request).connection()
         try:
             response = connection.ask(

@@ -40,6 +40,14 @@ def test_what_is_sent_is_what_was_asked_and_who_we_are(server: WireServer, make_
     }
 
 
+def test_a_header_cannot_bring_another_one(server: WireServer, make_pool: MakePool) -> None:
+    pool = make_pool(settings_for(server))
+    for value in ("a\r\nX-Two: b", "a\nX-Two: b", "a\rX-Two: b"):
+        with pytest.raises(ValueError):
+            get(pool, server, "/b", headers={"X-One": value})
+    assert server.asked() == []
+
+
 def test_many_threads_share_the_pool(server: WireServer, make_pool: MakePool) -> None:
     server.on("/b", Answer(body=b"x" * 100_000))
     pool = make_pool(settings_for(server))

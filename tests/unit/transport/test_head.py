@@ -1,0 +1,115 @@
+"""Heads of answers, from a socket: what they mean, and what is none."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from modelmount.transport.dial import Timed
+from modelmount.transport.head import MAX_LINE_BYTES, MAX_LINES, Head
+
+Answered = Callable[..., Head]
+
+
+@pytest.fixture
+def answered() -> Iterator[Answered]:
+    """The head of what another side sends, which then closes."""
+    with ExitStack() as stack:
+
+        def answered(sent: bytes, method: str = "GET") -> Head:
+            ours, theirs = socket.socketpair()
+            sock = stack.enter_context(Timed(fileno=ours.detach()))
+            sock.settimeout(30)
+            with theirs:
+                theirs.sendall(sent)
+            head = Head(sock, method)
+            stack.callback(head.close)
+            head.begin()
+            return head
+
+        yield answered
+
+
+def test_status_and_headers(answered: Answered) -> None:
+    head = answered(
+        b"HTTP/1.1 206 Partial Content\r\nContent-Length: 4\r\nX-Empty:\r\nLink:  a \r\nlink: b\t\r\n"
+        b"Folded: one\r\n\t two\r\nLatin: \xe9\x85\r\n\r\nbodyX"
+    )
+    assert (head.status, head.reason, head.version) == (206, "Partial Content", 11)
+    assert list(head.fields.items()) == [
+        ("Content-Length", "4"),
+        ("X-Empty", ""),
+        ("Link", "a"),
+        ("Link", "b"),
+        ("Folded", "one two"),
+        ("Latin", "\xe9\x85"),
+    ]
+    assert (head.length, head.chunked, head.will_close) == (4, False, False)
+    assert head.read() == b"body", "what came along with the head belongs to the body"
+
+
+def test_a_status_line_may_lack_a_reason_and_lines_their_cr(answered: Answered) -> None:
+    head = answered(b"HTTP/1.1 404\nContent-Length: 0\n\n")
+    assert (head.status, head.reason, head.length) == (404, "", 0)
+
+
+def test_what_is_said_in_between_is_skipped(answered: Answered) -> None:
+    head = answered(
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nA: 1\r\n\r\n"
+    )
+    assert (head.status, dict(head.fields)) == (200, {"A": "1"})
+
+
+@pytest.mark.parametrize(
+    ("sent", "method", "length", "chunked", "ends"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", "GET", 7, False, False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: Close\r\n\r\n", "GET", 7, False, True),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\n", "GET", 7, False, True),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\nConnection: keep-alive\r\n\r\n", "GET", 7, False, False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\nContent-Length: 7\r\n\r\n", "GET", None, True, False),
+        (b"HTTP/1.1 200 OK\r\n\r\n", "GET", None, False, True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\n", "GET", None, False, True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", "HEAD", 0, False, False),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "GET", 0, False, False),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n", "GET", 0, False, False),
+    ],
+)
+def test_how_the_body_ends(
+    answered: Answered, sent: bytes, method: str, length: int | None, chunked: bool, ends: bool
+) -> None:
+    head = answered(sent, method)
+    assert (head.length, head.chunked, head.will_close) == (length, chunked, ends)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1 099 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno header\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n folded first: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA : 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: 1\rB: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"a" * MAX_LINE_BYTES + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"A: 1\r\n" * (MAX_LINES + 1) + b"\r\n",
+    ],
+)
+def test_what_is_no_head(answered: Answered, sent: bytes) -> None:
+    with pytest.raises(http.client.HTTPException) as e:
+        answered(sent)
+    assert not isinstance(e.value, http.client.RemoteDisconnected)
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Length: 70"])
+def test_a_head_that_ends_early_is_none(answered: Answered, sent: bytes) -> None:
+    """A length that lost its last digit would cut the body short."""
+    with pytest.raises(http.client.RemoteDisconnected):
+        answered(sent)
