@@ -21,6 +21,10 @@ MAX_ENTRIES = 300_000
 """Most entries that all layers of an image may have together; three times what large ones have."""
 MAX_LINKED = 10_000
 """Most files and directories that may be seen through links: as many as a manifest may have layers."""
+MAX_STEPS = 16_000_000
+"""Components of names, and of what links say in their place, that may be looked up in one image: each of its entries
+may lie behind links, of which each may have a thousand. Some ten seconds; those of large images are a few millions.
+"""
 MAX_HOPS = 40
 """Links followed on one way, as Linux does (path_resolution(7), MAXSYMLINKS)."""
 
@@ -59,7 +63,7 @@ class Stack:
     def __init__(self) -> None:
         """An empty root."""
         self._root = _Directory()
-        self._entries = 0
+        self._entries = self._steps = 0
 
     def apply(self, members: Sequence[Member], source: str) -> None:
         """Put a layer on top; file `n` of it lies at `<source>/n`. Raises BadArtifact for an image with too many
@@ -155,6 +159,7 @@ class Stack:
         hops = 0
         while pending:
             component = pending.pop()
+            self._steps += 1
             if component in {"", "."}:
                 continue
             if component == "..":
@@ -170,6 +175,10 @@ class Stack:
                 hops += 1
                 if hops > MAX_HOPS:
                     return None
+                if self._steps > MAX_STEPS:
+                    raise BadArtifact(
+                        f"the image's links lead on for more than {MAX_STEPS} names; build it with fewer, or shorter ones"
+                    )
                 if node.target.startswith("/"):
                     place.clear()
                     del nodes[1:]

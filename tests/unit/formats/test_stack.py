@@ -28,6 +28,17 @@ def test_the_entries_of_all_layers_are_bounded_together(monkeypatch: pytest.Monk
         found.apply([file(0, "models/x")], "c/1")
 
 
+def test_what_links_lead_through_is_bounded_for_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty links of a thousand components each before every entry would take hours."""
+    monkeypatch.setattr(stack, "MAX_STEPS", 1000)
+    found = Stack()
+    found.apply([file(0, "models/x"), *(link(n, f"l{n}", f"{'models/../' * 20}l{n + 1}") for n in range(9))], "a/1")
+    with pytest.raises(BadArtifact, match="links lead on for more than 1000 names"):
+        found.apply([file(n, f"l0/{n}/x") for n in range(9)], "b/1")
+    deep = Stack()
+    deep.apply([file(n, "/".join(["models"] * 30 + [str(n)])) for n in range(100)], "a/1")  # without links no bound
+
+
 def test_a_file_is_found_by_its_layer_and_its_number_there() -> None:
     found = Stack()
     found.apply([file(0, "models/a"), file(1, "models/b")], "a/1")
