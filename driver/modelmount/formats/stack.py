@@ -176,9 +176,7 @@ class Stack:
                 if hops > MAX_HOPS:
                     return None
                 if self._steps > MAX_STEPS:
-                    raise BadArtifact(
-                        f"the image's links lead on for more than {MAX_STEPS} names; build it with fewer, or shorter ones"
-                    )
+                    raise BadArtifact(f"the image's links lead on for more than {MAX_STEPS} names; build it with fewer")
                 if node.target.startswith("/"):
                     place.clear()
                     del nodes[1:]
