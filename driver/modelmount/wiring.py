@@ -44,7 +44,6 @@ from modelmount.sources.ocilayout import Layout, LayoutDocuments, LayoutSource
 from modelmount.sources.registry import RegistrySource
 from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from modelmount.volumes.audit import Audit
-from modelmount.volumes.leases import Leases
 from modelmount.volumes.local import LocalMounts
 from modelmount.volumes.news import Tell
 from modelmount.volumes.promise import Promises
@@ -114,15 +113,6 @@ def _bar(store: Store, scope: str, digest: Digest, mirror: str) -> Backoff:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
-    """What is on this node: content, and who holds it. No network."""
-
-    store: Store
-    leases: Leases
-    collector: Collector
-
-
-@dataclass(frozen=True, slots=True)
 class Node:
     """Everything a node does, over one store. Thread-safe; no thread runs until the first pull."""
 
@@ -148,17 +138,6 @@ class Node:
         self.interrupt()
         self.puller.stop(STOP_SECONDS)
         self.audit.close()
-
-
-def existing(settings: Settings, *, to_look: bool = False) -> Shelf | None:
-    """The store for reading, None where there is none; `to_look` changes nothing of it, not even an older version's
-    layout. Raises Precondition when it can't be used.
-    """
-    root = Path(settings.root)
-    if not root.exists() or (to_look and not (root / "version").exists()):
-        return None
-    store = Store(root, to_look=to_look)
-    return Shelf(store, Leases(store), Collector(store, lambda: settings.cache))
 
 
 def connect(settings: Settings, api: Api | None = None) -> Remote:

@@ -3,7 +3,7 @@ against a small model of what must hold.
 
 The suite runs a few short histories, the same each time. More and longer ones, new each time:
 
-    MODELMOUNT_HISTORIES=200 scripts/test tests/faults/test_state_machine.py
+    MODELMOUNT_HISTORIES=200 .venv/bin/pytest tests/faults/test_state_machine.py
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelmount import config, wiring
+from modelmount.cache import shelf as shelves
 from modelmount.content.store import Store
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
@@ -21,13 +22,13 @@ def settings(root: Path) -> config.Settings:
 
 
 def test_looking_makes_no_store(tmp_path: Path) -> None:
-    assert wiring.existing(settings(tmp_path / "absent")) is None
+    assert shelves.existing(settings(tmp_path / "absent")) is None
     assert not (tmp_path / "absent").exists()
 
 
 def test_what_exists_is_found(tmp_path: Path) -> None:
     Store(tmp_path / "store")
-    shelf = wiring.existing(settings(tmp_path / "store"))
+    shelf = shelves.existing(settings(tmp_path / "store"))
     assert shelf is not None
     assert list(shelf.leases.walk()) == []
 

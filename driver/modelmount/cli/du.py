@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from modelmount import config, wiring
+from modelmount import config
+from modelmount.cache import shelf as shelves
 from modelmount.cache.census import Census, Model
 from modelmount.cache.items import total
 from modelmount.cache.shares import Quotas, Shares
@@ -32,7 +33,7 @@ USED counts against the QUOTA: each blob once, and in full for each of several t
 def du(context: click.Context, effective: config.Effective) -> None:
     """Say how many bytes of this node's disk each model takes: alone, and together with others."""
     say = output_of(context)
-    shelf = wiring.existing(effective.settings)
+    shelf = shelves.existing(effective.settings)
     census, shares = (Census(), None) if shelf is None else shelf.collector.counted()
     reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
     groups = census.groups()

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from modelmount import config, wiring
+from modelmount import config
 from modelmount.cache import bounds
+from modelmount.cache import shelf as shelves
 from modelmount.cache.collector import Collector, Plan
 from modelmount.cache.order import Victim
 from modelmount.cache.sweep import Swept
@@ -45,7 +46,7 @@ def gc(
     if everything and wanted is not None:
         raise click.UsageError("--all and --free exclude each other")
     say = output_of(context)
-    shelf = wiring.existing(effective.settings)
+    shelf = shelves.existing(effective.settings)
     if shelf is None:
         _say_swept(say, Swept(), asked=False)
         return

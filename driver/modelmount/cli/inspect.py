@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from modelmount import config, formats, policy, wiring
+from modelmount.cache import shelf as shelves
 from modelmount.cli import output
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import json_option, output_of, settings_options
@@ -59,7 +60,7 @@ def inspect(context: click.Context, reference: str, effective: config.Effective,
     with access.explained(), contextlib.closing(wiring.connect(settings)) as remote:
         asked = _Asked(remote, named.repository, access.credential(remote.credentials, named.repository))
         found = asked.look(named)
-        existing = wiring.existing(settings)
+        existing = shelves.existing(settings)
         store = existing.store if existing is not None else None
         try:
             beside = asked.beside(found, store)

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from modelmount import config, wiring
+from modelmount import config
+from modelmount.cache import shelf as shelves
 from modelmount.cache.census import Census
 from modelmount.cli import catalogue, output
 from modelmount.cli.options import json_option, output_of, settings_options
@@ -36,7 +37,7 @@ models need too; SOURCE who sent it, most bytes first. IN USE BY names the pods,
 def ls(context: click.Context, effective: config.Effective) -> None:
     """List the models on this node: references, size, source, last use, and who uses them."""
     say = output_of(context)
-    shelf = wiring.existing(effective.settings)
+    shelf = shelves.existing(effective.settings)
     found = [] if shelf is None else catalogue.entries(shelf.store, shelf.leases.walk())
     census = Census() if shelf is None else shelf.collector.reader.read()
     sizes = catalogue.sizes(census, census.groups())

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from modelmount import wiring
 from modelmount.cache import bounds as limits
 from modelmount.cache import ground, quarantine, scrub
+from modelmount.cache import shelf as shelves
 from modelmount.cache.bounds import Account, Bounds
+from modelmount.cache.shelf import Shelf
 from modelmount.config import Settings
 from modelmount.content import asides, backoff, pulls
 from modelmount.content.pulls import Claim
@@ -25,7 +26,6 @@ from modelmount.system import disk, host, lock, mountinfo
 from modelmount.system.target import TargetRoots
 from modelmount.volumes import kubelet, standing
 from modelmount.volumes.leases import Lease
-from modelmount.wiring import Shelf
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def look(settings: Settings) -> Overview:
     place = ground.nearest(root)
     there = msgspec.structs.replace(settings, root=str(place))
     bounds = limits.read(there)
-    shelf = wiring.existing(settings, to_look=True)
+    shelf = shelves.existing(settings, to_look=True)
     plan = None if shelf is None else shelf.collector.plan(0)
     reserved = 0 if shelf is None else pulls.outstanding_bytes(shelf.store)
     entry = mountinfo.mount_of(place)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from modelmount import config, wiring
+from modelmount.cache import shelf as shelves
 from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
 from modelmount.cli.pulling import pull, watch
@@ -121,7 +122,7 @@ def unpin(context: click.Context, reference: str, effective: config.Effective) -
     """End the pin of REFERENCE, whatever digest it holds."""
     output = output_of(context)
     named = str(Reference.parse(reference))
-    shelf = wiring.existing(effective.settings)
+    shelf = shelves.existing(effective.settings)
     gone = [] if shelf is None else pins.remove(shelf.store, named)
     if not gone:
         raise NotFound(f"{named} is not pinned on this node; `modelmount ls` shows what is")

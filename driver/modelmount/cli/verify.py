@@ -12,8 +12,9 @@ from typing import Any
 
 import click
 
-from modelmount import config, wiring
+from modelmount import config
 from modelmount.cache import scrub
+from modelmount.cache import shelf as shelves
 from modelmount.cache.census import Census
 from modelmount.cache.items import Item
 from modelmount.cache.scrub import Examined, Result, Scrub
@@ -89,7 +90,7 @@ def verify(
     new ones get good bytes. The page cache stays as it is.
     """
     say = output_of(context)
-    shelf = wiring.existing(effective.settings)
+    shelf = shelves.existing(effective.settings)
     if shelf is None:
         _say(say, [], 0, finished=True)
         return
