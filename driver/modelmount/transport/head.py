@@ -21,9 +21,12 @@ BUFFER_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 64 << 10
 MAX_LINES: Final = 100
 
-_STATUS = re.compile(rb"HTTP/1\.([0-9]) +([1-9][0-9]{2})(?: ([^\r\n]*))?[ \t]*\r?\n")
-_FIELD = re.compile(rb"([!-9;-~]+):[ \t]*([^\r\n\0]*?)[ \t]*\r?\n")
-_FOLDED = re.compile(rb"[ \t]+([^\r\n\0]*?)[ \t]*\r?\n")
+# Blanks around a value are taken off afterwards: an expression that looks for them too tries each run of them again and
+# again, for minutes where a line is long, and holds up everything else.
+_BLANKS = b" \t"
+_STATUS = re.compile(rb"HTTP/1\.([0-9]) +([1-9][0-9]{2})( [^\r\n]*|[ \t]*)\r?\n")
+_FIELD = re.compile(rb"([!-9;-~]+):([^\r\n\0]*)\r?\n")
+_FOLDED = re.compile(rb"[ \t]([^\r\n\0]*)\r?\n")
 _SWITCHING, _NO_CONTENT, _NOT_MODIFIED = 101, 204, 304
 
 
@@ -68,7 +71,7 @@ class Head(http.client.HTTPResponse):
             raise http.client.BadStatusLine(repr(line[:80]))
         self.version = 10 if match[1] == b"0" else 11
         self.code = self.status = int(match[2])
-        self.reason = (match[3] or b"").decode("latin-1").strip()
+        self.reason = match[3].decode("latin-1").strip()
 
     def _read_fields(self) -> HTTPHeaderDict:
         fields: list[tuple[str, str]] = []
@@ -77,10 +80,10 @@ class Head(http.client.HTTPResponse):
             if line in {b"\r\n", b"\n"}:
                 return HTTPHeaderDict(fields)
             if match := _FIELD.fullmatch(line):
-                fields.append((match[1].decode("latin-1"), match[2].decode("latin-1")))
+                fields.append((match[1].decode("latin-1"), match[2].strip(_BLANKS).decode("latin-1")))
             elif fields and (match := _FOLDED.fullmatch(line)):  # obsolete, and read as one space (RFC 9112, 5.2)
                 name, value = fields.pop()
-                fields.append((name, f"{value} {match[1].decode('latin-1')}"))
+                fields.append((name, f"{value} {match[1].strip(_BLANKS).decode('latin-1')}"))
             else:
                 raise http.client.HTTPException("a line of the head is no header")
         raise http.client.HTTPException(f"the head has more than {MAX_LINES} lines")

@@ -108,6 +108,24 @@ def test_what_is_no_head(answered: Answered, sent: bytes) -> None:
     assert not isinstance(e.value, http.client.RemoteDisconnected)
 
 
+BLANKS = b" " * (MAX_LINE_BYTES // 2 - 100)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"HTTP/1.1 200" + BLANKS + b"\r" + BLANKS + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nA: a" + BLANKS + b"a" + BLANKS + b"\0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: a\r\n" + BLANKS + b"a" + BLANKS + b"\0\r\n\r\n",
+    ],
+    ids=["status", "field", "folded"],
+)
+def test_a_line_of_blanks_is_no_work(answered: Answered, sent: bytes) -> None:
+    """Who tried each run of them again and again would take hours, and hold everything else up."""
+    with pytest.raises(http.client.HTTPException):
+        answered(sent)
+
+
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Length: 70"])
 def test_a_head_that_ends_early_is_none(answered: Answered, sent: bytes) -> None:
     """A length that lost its last digit would cut the body short."""
