@@ -161,9 +161,9 @@ class Body:
     def _wait_for(self, count: int) -> None:
         """While bytes come fast, have the kernel wake us once for the whole view, not for each packet: with many
         connections most of the time would go into waking up (man 7 socket, SO_RCVLOWAT). Not near the body's end, where
-        so many never come; TLS needs some bytes of its own.
+        so many never come: of the bytes that are left, TLS may hold a record decrypted and most of the next one.
         """
-        enough = count >= _PIECE_BYTES and self._left is not None and self._left >= 2 * count
+        enough = count >= _PIECE_BYTES and self._left is not None and self._left >= 2 * count + _PIECE_BYTES
         wanted = count if self._hurries and enough and self.is_direct else 1
         if wanted != self._low_water:
             self._low_water = wanted

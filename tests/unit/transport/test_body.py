@@ -138,7 +138,9 @@ def test_h8_without_a_length_an_early_close_looks_like_the_end_and_no_length_is_
 
 
 @pytest.mark.parametrize(
-    "declared", ["-1", "+5", "5_0", "0x10", "5.0", "1e3", "five", "5, 6", "9" * 30], ids=lambda text: text[:8]
+    "declared",
+    ["-1", "+5", "5_0", "0x10", "5.0", "1e3", "five", "5, 6", "9" * 30, "9" * 5000],
+    ids=lambda text: text[:8],
 )
 def test_h9_a_length_that_makes_no_sense_is_refused(server: WireServer, make_pool: MakePool, declared: str) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {declared}\r\n\r\n".encode()
@@ -245,6 +247,31 @@ def test_a_fast_body_wakes_its_reader_once_a_view(make_pool: MakePool, monkeypat
         assert drain(get(make_pool(settings_for(server)), server, "/b").body) == data
     views = -(-len(data) // (1 << 17))
     assert len(received) < 4 * views, "each packet woke the reader"
+
+
+def test_a_reader_waits_for_no_more_than_can_still_come(make_pool: MakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to two records of TLS (RFC 8446, 5.1: 16 KiB each) were taken out of the socket already, and the view isn't
+    full: what has to be there to wake the reader must be less than what is left then.
+    """
+    monkeypatch.setattr("modelmount.transport.body.GATHER_SECONDS", 10.0)  # fast, on however loaded a machine
+    data, view, delivered = DATA * 4, memoryview(bytearray(1 << 16)), 0
+    data = data[: len(data) // len(view) * len(view)]  # so that just two views are left once
+    waited: list[tuple[int, int]] = []
+    setting = Timed.setsockopt
+
+    def noted(sock: Timed, level: int, option: int, value: int) -> None:
+        waited.append((value, len(data) - delivered))
+        setting(sock, level, option, value)
+
+    with WireServer() as server:
+        server.on("/b", Answer(body=data))
+        with get(make_pool(settings_for(server)), server, "/b").body as body:
+            monkeypatch.setattr(Timed, "setsockopt", noted)
+            while count := body.readinto(view):
+                delivered += count
+    assert delivered == len(data)
+    assert [value for value, _ in waited] == [len(view), 1]
+    assert waited[1][1] >= len(view) + 2 * (16 << 10), "the read before waited for more"
 
 
 def test_an_interrupted_read_ends_at_once_and_a_body_that_is_over_is_not_hurt(
