@@ -246,7 +246,7 @@ class Store:
             return
         if wrong := next((digest for digest, data in blobs.items() if not _is(data, digest)), None):
             raise Internal(f"refusing to store bytes that are not {wrong}")
-        made: dict[Path, Path] = {}
+        made: dict[str | Path, str | Path] = {}  # of blobs as text, for there are thousands
         mark = secrets.token_hex(8)
         record: str | None = None
         try:
@@ -259,8 +259,8 @@ class Store:
                     record = scopes.record(self._text, digest.hex, scope, record)
                     room = f"{self._text}/blobs/{digest.algorithm}"
                     if not os.path.exists(f"{room}/{digest.hex}"):
-                        made[temporary := Path(f"{room}/.{digest.hex}.{mark}")] = Path(f"{room}/{digest.hex}")
-                        _write_blob(temporary, data, sync=False)
+                        made[half_made := f"{room}/.{digest.hex}.{mark}"] = f"{room}/{digest.hex}"
+                        _write_blob(half_made, data, sync=False)
                 for layer in layers:
                     record = scopes.record(self._text, layer.digest.hex, scope, record)
                     target = self.unpacked_path(layer.digest, layer.rules)
@@ -270,21 +270,21 @@ class Store:
                         layer.make(temporary)
                 atomic.failpoint("content.group.before_sync")
                 group.sync(made)
-                for temporary, target in list(made.items()):
+                for source, name in list(made.items()):
                     try:
-                        atomic.rename_noreplace(temporary, target)
+                        atomic.rename_noreplace(source, name)
                     except FileExistsError:
                         continue
-                    del made[temporary]
+                    del made[source]
                 atomic.failpoint("content.group.after_rename")
                 if layers:
                     group.sync(())
                 else:
-                    for directory in {self.blob_path(digest).parent for digest in blobs}:
+                    for directory in {f"{self._text}/blobs/{digest.algorithm}" for digest in blobs}:
                         atomic.fsync_directory(directory)
         finally:
-            for temporary in made:
-                _remove(temporary)
+            for source in made:
+                _remove(Path(source))
 
     def _put_layer(self, layer: NewLayer, scope: str) -> None:
         target = self.unpacked_path(layer.digest, layer.rules)
@@ -373,7 +373,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_blob(path: Path, data: bytes, *, sync: bool = True) -> None:
+def _write_blob(path: str | Path, data: bytes, *, sync: bool = True) -> None:
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         view = memoryview(data)

@@ -181,7 +181,7 @@ def _link(store: Store, identity: str, placement: Placement) -> None:
         for directory in placement.directories:
             (root / directory).mkdir(mode=0o755)
         for file in placement.files:
-            _place(store, file, root / file.path)
+            _place(store, file, f"{root}/{file.path}")
         _write_synced(half_made / "tree.json", msgspec.json.format(msgspec.json.encode(_record(identity, placement))))
         atomic.failpoint("snapshots.tree.before_sync")
         for directory in (*reversed(placement.directories), ""):  # sorted by path: children come before their parents
@@ -210,9 +210,9 @@ def _record(identity: str, placement: Placement) -> _TreeRecord:
     )
 
 
-def _place(store: Store, file: File, target: Path) -> None:
-    source = layers.source_path(store, file.source)
-    size = source.lstat().st_size
+def _place(store: Store, file: File, target: str) -> None:
+    source = os.fspath(layers.source_path(store, file.source))
+    size = os.lstat(source).st_size
     if size != file.size:
         raise Precondition(
             f"{file.path} should have {file.size} bytes, its source {file.source} has {size}: the artifact declares a "
@@ -223,7 +223,7 @@ def _place(store: Store, file: File, target: Path) -> None:
     except OSError as e:
         if e.errno != errno.EMLINK:  # ext4 allows 65,000 names an inode; a popular licence file can reach that
             raise
-        with source.open("rb") as original, target.open("xb") as copy:
+        with Path(source).open("rb") as original, Path(target).open("xb") as copy:
             shutil.copyfileobj(original, copy, 1 << 20)
             copy.flush()
             atomic.seal(copy.fileno())

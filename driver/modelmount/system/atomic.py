@@ -134,7 +134,7 @@ def temporary_beside(path: Path) -> Path:
     return path.parent / f".{path.name}.{secrets.token_hex(8)}"
 
 
-def rename_noreplace(source: Path, destination: Path) -> None:
+def rename_noreplace(source: str | Path, destination: str | Path) -> None:
     """Rename a file or directory; raises FileExistsError, in one step with the test, where `destination` exists (even
     an empty directory).
 
@@ -165,7 +165,7 @@ def seal_beneath(directory: int, name: str) -> None:
     os.utime(name, (AGELESS, AGELESS), dir_fd=directory, follow_symlinks=False)
 
 
-def fsync_file(path: Path) -> None:
+def fsync_file(path: str | Path) -> None:
     """Make the content of an existing regular file durable. Its name is durable only after `fsync_directory` of its
     parent.
     """
@@ -225,7 +225,7 @@ class GroupSync:
             os.close(self._fd)
         self._fd = -1
 
-    def sync(self, files: Iterable[Path]) -> None:
+    def sync(self, files: Iterable[str | Path]) -> None:
         """Make the content of `files` and the names in the directory durable. An OSError condemns the whole group."""
         failpoint("atomic.group_sync.before_sync")
         if syncs_groups():
