@@ -145,8 +145,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[list[str]]
         found.append("syncfs")
         original(fd)
 
-    def renaming(source: Path, destination: Path, original: object = atomic.rename_noreplace) -> None:
-        found.append(f"rename {destination.relative_to(root)}")
+    def renaming(source: str | Path, destination: str | Path, original: object = atomic.rename_noreplace) -> None:
+        found.append(f"rename {Path(destination).relative_to(root)}")
         original(source, destination)  # type: ignore[operator]
 
     with monkeypatch.context() as patch:
