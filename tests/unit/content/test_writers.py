@@ -547,9 +547,9 @@ def test_a_large_download_s_checkpoints_are_made_beside_its_writers(
     write(ingest.writer(0), DATA[: PIECE + 1])
     assert synced.wait(30)
     assert {name.partition("-")[0] for name in threads} == {"sync"}
-    before = threading.active_count()
+    before = {thread for thread in threading.enumerate() if thread.name.startswith("sync-")}
     ingest.close()
-    assert threading.active_count() == before - 1
+    assert len(before - set(threading.enumerate())) == 1
 
 
 @pytest.mark.usefixtures("kept")
@@ -602,24 +602,24 @@ def keeper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("keeper")
 def test_a_large_download_ends_with_all_its_threads(store: Store) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for end in (Ingest.discard, Ingest.commit_blob, Ingest.close):
         ingest = open_ingest(store, DATA)
-        assert threading.active_count() == before + 1
+        assert len(set(threading.enumerate()) - before) == 1
         feed(ingest, DATA)
         end(ingest)
-        assert threading.active_count() == before
+        assert set(threading.enumerate()) <= before
     assert store.blob_path(DIGEST).read_bytes() == DATA
 
 
 def test_a_small_one_and_the_small_rest_of_a_large_one_need_none(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "KEEPER_BYTES", PIECE)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     ingest = open_ingest(store, DATA)
     feed(ingest, DATA, 6 * PIECE)
     ingest.close()
     ingest = open_ingest(store, DATA)
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
     ingest.discard()
 
 
