@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -26,7 +26,7 @@ class Listener:
 
     def __init__(self, path: Path, services: Iterable[grpc.GenericRpcHandler], *, workers: int, name: str) -> None:
         self.path = path
-        self._threads = futures.ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix=name)
         self._server = grpc.server(
             self._threads,
             handlers=list(services),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -48,7 +48,7 @@ def method(
 def service(
     descriptor: ServiceDescriptor,
     table: Iterable[Method],
-    instant_threads: futures.ThreadPoolExecutor | None = None,
+    instant_threads: ThreadPoolExecutor | None = None,
     observe: interceptors.Observe = interceptors.record,
 ) -> grpc.GenericRpcHandler:
     """The gRPC service of `table`. The descriptor's other methods answer UNIMPLEMENTED with a sentence, where gRPC
@@ -77,7 +77,7 @@ class _Threaded(interceptors.Surrounded[Message]):
     """
 
     def __init__(
-        self, entry: Method, observe: interceptors.Observe, threads: futures.ThreadPoolExecutor | None
+        self, entry: Method, observe: interceptors.Observe, threads: ThreadPoolExecutor | None
     ) -> None:
         super().__init__(entry.name, entry.request, entry.behavior, observe=observe, level=entry.level)
         self.experimental_thread_pool = threads

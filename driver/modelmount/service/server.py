@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
@@ -77,7 +77,7 @@ class Server:
         self._stopping = threading.Event()
         self._fatal = threading.Lock()
         self._watch = threading.Thread(target=self._look_after, name="sockets", daemon=True)
-        self._instant = futures.ThreadPoolExecutor(INSTANT_WORKERS, thread_name_prefix="instant")
+        self._instant = ThreadPoolExecutor(INSTANT_WORKERS, thread_name_prefix="instant")
         self._node: node.Node | None = None
         capacity = rooms.capacity if settings.kubernetes.capacity else None
         topology = {} if capacity is None else {f"{settings.driver_name}/node": settings.node_name}

@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -136,5 +136,5 @@ def _with_private_umask(action: Callable[[], T]) -> T:
         finally:
             os.umask(before)
 
-    with futures.ThreadPoolExecutor(1, thread_name_prefix="bind") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="bind") as thread:
         return thread.submit(run).result()
