@@ -76,9 +76,7 @@ class _Threaded(interceptors.Surrounded[Message]):
     server's threads as usual.
     """
 
-    def __init__(
-        self, entry: Method, observe: interceptors.Observe, threads: ThreadPoolExecutor | None
-    ) -> None:
+    def __init__(self, entry: Method, observe: interceptors.Observe, threads: ThreadPoolExecutor | None) -> None:
         super().__init__(entry.name, entry.request, entry.behavior, observe=observe, level=entry.level)
         self.experimental_thread_pool = threads
 
