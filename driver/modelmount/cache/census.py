@@ -302,6 +302,7 @@ class Reader:
         """
         block = os.statvfs(self._store.root).f_frsize
         found: dict[str, Item] = {}
+        blocks: dict[int, int] = {}  # small files take few sizes, which need not be held for each
         for identity, _ in _complete_trees(self._store):
             try:
                 key, sizes = self._tree_key(identity), trees.items(self._store, identity)
@@ -311,7 +312,8 @@ class Reader:
             for name, size in sizes.items():
                 item = found.get(name)
                 if item is None and name.startswith("blobs/"):
-                    item = found[name] = Item(name, -(-size // block) * block, 1)
+                    taken = -(-size // block) * block
+                    item = found[name] = Item(name, blocks.setdefault(taken, taken), 1)
                 names.append(name if item is None else item.name)
             self._trees[key] = tuple(names)
         return found

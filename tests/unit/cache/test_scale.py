@@ -115,6 +115,12 @@ def test_a_name_is_one_string_wherever_it_stands(full: Store) -> None:
         assert {id(name) for name in names} <= own
 
 
+def test_a_size_of_many_files_is_held_once(full: Store) -> None:
+    linked = [item.bytes for item in Reader(full).read().items.values() if (full.root / item.name).stat().st_nlink > 1]
+    assert len(linked) >= MODELS * FILES
+    assert len({id(size) for size in linked}) == len(set(linked))
+
+
 def test_where_nothing_came_or_went_nothing_is_listed(full: Store) -> None:
     settle(full)
     reader = Reader(full)
