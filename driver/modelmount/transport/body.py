@@ -10,7 +10,6 @@ declared length, a short body is an error, and a connection is kept only after a
 from __future__ import annotations
 
 import http.client
-import re
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Final, Self
 from urllib3.response import HTTPResponse
 
 from modelmount.errors import Unavailable
+from modelmount.transport import head
 from modelmount.transport.failures import TROUBLE, translated
 from modelmount.transport.origin import Connection
 
@@ -30,7 +30,6 @@ GATHER_SECONDS: Final = 0.1
 DISCARD_BYTES: Final = 64 << 10
 """Most of an unwanted body that is read to keep its connection."""
 _PIECE_BYTES: Final = 64 << 10
-_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +270,7 @@ class Body:
         values = {value.strip() for value in headers.get("content-length", "").split(",")} - {""}
         if not values:
             return None
-        if len(values) > 1 or not _LENGTH.fullmatch(value := min(values)):
+        if len(values) > 1 or not head.LENGTH.fullmatch(value := min(values)):
             raise Unavailable(f"{self._what}: {self._server} declares a length that makes no sense")
         return int(value)
 

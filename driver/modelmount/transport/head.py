@@ -27,7 +27,8 @@ _BLANKS = b" \t"
 _STATUS = re.compile(rb"HTTP/1\.([0-9]) +([1-9][0-9]{2})( [^\r\n]*|[ \t]*)\r?\n")
 _FIELD = re.compile(rb"([!-9;-~]+):([^\r\n\0]*)\r?\n")
 _FOLDED = re.compile(rb"[ \t]([^\r\n\0]*)\r?\n")
-_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
+LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+"""A Content-Length that makes sense."""
 _SWITCHING, _NO_CONTENT, _NOT_MODIFIED = 101, 204, 304
 
 
@@ -57,7 +58,7 @@ class Head(http.client.HTTPResponse):
         self.length = None
         if self._is_head or self.status in {_SWITCHING, _NO_CONTENT, _NOT_MODIFIED}:
             self.length = 0
-        elif not self.chunked and _LENGTH.fullmatch(declared := fields.get("content-length", "")):
+        elif not self.chunked and LENGTH.fullmatch(declared := fields.get("content-length", "")):
             self.length = int(declared)
         self.will_close = not self._stays() or (self.length is None and not self.chunked)
 
