@@ -21,7 +21,7 @@ from csi.v1 import csi_pb2, csi_pb2_grpc
 from tests.e2e.conftest import Node, contents, random_bytes, write_model
 from tests.fakes import mounts, push
 from tests.fakes.driver import Driver
-from tests.fakes.kubelet import Kubelet, Pod, Volume
+from tests.fakes.kubelet import Claim, Kubelet, Pod, Volume
 from tests.fakes.plugins import connect
 from tests.fakes.proxy import Proxy
 from tests.fakes.registry import Registry
@@ -116,10 +116,12 @@ def attribute_rows() -> list[Row]:
 def request_rows() -> list[Row]:
     """Rows N1, N2 and N7: what a caller may ask."""
     block = csi_pb2.VolumeCapability(block=csi_pb2.VolumeCapability.BlockVolume(), access_mode=MOUNT.access_mode)
-    suid = csi_pb2.VolumeCapability(
-        mount=csi_pb2.VolumeCapability.MountVolume(mount_flags=["suid"]), access_mode=MOUNT.access_mode
-    )
     good = {"model": GOOD}
+
+    def flagged(flag: str) -> csi_pb2.VolumeCapability:
+        mount = csi_pb2.VolumeCapability.MountVolume(mount_flags=[flag])
+        return csi_pb2.VolumeCapability(mount=mount, access_mode=MOUNT.access_mode)
+
     return [
         Row("N1 empty id", INVALID, "volume_id", good, volume_id=""),
         Row("N1 NUL in id", INVALID, "control characters", good, volume_id="a\0b"),
@@ -129,7 +131,10 @@ def request_rows() -> list[Row]:
         Row("N2 outside target", INVALID, "does not lie below", good, target="/etc/modelmount-test"),
         Row("N2 NUL in target", INVALID, "NUL", good, target="{pods}/x\0/mount"),
         Row("N7 block device", INVALID, "block device", good, capability=block),
-        Row("N7 mount flag suid", INVALID, "suid", good, capability=suid),
+        *(
+            Row(f"N7 mount flag {flag}", INVALID, f"'{flag}'", good, capability=flagged(flag))
+            for flag in ("suid", "dev", "exec", "bind", "rw")
+        ),
         Row("N7 no capability", INVALID, "volume_capability", good, capability=csi_pb2.VolumeCapability()),
     ]
 
@@ -451,6 +456,18 @@ def test_n5_an_unpublish_of_a_foreign_path_does_nothing(node: Node, tmp_path: Pa
             assert error.code() is INVALID
     assert precious.is_dir()
     assert node.driver.store.is_dir()
+
+
+def test_n7_who_asks_for_a_volume_to_write_to_gets_one_to_read(node: Node, files: Path) -> None:
+    pushed = node.pusher.artifact("llm/tiny", "v1", push.modelpack(files))
+    claim = Claim("writable", "writable", access_mode="ReadWriteMany")
+    volume = Volume("model", {"model": pushed.reference}, read_only=False, fs_type="ext4", claim=claim)
+    pod = node.kubelet.run(Pod("writer", (volume,)))
+    node.kubelet.wait_running(pod)
+    assert {"ro", "nosuid", "nodev", "noexec"} <= mounts.options(node.mount(pod))
+    with pytest.raises(OSError, match="Read-only file system"):
+        (node.mount(pod) / "new").touch()
+    leave_nothing(node, pod)
 
 
 def test_n8_the_same_volume_with_other_attributes_already_exists(node: Node, files: Path) -> None:

@@ -25,7 +25,8 @@ Examples:
   modelmount mount harbor.example.com/llm/llama3-70b:v1 /mnt/llama3 --attribute files=vllm
   modelmount umount /mnt/llama3
 
-The mount shows the same files until `modelmount umount` or a reboot, though the tag may move. Needs root.
+The mount shows the same files until `modelmount umount` or a reboot, though the tag may move. With any --pull
+the registry is asked whether you may read the model, as auth.verification says. Needs root.
 """,
 )
 @click.argument("reference", metavar="REFERENCE")

@@ -24,6 +24,7 @@ from modelmount.system import atomic
 
 _VERSION: Final = document({"imageLayoutVersion": "1.0.0"})
 _MODE: Final = 0o644
+_COMPRESSED: Final = frozenset({".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip"})
 
 
 class Writer(Protocol):
@@ -51,6 +52,8 @@ class Folder:
         """Raises InvalidRequest for a directory with something else in it, Precondition where it can't be made."""
         self._top = top
         with _translated(top):
+            if top.exists() and not top.is_dir():
+                raise InvalidRequest(f"{top} is no directory; name a new one, or a FILE.tar")
             if top.exists() and any(top.iterdir()) and not (top / LAYOUT_FILE).is_file():
                 raise InvalidRequest(f"{top} has something else in it than an image layout; name a new directory")
             _make_directory(top)
@@ -153,7 +156,11 @@ class Archive:
 
 @contextlib.contextmanager
 def writer(path: Path) -> Iterator[Writer]:
-    """What suits `path`: a tar where its name says so, else a directory. What isn't closed leaves no half of a tar."""
+    """What suits `path`: a tar where its name says so, else a directory. What isn't closed leaves no half of a tar.
+    Raises InvalidRequest for a name of something that isn't written, before anything is fetched for it.
+    """
+    if path.suffix in _COMPRESSED and not path.is_dir():
+        raise InvalidRequest(f"{path}: a layout is a directory or a tar that isn't compressed; name it FILE.tar")
     if path.suffix != ".tar":
         yield Folder(path)
         return

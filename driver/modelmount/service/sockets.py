@@ -58,7 +58,10 @@ class SocketName:
         try:
             directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         except OSError as e:
-            raise errors.Precondition(f"cannot open the directory of the socket {path}: {e.strerror}") from e
+            raise errors.Precondition(
+                f"cannot open the directory of the socket {path}: {e.strerror}; is the kubelet's directory mounted "
+                "here, and are kubelet_root and endpoint right?"
+            ) from e
         try:
             address = f"unix:/proc/self/fd/{directory}/{quote(path.name)}"
             _with_private_umask(lambda: server.add_insecure_port(address))

@@ -304,7 +304,8 @@ def _refuse_entries(location: Location, fd: int) -> None:
     try:
         with os.scandir(readable) as entries:
             if next(entries, None) is not None:
-                raise Precondition(f"target {_show(location.path)} is a directory with files in it; empty or remove it")
+                shown = _show(location.path)
+                raise Precondition(f"target {shown} is a directory with files in it; empty it, or mount elsewhere")
     finally:
         os.close(readable)
 

@@ -70,7 +70,9 @@ def test_every_command_but_serve_can_speak_json_and_names_its_settings(path: tup
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("pul",), "No such command 'pul'"),
+        (("pul",), "No such command 'pul'; did you mean pull?"),
+        (("unmount", "/mnt/x"), "No such command 'unmount'; did you mean umount?"),
+        (("login",), "No such command 'login'"),
         (("pull",), "Missing argument 'REFERENCE'"),
         (("pull", "h.example/a:b", "--plain-htp"), "--plain-htp"),
         (("pull", "h.example/a:b", "--password-stdin"), "--password-stdin needs --username"),

@@ -258,6 +258,11 @@ def test_only_an_empty_directory_becomes_a_layout(machine: Machine) -> None:
     refused = machine.run("export", pushed.reference, str(machine.directory / "model"))
     assert refused.code == 2
     assert "has something else in it" in refused.err
+    for name, said in (("model/weights.bin", "is no directory"), ("model.tar.gz", "FILE.tar")):
+        (machine.directory / "model" / "weights.bin").touch()
+        refused = machine.run("export", pushed.reference, str(machine.directory / name))
+        assert refused.code == 2
+        assert said in refused.err
 
 
 @pytest.mark.mount

@@ -288,7 +288,20 @@ def test_example_claims_meet_their_class_and_their_volume() -> None:
     storage_class = one("storageclass.yaml", "StorageClass")["metadata"]["name"]
     (claim,) = [o for o in objects(DEPLOY / "examples/vllm-pvc.yaml") if o["kind"] == "PersistentVolumeClaim"]
     assert claim["spec"]["storageClassName"] == storage_class
-    volume, claim, _ = objects(DEPLOY / "examples/vllm-static-pv.yaml")
+    by_kind = {o["kind"]: o for o in objects(DEPLOY / "examples/vllm-static-pv.yaml")}
+    volume, claim = by_kind["PersistentVolume"], by_kind["PersistentVolumeClaim"]
     assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
     assert volume["spec"]["claimRef"] == {k: claim["metadata"][k] for k in ("namespace", "name")}
     assert volume["spec"]["csi"]["driver"] == config.Settings().driver_name
+
+
+@pytest.mark.parametrize("file", sorted((DEPLOY / "examples").glob("*.yaml")), ids=lambda f: f.name)
+def test_an_example_brings_the_secrets_and_namespaces_that_it_names(file: Path) -> None:
+    brought = {(o["kind"], o["metadata"].get("namespace", ""), o["metadata"]["name"]) for o in objects(file)}
+    for o in objects(file):
+        space = o["metadata"].get("namespace", "")
+        assert not space or ("Namespace", "", space) in brought
+        sources = [o["spec"]["csi"]] if o["kind"] == "PersistentVolume" else []
+        sources += [v["csi"] for v in o.get("spec", {}).get("volumes", []) if "csi" in v]
+        for secret in (s["nodePublishSecretRef"] for s in sources if "nodePublishSecretRef" in s):
+            assert ("Secret", secret.get("namespace", space), secret["name"]) in brought

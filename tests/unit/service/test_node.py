@@ -54,9 +54,11 @@ def test_publish_hands_everything_to_the_publisher(door: Door) -> None:
 
 
 @pytest.mark.parametrize("mode", [m for m in csi_pb2.VolumeCapability.AccessMode.Mode.values() if m])
-def test_every_known_access_mode_is_accepted_also_without_readonly(door: Door, mode: int) -> None:
+def test_every_known_access_mode_is_accepted_also_without_readonly(
+    door: Door, mode: csi_pb2.VolumeCapability.AccessMode.Mode.ValueType
+) -> None:
     capability = csi_pb2.VolumeCapability(mount=csi_pb2.VolumeCapability.MountVolume())
-    capability.access_mode.mode = mode  # type: ignore[assignment]
+    capability.access_mode.mode = mode
     request = publish_request()
     request.volume_capability.CopyFrom(capability)
     door.node.NodePublishVolume(request)
