@@ -28,6 +28,8 @@ OVERHEAD_BYTES = 64 << 20
 """What a pull's first requests cost, as bytes: half a second at 1 Gbit/s. Also a partial download's."""
 FUTURE_SECONDS = 60.0
 """A use this far ahead was written by a clock that was wrong."""
+_ROUNDING = 1e-12
+"""Far more than what sums of the same figures differ by, and far less than what matters."""
 _REASONS: tuple[Hold, ...] = get_args(Hold)
 
 
@@ -160,7 +162,29 @@ def empty(census: Census, holds: Holds, now: float, *, grace_seconds: float) -> 
     ]
 
 
+_Entry = tuple[bool, float, str]
+"""A place in the order, the smallest first: whether it is of the later class, its score, negative, and its name."""
+
+
+class _Shared:
+    """Items with the same users. The best case supposes `fewest` users; once there are fewer it has to be asked anew.
+    The root of their number keeps both small: how often that is, and how many look better than they are.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.expect()
+
+    def expect(self) -> None:
+        users = len(self.group.users)
+        self.fewest = max(1, users - math.isqrt(users))
+
+
 class _Order:
+    """One that goes changes the scores of all that share with it. They aren't asked each time: each stands in a heap by
+    its best case, and whatever is first there is looked at, until one is first as it is.
+    """
+
     def __init__(
         self,
         census: Census,
@@ -179,49 +203,57 @@ class _Order:
             for model in census.models.values()
             if model.hex not in kept.models
         }
-        self._groups: dict[str, list[Group]] = {}
+        self._of_namespaces: dict[str, list[str]] = {}
+        for hex_digits in self._candidates:
+            for owner in shares.owners(hex_digits) if shares.many else ():
+                self._of_namespaces.setdefault(owner, []).append(hex_digits)
+        self._groups: dict[str, list[_Shared]] = {}
         for group in census.groups(kept.items):
+            shared = _Shared(group)
             for hex_digits in group.users:
-                self._groups.setdefault(hex_digits, []).append(group)
+                self._groups.setdefault(hex_digits, []).append(shared)
+        self._heap: list[_Entry] = []
+        self._standing: dict[str, _Entry] = {}
+        """What stands in the heap for each that may still go; other entries are outdated."""
 
     def run(self) -> Iterator[Victim]:
-        heap = [(*self._rank(hex_digits), hex_digits) for hex_digits in self._candidates if self._may_go(hex_digits)]
         downloads: dict[str, Victim] = {}
         if self._within is None:
             for victim in partials(self._census, self._holds, self._now, grace_seconds=self._grace):
                 assert victim.partial is not None
                 downloads[victim.partial.name] = victim
-        heap += [(False, -victim.score, name) for name, victim in downloads.items()]
-        heapq.heapify(heap)
-        gone: set[str] = set()
-        while heap:
-            later, negative, key = heapq.heappop(heap)
-            if key in downloads:
-                yield downloads[key]
-                continue
-            if key in gone:
-                continue
-            if (later, negative) != self._rank(key):
-                # What shared with it went meanwhile, or enough of its namespace's.
-                heapq.heappush(heap, (*self._rank(key), key))
-                continue
-            gone.add(key)
-            first = self._first(key)
-            frees, inodes, others = self._remove(key)
-            for other in others - gone:
-                if self._may_go(other):
-                    heapq.heappush(heap, (*self._rank(other), other))
-            owners = tuple(sorted(self._shares.owners(key) - {""}))
-            charged = self._shares.charged.get(self._within or "", 0)
-            self._shares.forget(key)
-            if self._within is not None:
-                frees = charged - self._shares.charged.get(self._within, 0)
-            model = self._census.models[key]
-            yield Victim(model, None, self._candidates[key], frees, inodes, -negative, owners, first)
+                self._push((False, -victim.score, victim.partial.name))
+        for hex_digits in self._candidates:
+            if self._may_go(hex_digits):
+                self._push(self._rank(hex_digits, at_best=True))
+        while self._standing:
+            key = self._take(downloads)
+            yield downloads[key] if key in downloads else self._remove(key)
 
-    def _rank(self, hex_digits: str) -> tuple[bool, float]:
-        """The smallest goes first."""
-        return self._shares.many and not self._first(hex_digits), -self._score(hex_digits)
+    def _push(self, entry: _Entry) -> None:
+        self._standing[entry[2]] = entry
+        heapq.heappush(self._heap, entry)
+
+    def _take(self, downloads: Mapping[str, Victim]) -> str:
+        """The first in the order now: those are looked at that may be it, best case first."""
+        looked, passed = list[_Entry](), list[_Entry]()
+        while self._heap and not (looked and looked[0] < self._heap[0]):
+            entry = heapq.heappop(self._heap)
+            key = entry[2]
+            if self._standing.get(key) == entry:
+                passed.append(self._standing.pop(key))
+                heapq.heappush(looked, entry if key in downloads else self._rank(key))
+        first = looked[0][2]
+        for entry in passed:
+            if entry[2] != first:
+                self._push(entry)
+        return first
+
+    def _rank(self, hex_digits: str, *, at_best: bool = False) -> _Entry:
+        return self._is_later(hex_digits), -self._score(hex_digits, at_best=at_best), hex_digits
+
+    def _is_later(self, hex_digits: str) -> bool:
+        return self._shares.many and not self._first(hex_digits)
 
     def _first(self, hex_digits: str) -> First:
         if not self._shares.many:
@@ -235,23 +267,55 @@ class _Order:
             return False
         return self._candidates[hex_digits] >= self._grace
 
-    def _score(self, hex_digits: str) -> float:
-        parts = self._groups.get(hex_digits, ())
-        goes = sum(group.bytes / len(group.users) for group in parts)
-        again = sum(group.again / len(group.users) for group in parts)
-        return self._candidates[hex_digits] * goes / (again + OVERHEAD_BYTES)
+    def _score(self, hex_digits: str, *, at_best: bool = False) -> float:
+        """Now; or the most that it comes to until `_Shared.expect` is called again: meanwhile its parts only grow. What
+        has to be written twice makes the score less as it grows, and is left as it is.
+        """
+        goes = twice = 0.0
+        for part in self._groups.get(hex_digits, ()):
+            users = len(part.group.users)
+            goes += part.group.bytes / (part.fewest if at_best else users)
+            twice += (part.group.again - part.group.bytes) / users
+        score = self._candidates[hex_digits] * goes / (goes + twice + OVERHEAD_BYTES)
+        return score * (1 + _ROUNDING) if at_best else score
 
-    def _remove(self, hex_digits: str) -> tuple[int, int, set[str]]:
-        """The bytes and inodes that go with it, and the models that shared with it."""
+    def _remove(self, hex_digits: str) -> Victim:
+        """It goes."""
+        first, score = self._first(hex_digits), self._score(hex_digits)
+        owners = tuple(sorted(self._shares.owners(hex_digits) - {""}))
+        charged = self._charged()
         frees = inodes = 0
-        others: set[str] = set()
-        for group in self._groups.pop(hex_digits, ()):
-            group.users.discard(hex_digits)
-            others |= group.users
-            if not group.users:
-                frees += group.bytes
-                inodes += group.inodes
-        return frees, inodes, others
+        outdated = set[str]()
+        for part in self._groups.pop(hex_digits, ()):
+            users = part.group.users
+            users.discard(hex_digits)
+            if not users:
+                frees += part.group.bytes
+                inodes += part.group.inodes
+            elif len(users) < part.fewest:
+                part.expect()
+                outdated |= users
+        grew = self._shares.forget(hex_digits)
+        for other in outdated | self._advanced(grew):
+            if other in self._standing:
+                self._push(self._rank(other, at_best=True))
+        if self._within is not None:
+            frees = charged - self._charged()
+        model = self._census.models[hex_digits]
+        return Victim(model, None, self._candidates[hex_digits], frees, inodes, score, owners, first)
+
+    def _advanced(self, grew: set[str]) -> set[str]:
+        """Those that are of the earlier class now, because what these namespaces have alone now weighs more."""
+        return {
+            hex_digits
+            for namespace in grew
+            if self._shares.is_above(namespace)
+            for hex_digits in self._of_namespaces.get(namespace, ())
+            if hex_digits in self._standing and self._standing[hex_digits][0] and not self._is_later(hex_digits)
+        }
+
+    def _charged(self) -> int:
+        return self._shares.charged.get(self._within or "", 0)
 
 
 def _idle(used_at: float, now: float, grace_seconds: float) -> float:

@@ -10,10 +10,11 @@ it, so that the parts of all make the whole.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from modelmount.cache.census import Census, Group
+from modelmount.cache.census import Census
 from modelmount.cache.holds import Holds
 from modelmount.config import Cache
 
@@ -35,6 +36,14 @@ class Quotas:
         return self.by_name.get(namespace, self.default) if namespace else None
 
 
+@dataclass(slots=True)
+class _Common:
+    """What the same models name, and how many of those each namespace has."""
+
+    bytes: int
+    owners: Counter[str]
+
+
 class Shares:
     """What each namespace has here, and what would be left to it as models go. For one thread."""
 
@@ -42,15 +51,16 @@ class Shares:
         """Counts now."""
         self._census, self._quotas = census, quotas
         self._owners = {model.hex: _owners(model.hex, model.namespace, holds) for model in census.models.values()}
-        self._groups: dict[str, list[Group]] = {}
+        self._groups: dict[str, list[_Common]] = {}
         self.charged: dict[str, int] = {}
         """Bytes by namespace, as they count against its quota."""
         self.parts: dict[str, float] = {}
         """Bytes by namespace; of what several have its part."""
         for group in census.groups():
+            common = _Common(group.bytes, Counter(owner for user in group.users for owner in self._owners[user]))
             for hex_digits in group.users:
-                self._groups.setdefault(hex_digits, []).append(group)
-            self._count(group, 1)
+                self._groups.setdefault(hex_digits, []).append(common)
+            self._count(common, 1)
         self._equal = sum(self.parts.values()) / max(1, len(self.parts))
 
     @property
@@ -79,18 +89,24 @@ class Shares:
         """Whether every namespace that has the model is above its share."""
         return all(self.is_above(owner) for owner in self._owners[hex_digits])
 
-    def forget(self, hex_digits: str) -> None:
-        """The model goes."""
-        for group in self._groups.pop(hex_digits, ()):
-            self._count(group, -1)
-            group.users.discard(hex_digits)
-            self._count(group, 1)
+    def forget(self, hex_digits: str) -> set[str]:
+        """The model goes. Returns the namespaces whose parts grew by that: they have alone now what its had, too."""
+        grew = set[str]()
+        for common in self._groups.pop(hex_digits, ()):
+            owners = self._owners[hex_digits]
+            if all(common.owners[owner] > 1 for owner in owners):
+                common.owners.subtract(owners)
+                continue
+            self._count(common, -1)
+            common.owners = common.owners - Counter(owners)
+            self._count(common, 1)
+            grew |= common.owners.keys()
+        return grew
 
-    def _count(self, group: Group, sign: int) -> None:
-        owners = frozenset[str]().union(*(self._owners[hex_digits] for hex_digits in group.users))
-        for owner in owners:
-            self.charged[owner] = self.charged.get(owner, 0) + sign * group.bytes
-            self.parts[owner] = self.parts.get(owner, 0.0) + sign * group.bytes / len(owners)
+    def _count(self, common: _Common, sign: int) -> None:
+        for owner in common.owners:
+            self.charged[owner] = self.charged.get(owner, 0) + sign * common.bytes
+            self.parts[owner] = self.parts.get(owner, 0.0) + sign * common.bytes / len(common.owners)
 
 
 def _owners(hex_digits: str, used_by: str, holds: Holds) -> frozenset[str]:
