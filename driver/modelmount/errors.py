@@ -103,14 +103,17 @@ class Pending(ModelMountError):
 class Unavailable(ModelMountError):
     """Transport or registry trouble that may pass. UNAVAILABLE. `retry_after` is in seconds, where the other side named
     one. `unreachable`: nobody could be connected to, so that it is the same for all, whatever they would have shown.
+    `answered`: somebody was there and well, and said neither yes nor that it is in trouble, which is no outage.
     """
 
     reason = "Unavailable"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None, unreachable: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, unreachable: bool = False, answered: bool = False
+    ) -> None:
         super().__init__(message)
-        self.retry_after, self.unreachable = retry_after, unreachable
+        self.retry_after, self.unreachable, self.answered = retry_after, unreachable, answered
 
 
 class NoSpace(ModelMountError):

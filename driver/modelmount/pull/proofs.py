@@ -28,7 +28,7 @@ from typing import Final, Literal
 
 from modelmount.config import Auth
 from modelmount.content.store import Store
-from modelmount.errors import Forbidden, Internal, NotFound, Unauthenticated, Unavailable
+from modelmount.errors import Internal, ModelMountError, Unavailable
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
 from modelmount.registry.credentials import Credential
@@ -88,7 +88,8 @@ class Proofs:
     ) -> Proof:
         """By what `credential` may read `digest`, of which `manifest` was chosen; `ask` asks the registry.
 
-        Raises what `ask` raises; a refusal ends what was recorded.
+        Raises what `ask` raises. A refusal ends what was recorded, and so does any other answer that is neither a yes
+        nor a word of trouble: nobody knows what is meant by it, but nothing is down.
         """
         if not self.wanted:
             return "off"
@@ -103,7 +104,10 @@ class Proofs:
             return "grace"
         try:
             ask()
-        except Unavailable as e:
+        except ModelMountError as e:
+            if not isinstance(e, Unavailable) or e.answered:
+                self._forget(repository, digest, manifest, credential)
+                raise
             self._down.put((repository, None if e.unreachable else credential), self._clock())
             found = self._without_the_registry(repository, digest, manifest, credential)
             if found is None:
@@ -111,9 +115,6 @@ class Proofs:
             by = "by an earlier proof" if found == "grace" else "without a proof, as auth.on_registry_down says"
             log.warning("%s, which can't be asked now, is read %s: %s", repository, by, e)
             return found
-        except (Forbidden, Unauthenticated, NotFound):
-            self._forget(repository, digest, manifest, credential)
-            raise
         self.record(repository, digest, manifest, credential)
         return "registry"
 

@@ -22,6 +22,8 @@ SHORTEST_SECRET = 6
 _AUTHORIZATION = re.compile(r"\b(?:basic|bearer)\s+(?=\S*[0-9])[\w+/=.~-]{16,}", re.ASCII | re.IGNORECASE)
 """A header as it was sent, with an access token that was made meanwhile."""
 _READ_SECONDS = 5.0
+_TROUBLE = frozenset({408, 425, 429})
+"""Not a word on what was asked, though they aren't 5xx: it came too slowly, too early, too often."""
 
 
 def meaning(answer: Answer, what: str, credential: Credential, home: Url) -> ModelMountError:
@@ -37,6 +39,7 @@ def meaning(answer: Answer, what: str, credential: Credential, home: Url) -> Mod
             f"{what}: {home.authority} redirects to {answer.url.authority}, which answered {status}; have the "
             "registry's storage checked",
             retry_after=retry_after,
+            answered=_is_word(status),
         )
     if status in {401, 403, 404}:
         return no_access(what, credential, status)
@@ -46,7 +49,14 @@ def meaning(answer: Answer, what: str, credential: Credential, home: Url) -> Mod
     if status == 429:
         wait = f" and asks to wait {retry_after:.0f} s" if retry_after is not None else ""
         return Unavailable(f"{what}: {home.authority} gets too many requests{wait}{said}", retry_after=retry_after)
-    return Unavailable(f"{what}: {home.authority} answered {status}{said}", retry_after=retry_after)
+    return Unavailable(
+        f"{what}: {home.authority} answered {status}{said}", retry_after=retry_after, answered=_is_word(status)
+    )
+
+
+def _is_word(status: int) -> bool:
+    """Whether it is a word on what was asked, however odd, and not on the other side's own trouble (RFC 9110, 15)."""
+    return status < 500 and status not in _TROUBLE
 
 
 def no_access(what: str, credential: Credential, status: int) -> ModelMountError:

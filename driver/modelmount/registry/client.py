@@ -98,8 +98,9 @@ class Client:
         admin wants a GET (`audit`). Messages name it as it was `called`.
 
         A `tag` that meant this digest is asked for instead, and one that means another by now isn't asked for again.
-        Where the registry refuses, or says something odd, a GET decides, whose answer has reasons in it; then
-        BadArtifact and IntegrityError are possible as with `manifest`.
+        Where the registry refuses, or doesn't say that it is this digest, a GET decides: its answer has reasons in it,
+        or the manifest itself, and a page that asks people to log in is neither. Then BadArtifact and IntegrityError
+        are possible as with `manifest`.
         """
         what = called or _name(repository, digest)
         began = time.monotonic()
@@ -115,7 +116,7 @@ class Client:
                     self._moved.put(moved, True)  # or the registry doesn't tell digests
             if not by_tag or said not in {None, str(digest)}:
                 said = self._patiently(lambda deadline: self._head(repository, digest, credential, deadline, what))
-        if said not in {"", str(digest)}:
+        if said != str(digest):
             self._patiently(lambda deadline: self._manifest(repository, digest, credential, deadline, what, began))
 
     def resolve(self, repository: Repository, tag: str, credential: Credential) -> Digest:

@@ -93,7 +93,8 @@ class Tokens:
             token = lifetime = None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise Unavailable(
-                f"{what}: the token server {key.server.authority} answered without a token that can be used"
+                f"{what}: the token server {key.server.authority} answered without a token that can be used",
+                answered=True,
             )
         return token, _lifetime(lifetime)
 
@@ -152,9 +153,13 @@ def _refusal(answer: Answer, key: Key, what: str) -> Exception:
     if answer.status in {401, 403} or (answer.status == 400 and exchanged):
         return answers.no_access(what, key.credential, 401)
     if answer.status == 404:
-        return Unavailable(f"{what}: the token server {key.server} doesn't exist (404); have the registry checked")
+        return Unavailable(
+            f"{what}: the token server {key.server} doesn't exist (404); have the registry checked", answered=True
+        )
     if 300 <= answer.status < 400:
-        return Unavailable(f"{what}: the token server {key.server.authority} redirects, which is not followed")
+        return Unavailable(
+            f"{what}: the token server {key.server.authority} redirects, which is not followed", answered=True
+        )
     return answers.meaning(answer, what, key.credential, answer.url)
 
 

@@ -39,7 +39,9 @@ def send(pool: Pool, request: Request, deadline: float) -> Answer:
         if not target.same_origin(request.url):
             headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
         request = replace(request, url=target, headers=headers)
-    raise Unavailable(f"{request.what}: {request.url.authority} redirects again and again; have the registry checked")
+    raise Unavailable(
+        f"{request.what}: {request.url.authority} redirects again and again; have the registry checked", answered=True
+    )
 
 
 def discard(answer: Answer) -> None:
@@ -53,7 +55,7 @@ def discard(answer: Answer) -> None:
 def _target(request: Request, location: str | None) -> Url:
     here = request.url.authority
     if not location:
-        raise Unavailable(f"{request.what}: {here} redirects to nowhere; have the registry checked")
+        raise Unavailable(f"{request.what}: {here} redirects to nowhere; have the registry checked", answered=True)
     try:
         target = request.url.join(location)
     except ValueError as e:

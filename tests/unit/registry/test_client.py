@@ -220,16 +220,23 @@ def test_closing_ends_the_wait_between_tries(server: WireServer) -> None:
     assert len(server.asked()) == 1
 
 
-@pytest.mark.parametrize("headers", [[], [DIGEST_HEADER]])
-def test_access_is_proved_by_one_head(
-    server: WireServer, make_client: MakeClient, headers: list[tuple[str, str]]
-) -> None:
-    server.on(PINNED, Answer(body=MANIFEST, headers=headers))
+def test_access_is_proved_by_one_head(server: WireServer, make_client: MakeClient) -> None:
+    server.on(PINNED, Answer(body=MANIFEST, headers=[DIGEST_HEADER]))
     client = make_client(settings_for(server))
     for _ in range(3):
         client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
     assert [each.method for each in server.asked()] == ["HEAD"] * 3
     assert server.connections == 1
+
+
+def test_a_head_that_names_no_digest_proves_nothing(server: WireServer, make_client: MakeClient) -> None:
+    """Any page for people is answered with 200."""
+    server.on(PINNED, Answer(body=MANIFEST), Answer(body=MANIFEST), Answer(body=b"<html>Who are you?</html>"))
+    client = make_client(settings_for(server))
+    client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
+    assert [each.method for each in server.asked()] == ["HEAD", "GET"]
+    with pytest.raises(IntegrityError):
+        client.exists(tiny(server), MANIFEST_DIGEST, ANONYMOUS)
 
 
 def test_a_head_that_names_another_digest_proves_nothing(server: WireServer, make_client: MakeClient) -> None:
