@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar
 
 from modelmount.config import Settings
-from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest, Unavailable
+from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest, ModelMountError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.manifest import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES, OCI_INDEX
@@ -236,15 +236,12 @@ class Client:
         what: str,
         since: float = math.inf,
     ) -> Document:
-        with self._manifest_answer("GET", repository, tag, credential, deadline, what, since=since) as answer:
-            if answer.status != 200:
-                raise answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
-            data = answer.body.read_all(MAX_DOCUMENT_BYTES, deadline)
-            media_type = answer.header("content-type")
-            named = answer.header("docker-content-digest")
+        request = self._about_manifest("GET", repository, tag, what)
+        answer, data = self._read(request, repository, credential, deadline, since=since)
         if data is None:
             raise BadArtifact(f"{what}: its manifest is larger than the {MAX_DOCUMENT_BYTES} bytes that are read")
-        return Document(data, media_type, _verified(data, tag, what, named))
+        digest = _verified(data, tag, what, answer.header("docker-content-digest"))
+        return Document(data, answer.header("content-type"), digest)
 
     def _page(
         self, request: Request, repository: Repository, credential: Credential, most: int, end: float, deadline: float
@@ -252,17 +249,33 @@ class Client:
         """One page of referrers, None for one of more than `most` bytes, and where the next one is; None where there is
         no such list.
         """
-        with self._authenticator.send(request, repository, credential, min(end, deadline)) as answer:
-            if answer.status in _NO_REFERRERS:
-                return None
-            if answer.status != 200:
-                home = endpoint.home(self._settings, repository.registry)
-                raise answers.meaning(answer, request.what, credential, home)
-            data = answer.body.read_all(most, min(end, deadline))
-            following = endpoint.following(request.url, answer.header_values("link"))
+        answer, data = self._read(request, repository, credential, min(end, deadline), most, absent=_NO_REFERRERS)
+        if answer.status in _NO_REFERRERS:
+            return None
         if data is None and most == MAX_DOCUMENT_BYTES:
             raise BadArtifact(f"{request.what} are more than the {most} bytes that are read")
-        return data, following
+        return data, endpoint.following(request.url, answer.header_values("link"))
+
+    def _read(
+        self,
+        request: Request,
+        repository: Repository,
+        credential: Credential,
+        deadline: float,
+        most: int = MAX_DOCUMENT_BYTES,
+        *,
+        absent: frozenset[int] = frozenset(),
+        since: float = math.inf,
+    ) -> tuple[Answer, bytes | None]:
+        """The answer, closed, and its body; None of one that has more than `most` bytes, or whose status is `absent`.
+        Raises what any other status but 200 means.
+        """
+        with self._authenticator.send(request, repository, credential, deadline, since=since) as answer:
+            if answer.status in absent:
+                return answer, None
+            if answer.status != 200:
+                raise self._meaning(answer, request.what, repository, credential)
+            return answer, answer.body.read_all(most, deadline)
 
     def _head(
         self,
@@ -280,31 +293,26 @@ class Client:
         ETag of a manifest is its digest). For tags only: of a digest some say that it hasn't changed without looking
         whether it is there.
         """
-        with self._manifest_answer("HEAD", repository, tag, credential, deadline, what, unless) as answer:
+        request = self._about_manifest("HEAD", repository, tag, what, unless)
+        with self._authenticator.send(request, repository, credential, deadline) as answer:
             if answer.status in _NOT_ABOUT_HEAD:
-                home = endpoint.home(self._settings, repository.registry)
-                raise answers.meaning(answer, what, credential, home)
+                raise self._meaning(answer, what, repository, credential)
             if answer.status == 304 and unless is not None:
                 return str(unless)
             return (answer.header("docker-content-digest") or "").strip() if answer.status == 200 else None
 
-    def _manifest_answer(
+    def _about_manifest(
         self,
         method: Literal["GET", "HEAD"],
         repository: Repository,
         tag: str | Digest,
-        credential: Credential,
-        deadline: float,
         what: str,
         unless: Digest | None = None,
-        since: float = math.inf,
-    ) -> Answer:
+    ) -> Request:
         headers = {"Accept": ACCEPT}
         if unless is not None:
             headers["If-None-Match"] = f'"{unless}"'
-        url = endpoint.manifest(self._settings, repository, tag)
-        request = Request(method, url, repository.registry, what, headers)
-        return self._authenticator.send(request, repository, credential, deadline, since=since)
+        return Request(method, endpoint.manifest(self._settings, repository, tag), repository.registry, what, headers)
 
     def _blob_answer(
         self, repository: Repository, digest: Digest, offset: int, credential: Credential, end: int | None, query: str
@@ -321,11 +329,14 @@ class Client:
 
     def _whole(self, answer: Answer, repository: Repository, digest: Digest, credential: Credential) -> Body:
         if answer.status != 200:
-            home = endpoint.home(self._settings, repository.registry)
             with answer:
-                raise answers.meaning(answer, _blob_name(repository, digest), credential, home)
+                raise self._meaning(answer, _blob_name(repository, digest), repository, credential)
         answer.body.total = answer.body.length
         return answer.body
+
+    def _meaning(self, answer: Answer, what: str, repository: Repository, credential: Credential) -> ModelMountError:
+        """What an answer that isn't what was asked for means; reads its body."""
+        return answers.meaning(answer, what, credential, endpoint.home(self._settings, repository.registry))
 
 
 def _verified(data: bytes, tag: str | Digest, what: str, named: str | None) -> Digest:
