@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modelmount.volumes.publisher import shown_available
+from modelmount.volumes.stats import shown_available
 
 from .prometheus import ALERTS, ROOT, alerts, promtool
 

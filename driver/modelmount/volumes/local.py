@@ -17,7 +17,8 @@ from modelmount.config import Settings
 from modelmount.content.store import Store
 from modelmount.errors import InvalidRequest, NotFound, Pending
 from modelmount.volumes.leases import Lease, Leases
-from modelmount.volumes.publisher import FindsCredentials, Publisher, Pulls, Resolves
+from modelmount.volumes.ports import FindsCredentials, Pulls, Resolves
+from modelmount.volumes.publisher import Publisher
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ pulled by that digest when its tree is gone.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from modelmount import telemetry
 from modelmount.config import Settings
@@ -28,24 +27,24 @@ from modelmount.errors import (
     Unauthenticated,
     Unavailable,
 )
-from modelmount.formats import ANY, Choice
-from modelmount.formats.selection import Selection
+from modelmount.formats import ANY
 from modelmount.oci.descriptor import Descriptor
-from modelmount.oci.reference import Reference, Repository
 from modelmount.pull import progress
 from modelmount.pull.job import Job
 from modelmount.pull.proofs import Proof
-from modelmount.pull.resolver import Model, PullPolicy
-from modelmount.registry.credentials import Credential, ServiceAccount
-from modelmount.system import disk, mount
+from modelmount.pull.resolver import Model
+from modelmount.registry.credentials import Credential
+from modelmount.system import mount
 from modelmount.system.target import TargetRoots
-from modelmount.volumes import aliases, standing
+from modelmount.volumes import aliases, standing, stats
 from modelmount.volumes.attempts import Attempt, Attempts, Call
 from modelmount.volumes.audit import Audit
 from modelmount.volumes.leases import Lease, Leases, Owner
 from modelmount.volumes.news import News, Tell
 from modelmount.volumes.policing import Check, FindsSignatures, Policing
+from modelmount.volumes.ports import Audits, FindsCredentials, Pulls, Request, Resolves
 from modelmount.volumes.publications import Publications, Wanted
+from modelmount.volumes.stats import Stats
 from modelmount.volumes.volume import (
     VolumeSpec,
     account_tokens,
@@ -65,80 +64,6 @@ How = Literal["live", "remounted", "cached", "pulled"]
 REFUSALS = (Forbidden, Unauthenticated, NotFound)
 """What the audit log calls a refusal."""
 _PULL_ROUNDS = 3
-UNCOUNTED_INODES = 1 << 32
-"""Free inodes of a file system that has no fixed number of them: 0 would mean "full" to whoever watches volumes."""
-SHOWN_PART = 4
-"""At least this part of what is used is shown as available."""
-
-
-class Request(Protocol):
-    """One publish, its fields checked for form but not for meaning."""
-
-    @property
-    def volume_id(self) -> str:
-        """Any text; it never becomes a path."""
-
-    @property
-    def target_path(self) -> str:
-        """Where to mount."""
-
-    @property
-    def attributes(self) -> Mapping[str, str]:
-        """The volume's own, and what the kubelet adds."""
-
-    @property
-    def secrets(self) -> Mapping[str, str]:
-        """The Secret that the volume names; only the credentials ever see it."""
-
-    @property
-    def mount_flags(self) -> tuple[str, ...]:
-        """Options on top of the admin's; those that take something away from the mount are added."""
-
-
-class Resolves(Protocol):
-    """Says what a reference means and proves access to it: `pull.resolver.Resolver`."""
-
-    def resolve(self, reference: Reference, policy: PullPolicy, credential: Credential, choice: Choice = ANY) -> Model:
-        """The model, after one request to the registry where the admin wants proof."""
-
-
-class Pulls(Protocol):
-    """Runs pulls: `pull.puller.Puller`."""
-
-    def ensure(self, model: Model, selection: Selection, credential: Credential, *, fetch: bool, namespace: str) -> Job:
-        """Join or start the model's job, which does without any source unless it may `fetch`; the caller has proved its
-        access. A new job counts as that of `namespace`.
-        """
-
-    def head(self, model: Model, credential: Credential, descriptor: Descriptor, count: int) -> bytes | None:
-        """The first bytes of a blob as its source sends them, not verified; None where it sends less."""
-
-    def release(self, job: Job) -> None:
-        """A lease on the job's tree stands, or the job's result is of no use."""
-
-
-class FindsCredentials(Protocol):
-    """Knows what to show to a registry: `registry.credentials.Credentials`."""
-
-    def find(
-        self,
-        repository: Repository,
-        secrets: Mapping[str, str],
-        tokens: str = "",
-        account: ServiceAccount | None = None,
-        *,
-        of_pod: bool = False,
-    ) -> Credential:
-        """The credential for this repository: the volume's own, that of the pod's service account, the node's, else
-        anonymous. `of_pod`: the node's only where the admin lets pods have it.
-        """
-
-
-class Audits(Protocol):
-    """Keeps who mounted what: `volumes.audit.Audit`."""
-
-    def record(self, event: str, **fields: object) -> None:
-        """Something happened just now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +77,6 @@ class Published:
     proof: Proof | Literal["lease"] = "lease"
     account: str = ""
     signers: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Use and health of one publication; counts are never negative."""
-
-    used_bytes: int
-    available_bytes: int
-    used_inodes: int
-    available_inodes: int
-    abnormal: bool
-    message: str
 
 
 class Publisher:
@@ -259,17 +172,7 @@ class Publisher:
         lease = self._leases.read(volume_id, found[0]) if found else None
         if found is None or lease is None or lease.owner != self._owner:
             raise unknown
-        figures = os.statvfs(self._store.root)
-        inodes = disk.free_inodes(self._store.root)
-        trouble = self._trouble(lease, *found)
-        return Stats(
-            used_bytes=lease.bytes,
-            available_bytes=shown_available(figures.f_bavail * figures.f_frsize, lease.bytes),
-            used_inodes=lease.files,
-            available_inodes=UNCOUNTED_INODES if inodes is None else shown_available(inodes, lease.files),
-            abnormal=bool(trouble),
-            message=trouble or f"{lease.reference or 'the model'} is mounted",
-        )
+        return stats.of_lease(lease, self._store.root, self._trouble(lease, *found))
 
     # -- publish
 
@@ -393,12 +296,3 @@ class Publisher:
         except ModelMountError as e:
             return e.message
         return standing.trouble(now, self._leases.tree_root(lease))
-
-
-def shown_available(free: int, used: int) -> int:
-    """What a volume of so many bytes or files says that it has left, on a file system with so many free ones.
-
-    A model never grows, and a cache is meant to be full: so never less than a quarter of what is used. The usual alerts
-    begin where less than 15 % of a volume is left and getting less.
-    """
-    return max(free, used // SHOWN_PART + 1)
