@@ -43,7 +43,7 @@ from modelmount.volumes import choices
 from tests.fakes import push, signing
 from tests.fakes.archives import COMPRESS, END, directory, extended, file, header, long_name, record
 from tests.fakes.evil_archives import ROWS
-from tests.fuzz import packages
+from tests.fuzz import packages, wire
 from tests.unit.snapshots.archives import Directory, headers_of
 
 LIMITS = unpack.Limits(bytes=1 << 20, entries=100)
@@ -369,6 +369,7 @@ TARGETS: Mapping[str, Target] = {
         ),
         (b"realm=", b'"', b"\\", b",", b"bytes ", b"*/", b"99999999999"),
     ),
+    "wire": Target(wire.read_answer, wire.SEEDS, wire.WORDS),
     "evidence": Target(
         read_evidence,
         _evidence(),

@@ -1,5 +1,5 @@
-"""Which addresses may be connected to: everything that is a place in a network, private ones included, but not this
-node itself, its link, or a cloud's metadata service.
+"""Which addresses may be connected to: everything that is a place in a network, private ones and this node's own place
+included, but not the node's loopback, its link, or a cloud's metadata service.
 
 The list is our own: the standard library's properties differ between releases and take several spellings of the same
 place for global ones (IPv4 addresses inside of IPv6 ones, NAT64, 6to4, site-local). Sources: the IANA special-purpose
@@ -9,6 +9,7 @@ registries, RFC 6052, RFC 8215, RFC 3056, and the clouds' documentation for thei
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterator, Mapping
 from enum import Enum
 
@@ -42,6 +43,20 @@ def refusal(text: str, reach: Reach) -> str | None:
         if kind is not None and not (kind == _LOOPBACK and reach is Reach.NETWORK_AND_LOOPBACK):
             return kind
     return None
+
+
+def spelled(host: str) -> str | None:
+    """The address that resolvers make of `host` without asking anybody, however it is written: `127.1`, `0x7f.1` and
+    `2130706433` are one (inet_aton(3)). None for a name.
+    """
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return None
 
 
 _LOOPBACK = "loopback"

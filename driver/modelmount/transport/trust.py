@@ -33,11 +33,12 @@ def judge(settings: Settings, registry: str, url: Url) -> Trust:
     server, or the storage that it redirects to.
 
     A host that the admin lists (a key of `registries`, or one of this registry's `trusted_realms`) may have any
-    address. Others stay off this node's own addresses; a loopback one is fine for a registry that the admin lists on
-    loopback. The registry's CA files alone count on its own host; where it sends us, they count beside the system's.
-    A client certificate is shown to the host it is listed for only. Both on behalf of registries that are listed, too:
-    anybody may run another one, and lead us with the node's rights to where pods have none. Raises Forbidden for http
-    unless the admin listed this registry with `plain_http`.
+    address. Others stay off this node's loopback, its link and metadata services; loopback is fine for what a registry
+    that the admin lists on loopback leads to. The node's address in its network is one like any other: pods reach it
+    themselves, and a service or an ingress on this very node has it too. The registry's CA files alone count on its own
+    host; where it sends us, they count beside the system's. A client certificate is shown to the host it is listed for
+    only. Both on behalf of registries that are listed, too: anybody may run another one, and lead us with the node's
+    rights to where pods have none. Raises Forbidden for http unless the admin listed this registry with `plain_http`.
     """
     own = settings.registry(registry)
     listed = next((host for host in settings.registries if url.is_named(host)), None)

@@ -1,12 +1,12 @@
 """A connection through the proxy that the admin names: CONNECT, for http as for https (RFC 9110, 9.3.6).
 
-The proxy resolves names, so what it may reach is its own rules' business; an address is judged here as without it.
+The proxy resolves names, so what it may reach is its own rules' business; an address is judged here as without it,
+in each of its spellings.
 """
 
 from __future__ import annotations
 
 import base64
-import ipaddress
 import re
 import time
 from pathlib import Path
@@ -87,11 +87,8 @@ def _status(sock: Timed) -> int:
 
 
 def _judge(host: str, reach: Reach) -> None:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return
-    kind = addresses.refusal(host, reach)
+    address = addresses.spelled(host)
+    kind = addresses.refusal(address, reach) if address is not None else None
     if kind is not None:
         raise Forbidden(
             f"{host} is a {kind} address, and those are not connected to; only the admin can allow that, by naming the "

@@ -248,7 +248,7 @@ def test_a_proxy_that_is_down_says_so(make_pool: MakePool) -> None:
 def test_addresses_are_judged_as_without_a_proxy(make_pool: MakePool, proxy: Callable[..., ConnectProxy]) -> None:
     through = proxy({})
     pool = make_pool(Settings(proxy=through.url))
-    for host in ("169.254.169.254", "127.0.0.1", "[::ffff:169.254.169.254]"):
+    for host in ("169.254.169.254", "127.0.0.1", "[::ffff:169.254.169.254]", "2852039166", "0xa9.0xfea9fe", "127.1"):
         with pytest.raises(Forbidden, match="address"):
             ask(pool, f"https://{host}/latest/meta-data", "registry.example.com")
     assert through.asked == []
