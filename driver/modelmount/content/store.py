@@ -130,7 +130,11 @@ class Store:
 
     def blob_path(self, digest: Digest) -> Path:
         """Where the verified raw form of `digest` lies, if it does."""
-        return Path(f"{self._text}/blobs/{digest.algorithm}/{digest.hex}")
+        return Path(self.blob_name(digest))
+
+    def blob_name(self, digest: Digest) -> str:
+        """The same as text, for who has thousands of them."""
+        return f"{self._text}/blobs/{digest.algorithm}/{digest.hex}"
 
     def unpacked_path(self, digest: Digest, rules: int) -> Path:
         """Where the unpacked form lies: `files/<number>` and `index.json`."""
@@ -156,8 +160,7 @@ class Store:
 
     def has_blob(self, digest: Digest, scope: str) -> bool:
         """Whether the raw form is present *and* available to this scope."""
-        blob = f"{self._text}/blobs/{digest.algorithm}/{digest.hex}"
-        return os.path.exists(blob) and self.has_scope(digest, scope)
+        return os.path.exists(self.blob_name(digest)) and self.has_scope(digest, scope)
 
     def unpacked_rules(self, digest: Digest, scope: str, among: Container[int] | None = None) -> int | None:
         """The newest rules version, of those in `among`, whose unpacked form is present and available to this scope."""

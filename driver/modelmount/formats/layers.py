@@ -6,6 +6,7 @@ title to the name of its local blob file and the ModelPack annotation to the rea
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ _MOST_AROUND_A_FILE = 80 << 10
 """Headers of one entry, with all that may extend them, and the end of an archive filled up to a record."""
 
 
+@functools.lru_cache(256)  # each layer's is asked for a dozen times, and a model has a handful of them
 def media(media_type: str) -> str:
     """A media type for comparison: lower case, without parameters (`text/plain; charset=utf-8`)."""
     return media_type.partition(";")[0].strip().lower()

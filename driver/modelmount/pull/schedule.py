@@ -269,7 +269,7 @@ class Schedule:
 
     def _small_group(self) -> list[Part]:
         """The small parts at the head of the queue, this thread's share of them."""
-        most = max(1, min(smalls.GROUP_FILES, len(self._queue) // max(1, self._threads)))
+        most = smalls.share(len(self._queue), self._threads)
         found: list[Part] = []
         size = 0
         while self._queue and len(found) < most:

@@ -33,11 +33,20 @@ SMALL_FILE_BYTES = 256 << 10
 GROUP_BYTES = 1 << 20
 """What one connection may lose to a crash."""
 GROUP_FILES = 256
+SHARE_FILES = 4
+"""Towards the end a group still has so many, though other threads then have nothing to do: each group waits for the
+disk to sync, and a file alone for four syncs.
+"""
 
 
 def fits(part: Part) -> bool:
     """Whether the part is fetched this way."""
     return (part.form == ingests.RAW or part.is_scattered) and part.descriptor.size <= SMALL_FILE_BYTES
+
+
+def share(waiting: int, threads: int) -> int:
+    """How many of the parts that nobody began yet one of so many threads takes at most."""
+    return min(GROUP_FILES, max(SHARE_FILES, waiting // max(1, threads)))
 
 
 def wait(store: Store, scope: str, part: Part, cancel: Cancel) -> None:

@@ -112,12 +112,17 @@ def footprint(directory: Path) -> disk.Footprint:
 
 def source_path(store: Store, source: str) -> Path:
     """The file behind a tree's source: `<hex>` is a blob, `<hex>/<rules>/<number>` a member of an unpacked layer."""
+    return Path(source_name(store, source))
+
+
+def source_name(store: Store, source: str) -> str:
+    """The same as text, for who links thousands of them."""
     hex_digits, _, member = source.partition("/")
     if not member:
         algorithm = "sha512" if len(hex_digits) == 128 else "sha256"
-        return store.blob_path(Digest(algorithm, hex_digits))
+        return store.blob_name(Digest(algorithm, hex_digits))
     rules, _, number = member.partition("/")
-    return store.root / "unpacked" / hex_digits / str(int(rules)) / "files" / str(int(number))
+    return f"{store.root}/unpacked/{hex_digits}/{int(rules)}/files/{int(number)}"
 
 
 def sha256_of(store: Store, source: str) -> str:

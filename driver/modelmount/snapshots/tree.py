@@ -211,7 +211,7 @@ def _record(identity: str, placement: Placement) -> _TreeRecord:
 
 
 def _place(store: Store, file: File, target: str) -> None:
-    source = os.fspath(layers.source_path(store, file.source))
+    source = layers.source_name(store, file.source)
     size = os.lstat(source).st_size
     if size != file.size:
         raise Precondition(

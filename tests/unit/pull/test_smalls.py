@@ -60,6 +60,16 @@ def test_a_group_is_fetched_with_one_request_each_and_leaves_no_locks(bench: Ben
     assert list((bench.store.root / "ingest").iterdir()) == []
 
 
+def test_the_last_parts_are_not_fetched_in_groups_of_one() -> None:
+    waiting, shares = 3000, []
+    while waiting:
+        shares.append(min(waiting, smalls.share(waiting, 8)))
+        waiting -= shares[-1]
+    assert shares[:2] == [smalls.GROUP_FILES, smalls.GROUP_FILES]
+    assert all(count >= smalls.SHARE_FILES for count in shares[:-1])
+    assert smalls.share(3, 16) >= 3  # one group instead of three
+
+
 def test_what_is_here_already_is_not_asked_for(bench: Bench) -> None:
     bench.fetch()
     bench.source.opens.clear()
