@@ -78,7 +78,7 @@ class Mirrors:
     def __init__(self, settings: Settings, credentials: Credentials, store: Store) -> None:
         """Asks nobody yet. Raises InvalidRequest for mistakes in the directory."""
         self._credentials, self._store = credentials, store
-        self._hosts = hosts.load(settings)
+        self._hosts, self._named = hosts.load(settings), frozenset(settings.registries)
         mirrors = list(self._hosts.all_mirrors())
         places = {each.authority: Semaphore(settings.registry(each.authority).connections) for each in mirrors}
         self._health = Health(places={each.name: places[each.authority] for each in mirrors}, notes=Asides(store))
@@ -92,7 +92,8 @@ class Mirrors:
         if not mirrors:
             return origin
         bar = functools.partial(_bar, self._store, repository.scope)
-        return MirroredSource(origin, mirrors, self._health, bar)
+        is_strange = repository.registry not in self._named and not self._hosts.has(repository.registry)
+        return MirroredSource(origin, mirrors, self._health, bar, is_strange=is_strange)
 
     def close(self) -> None:
         """End all connections; twice is harmless."""

@@ -9,12 +9,17 @@ import pytest
 from modelmount import config, wiring
 from modelmount.cache import shelf as shelves
 from modelmount.content.store import Store
+from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
 from modelmount.pull.resolver import Model
 from modelmount.registry.credentials import Credential
 from modelmount.sources.registry import RegistrySource
 from modelmount.sources.throttled import ThrottledSource
+from tests.conformance.blob_source import received
+from tests.fakes.source import MemorySource
+from tests.fakes.wire import Answer, WireServer
+from tests.unit.registry.asking import BLOB, BLOB_DIGEST, BLOB_PATH
 
 
 def settings(root: Path) -> config.Settings:
@@ -53,3 +58,27 @@ def test_a_limit_on_bytes_costs_nothing_where_there_is_none(tmp_path: Path, limi
     model = Model(Repository("registry.example.com", "llm/tiny"), Digest.of(b"manifest"))
     assert type(node.puller._source(model, Credential.anonymous)) is kind
     node.close()
+
+
+@pytest.mark.parametrize("named", ["registries", "a directory"])
+def test_only_registries_that_an_admin_names_say_how_a_mirror_of_all_is(tmp_path: Path, named: str) -> None:
+    """Whoever runs another one can make a mirror that asks it fail."""
+    blob = Descriptor("application/octet-stream", BLOB_DIGEST, len(BLOB))
+    with WireServer() as mirror:
+        mirror.on(BLOB_PATH, Answer(502))
+        text = f'[host."{mirror.url}"]\n'
+        for registry in ("_default", *(["known.example.com"] if named == "a directory" else [])):
+            (tmp_path / "hosts" / registry).mkdir(parents=True)
+            (tmp_path / "hosts" / registry / "hosts.toml").write_text(text)
+        listed = {"known.example.com": config.Registry()} if named == "registries" else {}
+        node = wiring.build(
+            config.Settings(root=str(tmp_path / "store"), hosts_dir=str(tmp_path / "hosts"), registries=listed)
+        )
+        try:
+            for registry in ("strange.example.com", "strange.example.com", "known.example.com", "known.example.com"):
+                origin = MemorySource(BLOB, name=registry)
+                found = node.mirrors.before(origin, Repository(registry, "llm/tiny"))
+                assert received(found.open(blob, 0)) == BLOB
+            assert len(mirror.asked()) == 3  # the last one leaves it alone
+        finally:
+            node.close()

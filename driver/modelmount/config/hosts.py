@@ -132,6 +132,10 @@ class Hosts:
         namespace = self._namespaces.get(registry) or self._namespaces.get(DEFAULT, Namespace())
         return tuple(each for each in namespace.mirrors if "pull" in each.capabilities)
 
+    def has(self, registry: str) -> bool:
+        """Whether `registry` has a directory of its own."""
+        return registry in self._namespaces
+
     def all_mirrors(self) -> Iterator[Host]:
         """The mirrors of all registries."""
         for registry in self._namespaces:

@@ -4,6 +4,9 @@ last.
 Mirrors are optional in every way. What one of them doesn't have, refuses, fails at, or has no connection left for is
 had from the next, from the byte on where it stopped. What it gets wrong is had again from elsewhere. Only the
 registry's own word is final.
+
+A mirror that has everything from the registries behind it fails as those do. Of a registry that no admin names, which
+anybody may run, trouble with a mirror is that registry's own, unless nobody reaches the mirror at all.
 """
 
 from __future__ import annotations
@@ -39,10 +42,19 @@ class MirroredSource:
     """The blobs of one model. Thread-safe. Its name is the registry's."""
 
     def __init__(
-        self, origin: BlobSource, mirrors: Sequence[BlobSource], health: Health, bar: Callable[[Digest, str], Bar]
+        self,
+        origin: BlobSource,
+        mirrors: Sequence[BlobSource],
+        health: Health,
+        bar: Callable[[Digest, str], Bar],
+        *,
+        is_strange: bool = False,
     ) -> None:
-        """`mirrors` in the order in which they are asked; `bar` is that of a blob and a mirror, in this scope."""
+        """`mirrors` in the order in which they are asked; `bar` is that of a blob and a mirror, in this scope.
+        `is_strange`: no admin names the registry.
+        """
         self._origin, self._mirrors, self._health, self._bar = origin, mirrors, health, bar
+        self._is_strange = is_strange
         self._lock = threading.Lock()
         self._useless: set[tuple[str, Digest | None]] = set()
         self._served: dict[Digest, set[str]] = {}
@@ -80,6 +92,20 @@ class MirroredSource:
             self._wrong(name, descriptor, reason)
         return bool(suspects) or self._origin.blame(descriptor, reason)
 
+    def count(self, name: str, count: int) -> None:
+        """So many bytes came from the mirror."""
+        telemetry.mirror_bytes_total.labels(name).inc(count)
+        with self._lock:
+            self._came[name] += count
+
+    def failed(self, name: str, turn: Turn, trouble: Unavailable) -> None:
+        """The mirror didn't do what it was asked for in this turn: it is left alone by all, or by this job."""
+        if self._is_strange and not trouble.unreachable:
+            self._give_up(name, None, "failed")
+            return
+        turn.failed(trouble.message, trouble.retry_after or 0.0)
+        telemetry.mirror_requests_total.labels(name, "failed").inc()
+
     # -- inside
 
     def _open(self, mirror: BlobSource, descriptor: Descriptor, offset: int, end: int | None) -> Opened | None:
@@ -99,15 +125,14 @@ class MirroredSource:
             turn.heard()
             self._wrong(name, descriptor, e.message)
         except Unavailable as e:
-            turn.failed(e.message, e.retry_after or 0.0)
-            telemetry.mirror_requests_total.labels(name, "failed").inc()
+            self.failed(name, turn, e)
         except BaseException:
             turn.close()
             raise
         else:
             with self._lock:
                 self._served.setdefault(digest, set()).add(name)
-            return _FromMirror(name, opened, descriptor, end, turn, self._count)
+            return _FromMirror(name, opened, descriptor, end, turn, self)
         turn.close()
         return None
 
@@ -121,11 +146,6 @@ class MirroredSource:
             return False
         return True
 
-    def _count(self, name: str, count: int) -> None:
-        telemetry.mirror_bytes_total.labels(name).inc(count)
-        with self._lock:
-            self._came[name] += count
-
     def _give_up(self, name: str, digest: Digest | None, outcome: str) -> None:
         """The mirror is no use to this job: for one blob, or (None) for all."""
         with self._lock:
@@ -136,7 +156,8 @@ class MirroredSource:
         log.warning("mirror %s may have served wrong bytes for %s: %s", name, descriptor.digest, reason)
         self._give_up(name, descriptor.digest, "wrong")
         self._bar(descriptor.digest, name).punish(reason)
-        self._health.failed(name, None, f"wrong bytes for {descriptor.digest}")
+        if not self._is_strange:
+            self._health.failed(name, None, f"wrong bytes for {descriptor.digest}")
 
 
 class _FromMirror:
@@ -149,9 +170,9 @@ class _FromMirror:
         descriptor: Descriptor,
         end: int | None,
         turn: Turn,
-        counted: Callable[[str, int], None],
+        job: MirroredSource,
     ) -> None:
-        self._name, self._opened, self._turn, self._counted = name, opened, turn, counted
+        self._name, self._opened, self._turn, self._job = name, opened, turn, job
         self._digest, self._size = descriptor.digest, descriptor.size
         self._end = descriptor.size if end is None else end
         self._position = opened.offset
@@ -175,17 +196,18 @@ class _FromMirror:
             count = self._opened.readinto(view[: max(1, left)])
         except Unavailable as e:
             if not self._over:
-                self._fail(e.message)
+                self._fail(e)
             raise
         if count > left:
-            self._fail(f"it sends more of {self._digest} than there is")
-            raise Unavailable(f"mirror {self._name} sends more of {self._digest} than there is")
+            trouble = Unavailable(f"mirror {self._name} sends more of {self._digest} than there is")
+            self._fail(trouble)
+            raise trouble
         self._position += count
         if count:
-            self._counted(self._name, count)
+            self._job.count(self._name, count)
             self._turn.heard()
         elif self._position < self._end:
-            self._fail(f"it ended {self._digest} after {self._position} of {self._size} bytes")
+            self._fail(Unavailable(f"it ended {self._digest} after {self._position} of {self._size} bytes"))
         return count
 
     def interrupt(self) -> None:
@@ -202,7 +224,6 @@ class _FromMirror:
         finally:
             self._turn.close()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, trouble: Unavailable) -> None:
         self._over = True
-        self._turn.failed(reason)
-        telemetry.mirror_requests_total.labels(self._name, "failed").inc()
+        self._job.failed(self._name, self._turn, trouble)

@@ -177,6 +177,31 @@ def test_who_may_have_served_wrong_bytes_is_barred_for_that_blob_and_left_alone(
     assert bench.opens() == (3, 3, 0)
 
 
+@pytest.mark.parametrize(
+    "fault", [Fault(error=Unavailable("near answered 502")), Fault(cut=1000), None], ids=["refuses", "ends", "lies"]
+)
+def test_a_registry_that_anybody_runs_takes_no_mirror_from_others(bench: Bench, fault: Fault | None) -> None:
+    """What such a registry says comes through a mirror that stands before all: silence, errors, wrong bytes."""
+    strange = MirroredSource(bench.origin, [bench.near, bench.far], bench.health, bench.bars.of, is_strange=True)
+    if fault is not None:
+        bench.near.faults.append(fault)
+    came = received(strange.open(BLOB, 0))
+    if fault is None:
+        assert strange.blame(BLOB, "they hash to something else")
+    assert received(strange.open(BLOB, len(came) % len(DATA))) == (DATA[len(came) :] or DATA)
+    assert len(bench.near.opens) == 1  # its own pull goes on without
+    assert received(bench.source().open(OTHER, 0)) == b"another blob"
+    assert len(bench.near.opens) == 2
+
+
+def test_a_mirror_that_nobody_reaches_is_dead_for_all(bench: Bench) -> None:
+    strange = MirroredSource(bench.origin, [bench.near, bench.far], bench.health, bench.bars.of, is_strange=True)
+    bench.near.faults.append(Fault(error=Unavailable("near refused the connection", unreachable=True)))
+    assert received(strange.open(BLOB, 0)) == DATA
+    assert received(bench.source().open(BLOB, 0)) == DATA
+    assert bench.opens() == (1, 2, 0)
+
+
 def test_blame_ends_with_the_registry(bench: Bench) -> None:
     source = bench.source()
     blamed = 0
