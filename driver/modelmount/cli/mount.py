@@ -12,6 +12,7 @@ from modelmount.cli.access import Access, access_options
 from modelmount.cli.options import attributes_option, json_option, output_of, quiet_option, settings_options
 from modelmount.cli.output import counted
 from modelmount.cli.pulling import watch
+from modelmount.errors import Conflict
 from modelmount.oci.reference import Reference
 from modelmount.pull.progress import human_bytes
 
@@ -62,12 +63,15 @@ def mount(
     settings = access.applied(effective.settings, named.repository)
     attributes = {**attributes, "model": str(named), "pullPolicy": _POLICIES[pull]}
     with access.explained(), contextlib.closing(wiring.build(settings)) as node:
-        done = watch(
-            node,
-            named,
-            output,
-            lambda cancelled: node.local.mount(attributes, directory, secrets=access.secrets, cancelled=cancelled),
-        )
+        try:
+            done = watch(
+                node,
+                named,
+                output,
+                lambda cancelled: node.local.mount(attributes, directory, secrets=access.secrets, cancelled=cancelled),
+            )
+        except Conflict as e:
+            raise Conflict(f"{e.message} (here, with `modelmount umount {directory}`)") from e
     lease = done.result
     if output.json:
         result = {

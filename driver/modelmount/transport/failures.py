@@ -39,7 +39,7 @@ def _happened(error: Exception) -> str:
     for each in chain:
         if isinstance(each, ssl.SSLError):
             reason = (each.reason or "handshake failed").lower().replace("_", " ")
-            remedy = "if it is plain http, the admin can say so with plain_http"
+            remedy = "if it is plain http, plain_http in the configuration (--plain-http at the command line) says so"
             return f"doesn't speak TLS as it is expected ({reason}); {remedy}"
     if any(isinstance(each, TimeoutError | libs.TimeoutError) for each in chain):
         return "didn't answer in time"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelmount.errors import Conflict, InvalidRequest
@@ -104,12 +104,14 @@ def trouble(now: Standing, root: Path) -> str:
 def require_same(lease: Lease | None, attributes: Mapping[str, str], spec: VolumeSpec) -> None:
     """Raise Conflict unless the lease was written for these attributes, or for others that mean the same.
 
-    Of an adopted lease nobody knows what was asked for; a volume's attributes never change, so it is this.
+    Of an adopted lease nobody knows what was asked for; a volume's attributes never change, so it is this. A person may
+    say anew how to come to the model that is shown.
     """
     if lease is None or lease.adopted or lease.attributes == attributes:
         return
     try:
-        same = VolumeSpec.parse(lease.attributes) == spec
+        shown = VolumeSpec.parse(lease.attributes)
+        same = shown == (spec if lease.owner == "csi" else replace(spec, pull_policy=shown.pull_policy))
     except InvalidRequest:  # an older version took them, this one doesn't
         same = False
     if not same:

@@ -41,6 +41,12 @@ def test_mounting_again_is_success_and_fetches_nothing(machine: Machine) -> None
     assert again.code == 0, again.err
     assert again.objects[-1]["result"]["fetched_bytes"] == 0
     assert len(mounts.below(machine.directory)) == 1
+    how = machine.run("mount", pushed.reference, str(target), "--pull", "always")
+    assert how.code == 0, how.err
+    what = machine.run("mount", pushed.reference, str(target), "--attribute", "include=config.json")
+    assert what.code == 1
+    assert f"modelmount umount {target}" in what.err
+    assert len(mounts.below(machine.directory)) == 1
 
 
 def test_a_mount_keeps_its_files_when_the_tag_moves(machine: Machine) -> None:
