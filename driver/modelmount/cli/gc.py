@@ -48,7 +48,7 @@ def gc(
     say = output_of(context)
     shelf = shelves.existing(effective.settings)
     if shelf is None:
-        _say_swept(say, Swept(), asked=False)
+        _say_plan(say, Plan((), 0, 0, 0, {}, 0)) if dry_run else _say_swept(say, Swept(), asked=False)
         return
     size, inodes = _target(effective.settings, shelf.collector, wanted, everything=everything)
     if dry_run:

@@ -84,16 +84,20 @@ def pin(
     output = output_of(context)
     spec = VolumeSpec.parse({**attributes, "model": reference, "pullPolicy": "Always"})
     named = spec.reference
+    absent = NotFound(f"{named} is not on this node; pull and pin it with --fetch")
+    if not fetch and shelves.existing(effective.settings) is None:
+        raise absent
     settings = access.applied(effective.settings, named.repository)
-    with access.explained(), contextlib.closing(wiring.build(settings)) as node:
+    with contextlib.closing(wiring.build(settings)) as node:
         if fetch:
-            credential = access.credential(node.credentials, named.repository)
-            done = watch(node, named, output, lambda cancelled: pull(node, spec, credential, cancelled))
+            with access.explained():
+                credential = access.credential(node.credentials, named.repository)
+                done = watch(node, named, output, lambda cancelled: pull(node, spec, credential, cancelled))
             manifest: Digest | None = done.result[0].manifest
         else:
             manifest = _known(node, named)
         if manifest is None:
-            raise NotFound(f"{named} is not on this node; pull and pin it with --fetch")
+            raise absent
         made = Pin(str(named), str(manifest), time.time(), until)
         pins.add(node.store, made)
         if not fetch and _known(node, named) is None:  # a collection was faster

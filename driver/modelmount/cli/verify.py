@@ -92,6 +92,7 @@ def verify(
     say = output_of(context)
     shelf = shelves.existing(effective.settings)
     if shelf is None:
+        _chosen(Census(), references)
         _say(say, [], 0, finished=True)
         return
     census = shelf.collector.reader.read()

@@ -23,7 +23,8 @@ def test_a_pinned_model_stays_until_it_is_unpinned(machine: Machine) -> None:
     pushed = machine.push()
     missing = machine.run("pin", pushed.reference)
     assert missing.code == 3
-    assert "--fetch" in missing.err
+    assert missing.err.endswith("is not on this node; pull and pin it with --fetch\n")
+    assert not machine.driver.store.exists()  # who only asks makes no store
     done = machine.run("pin", pushed.reference, "--fetch", "--until", "1h", "--json").objects[-1]["result"]
     assert (done["reference"], done["digest"]) == (pushed.reference, pushed.digest)
     assert 3500 < done["until"] - time.time() <= 3600
