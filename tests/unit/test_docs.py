@@ -239,6 +239,22 @@ def test_each_section_of_the_operations_names_its_tests(document: Path) -> None:
     assert [each.partition("\n")[0] for each in sections if not NAMED.search(each)] == []
 
 
+@pytest.mark.parametrize("name", ["cache.md", "crashes.md"])
+def test_each_paragraph_about_the_cache_names_its_tests(name: str) -> None:
+    """And each list item and row. But for what leads to something: a page, a list, a table, an example."""
+    text = (ROOT / "docs/operations" / name).read_text()
+    head, *blocks = re.split(r"\n\n|\n(?=- |\| )", text.partition("\n\n")[2])
+    assert head
+    promises = [
+        block.strip()
+        for block in blocks
+        if not re.match(r"\s*(#|    |\|---|\| (bound|what happens) \|)", block)
+        and not re.search(r":$|\.md\)\.$", block)
+    ]
+    assert len(promises) > 20
+    assert [block for block in promises if not NAMED.search(block)] == []
+
+
 QUOTING = ("air-gap.md", "private-registries.md", "signatures.md", "troubleshooting.md")
 NOT_IN_ONE_PLACE = {
     "driver name csi.modelmount.io not found in the list of registered CSI drivers",

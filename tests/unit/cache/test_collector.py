@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from modelmount.cache.census import Census
 from modelmount.cache.collector import Collector
 from modelmount.config import Cache
 from modelmount.content import pins
@@ -21,6 +25,7 @@ from modelmount.snapshots import tree as trees
 from modelmount.system import host, mount
 from modelmount.volumes.leases import target_lock_name
 from tests.faults import oracle
+from tests.unit.system import processes
 from tests.unit.system.processes import bound
 
 from .shelf import Made, Shelf, content
@@ -235,6 +240,62 @@ def test_a_model_that_was_used_since_the_look_stays(shelf: Shelf) -> None:
     looked.reader.read = used_meanwhile  # type: ignore[assignment,method-assign]
     assert looked.collect(math.inf).models == []
     assert shelf.present() == made.items
+
+
+@pytest.mark.mount
+@pytest.mark.parametrize("by", ["a mount", "a lease", "a pin", "a pull"])
+def test_what_came_to_be_held_since_the_look_stays(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Nothing of it is written into the model, so that no time of use tells."""
+    made, other = small(shelf, "held"), small(shelf, "other")
+    target = tmp_path / "target"
+    target.mkdir()
+    looked = collector(shelf)
+    read = looked.reader.read
+
+    with contextlib.ExitStack() as stack:
+
+        def hold() -> None:
+            if by == "a mount":
+                stack.enter_context(bound(made.tree.root, target))
+            elif by == "a lease":
+                shelf.lease(made)
+            elif by == "a pin":
+                pin(shelf, made)
+                shelf.age(made, HOUR)
+            else:
+                record = PullRecord.open(shelf.store, [Claim.of_manifest(made.manifest, made.scope)])
+                stack.callback(record.close)
+
+        def held_meanwhile(held: Iterable[str] = ()) -> Census:
+            census = read(held)
+            hold()
+            monkeypatch.undo()
+            return census
+
+        monkeypatch.setattr(looked.reader, "read", held_meanwhile)
+        assert looked.collect(math.inf).models == [str(other.reference)]
+        assert shelf.present() == made.items
+        assert (made.tree.root / "model.safetensors").read_bytes() == made.files["model.safetensors"]
+
+
+@pytest.mark.mount
+def test_what_another_mount_namespace_shows_stays(shelf: Shelf, tmp_path: Path) -> None:
+    """As a container's, of which only its processes tell."""
+    made, target = small(shelf, "mounted"), tmp_path / "target"
+    target.mkdir()
+    script = 'mount --bind "$1" "$2" && echo mounted && exec cat'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    command += [str(made.tree.root), str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert processes.line(process) == "mounted"
+            assert list(target.iterdir()) == []  # nothing of it is to be seen here
+            assert collector(shelf).collect(math.inf).models == []
+        finally:
+            processes.stop(process)
+    assert collector(shelf).collect(math.inf).models == [str(made.reference)]
 
 
 def test_an_orphaned_tree_goes_and_its_model_with_it_when_space_is_wanted(shelf: Shelf) -> None:

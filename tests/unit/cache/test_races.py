@@ -6,13 +6,15 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from pathlib import Path
 
 import pytest
 
 from modelmount.cache import sweep
 from modelmount.cache.collector import Collector
 from modelmount.config import Cache
+from modelmount.content import trash
 from modelmount.content.pulls import PullRecord
 from modelmount.pull import verdicts
 from modelmount.snapshots import tree as trees
@@ -114,3 +116,42 @@ def test_who_waits_for_the_store_gets_it_in_the_middle_of_a_long_sweep(
         thread.join()
     # Some were gone already, and some were still there.
     assert any(0 < count < 20 for count in seen)
+
+
+def test_nobody_who_publishes_waits_for_the_bytes_that_a_sweep_deletes(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of 100 GB: while they are deleted everything but another collection goes on."""
+    here = shelf.put("here", {"w": content("here", 99)})
+    shelf.put("gone", {"w": content("gone", 99)}, idle=3600)
+    collector = Collector(shelf.store, lambda: Cache(grace_seconds=60))
+    deleting, go_on = threading.Event(), threading.Event()
+    empty = trash.empty
+
+    def slowly(directory: Path, *, sparing: Container[str] = ()) -> None:
+        deleting.set()
+        go_on.wait()
+        empty(directory, sparing=sparing)
+
+    monkeypatch.setattr(trash, "empty", slowly)
+
+    def collect() -> None:
+        with collector.exclusively():
+            collector.collect(math.inf)
+
+    sweeping = threading.Thread(target=collect)
+    sweeping.start()
+    try:
+        assert deleting.wait(60)
+        with shelf.store.locks.shared(cancelled=lambda: False):
+            tree = trees.find(shelf.store, here.scope, here.manifest, "")
+            assert tree == here.tree
+            shelf.write_lease(here, "published meanwhile")
+        again = shelf.put("again", {"w": content("again", 99)})
+        assert (again.tree.root / "w").read_bytes() == again.files["w"]
+        assert sweeping.is_alive()
+    finally:
+        go_on.set()
+        sweeping.join()
+    assert shelf.present() == here.items | again.items
+    assert oracle.faults(shelf.store.root) == []

@@ -7,15 +7,17 @@ import hashlib
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from modelmount.cache import quarantine, scrub
 from modelmount.cache.census import Reader
 from modelmount.cache.items import Item
-from modelmount.cache.scrub import Examined, Result, Scrub, Scrubber
+from modelmount.cache.scrub import Examined, Place, Result, Scrub, Scrubber
 from modelmount.config import Cache
 from modelmount.content.store import NewLayer
 from modelmount.oci.digest import Digest
@@ -295,3 +297,36 @@ def test_the_background_scrub_finds_it_and_ends(shelf: Shelf) -> None:
         with Scrubber(shelf.store, Reader(shelf.store), Cache, first_seconds=0):
             assert found.wait(60)
     assert not (shelf.store.root / name).exists()
+
+
+def test_everything_is_scrubbed_once_a_week_and_a_pass_that_was_broken_off_goes_on(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(shelf)
+    read: list[str] = []
+    real = Scrub._examine
+
+    def examine(self: Scrub, item: Item) -> Examined:
+        read.append(item.name)
+        return real(self, item)
+
+    monkeypatch.setattr(Scrub, "_examine", examine)
+    names = [item.name for item in items(shelf)]
+
+    def anew(place: Place | None = None, **cache: object) -> list[str]:
+        """What a driver that starts now reads in its first two rounds."""
+        read.clear()
+        if place is not None:
+            (shelf.store.root / "scrub.json").write_bytes(msgspec.json.encode(place))
+        scrubber = Scrubber(shelf.store, Reader(shelf.store), lambda: msgspec.convert(cache, Cache))
+        for _ in range(2):
+            scrubber.round()
+        return list(read)
+
+    assert anew() == names
+    assert anew() == []
+    week = scrub.PASS_SECONDS
+    assert anew(Place("", time.time() - week + 600)) == []
+    assert anew(Place("", time.time() - week)) == names
+    assert anew(Place(names[1], time.time() - 600)) == names[2:]
+    assert anew(Place("", time.time() - week), scrub_bytes_per_second=0) == []

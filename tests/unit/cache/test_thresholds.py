@@ -94,6 +94,13 @@ def test_the_strictest_threshold_counts_and_is_named_with_five_percent_to_spare(
     assert "nodefs.available is below 30%" in found.reason
 
 
+def test_with_the_kubelets_defaults_models_stop_at_eighty_percent(tmp_path: Path) -> None:
+    settings = Settings(kubelet_root=str(tmp_path), cache=Cache(image_roots=(str(tmp_path),)))
+    found = thresholds.demand(thresholds.read(settings), settings, tmp_path)
+    assert found is not None
+    assert found.bytes == pytest.approx(0.20 * size(tmp_path), abs=2)
+
+
 def test_images_that_can_not_be_seen_are_where_the_kubelet_is(tmp_path: Path) -> None:
     only_images = Thresholds(100, {"imagefs.available": ("15%",)}, "test")
     assert demand(only_images, tmp_path) is not None

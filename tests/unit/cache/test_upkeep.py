@@ -15,6 +15,7 @@ from modelmount.cache.upkeep import Upkeep
 from modelmount.config import Cache, Limits, Live, Settings
 from modelmount.content.store import Store
 from modelmount.errors import InvalidRequest
+from modelmount.system import disk
 from tests.unit.system.processes import mounted
 
 from .shelf import Shelf, content
@@ -69,6 +70,14 @@ def test_a_lowered_budget_counts_without_a_restart(node: Node) -> None:
     node.upkeep.round()
     assert len(node.shelf.models()) == 2
     assert node.collector.reader.used_bytes() <= 7 * MIB
+
+
+def test_bytes_that_shall_stay_free_count_without_a_restart(node: Node) -> None:
+    node.fill("a", "b", "c")
+    node.changed(free_bytes=8 * MIB)
+    node.upkeep.round()
+    assert len(node.shelf.models()) == 2
+    assert disk.free_bytes(node.root) >= 8 * MIB
 
 
 def test_when_others_fill_the_disk_models_go_down_to_the_low_watermark(node: Node) -> None:

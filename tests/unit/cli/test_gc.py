@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+from modelmount.cache.census import Reader
 from modelmount.cli import cli
 from modelmount.cli.options import SIZE
+from modelmount.content.store import Store
+from modelmount.pull.progress import human_bytes
+from tests.unit.cache.shelf import Shelf, content
 from tests.unit.cli.conftest import Machine
 
 
@@ -21,9 +27,10 @@ def age(machine: Machine) -> None:
 
 
 def test_a_machine_without_a_store_has_nothing_to_free_and_gets_none(tmp_path: Path) -> None:
-
     done = CliRunner().invoke(cli, ["gc", "--all", "--json", "--root", str(tmp_path / "store")])
     assert (done.exit_code, done.output.count('"freed": 0')) == (0, 1)
+    planned = CliRunner().invoke(cli, ["gc", "--all", "--dry-run", "--json", "--root", str(tmp_path / "store")])
+    assert (planned.exit_code, json.loads(planned.output)["victims"]) == (0, [])
     assert not (tmp_path / "store").exists()
 
 
@@ -45,8 +52,41 @@ def test_models_go_and_are_fetched_again(machine: Machine) -> None:
     assert machine.run("pull", pushed.reference, "--json").objects[-1]["result"]["digest"] == pushed.digest
 
 
-def test_all_and_free_exclude_each_other(tmp_path: Path) -> None:
+def test_a_dry_run_says_in_which_order_whose_and_why(tmp_path: Path) -> None:
+    shelf = Shelf(Store(tmp_path / "store"))
+    shelf.put("daily", {"w": content("daily", 300_000)}, idle=20 * 3600, namespace="careful")
+    for n in range(4):
+        shelf.put(f"junk-{n}", {"w": content(f"junk-{n}", 300_000)}, idle=7200 - n, namespace="storm")
+    used = Reader(shelf.store).used_bytes()
+    done = CliRunner().invoke(cli, ["gc", "--dry-run", "--all", "--root", str(shelf.store.root)])
+    assert done.exit_code == 0
+    heading, *rows, freed, rest = done.output.splitlines()
+    assert re.split(r"  +", heading) == [
+        "WOULD GO",
+        "FREES",
+        "UNUSED FOR",
+        "SCORE",
+        "NAMESPACES",
+        "BEFORE OTHERS BECAUSE",
+    ]
+    table = [re.split(r"  +", row) for row in rows]
+    assert [(cells[0].rpartition("/")[2], *cells[4:]) for cells in table] == [
+        ("junk-0:v1", "storm", "above its share"),
+        ("junk-1:v1", "storm", "above its share"),
+        ("daily:v1", "careful", "-"),
+        ("junk-2:v1", "storm", "-"),
+        ("junk-3:v1", "storm", "-"),
+    ]
+    for _, frees, unused, score, *_ in table:
+        assert re.fullmatch(r"3\d\d(\.\d)? kB", frees)
+        assert re.fullmatch(r"\d+ h \d+ min", unused)
+        assert int(score) > 0
+    assert freed.startswith(f"{human_bytes(used)} would be freed")
+    assert "held: nothing" in rest
+    assert Reader(shelf.store).used_bytes() == used
 
+
+def test_all_and_free_exclude_each_other(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, ["gc", "--all", "--free", "1GB", "--root", str(tmp_path / "s")]).exit_code == 2
 
 

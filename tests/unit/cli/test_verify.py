@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from modelmount.cli import cli
+from modelmount.content.store import Store
+from modelmount.oci.digest import Digest
+from modelmount.system import disk
 from tests.fakes import push
+from tests.unit.cache.shelf import Shelf, content
 from tests.unit.cli.conftest import Machine
 
 
@@ -40,6 +51,45 @@ def test_bad_bytes_are_found_put_away_and_fetched_again(machine: Machine) -> Non
     assert machine.run("pull", pushed.reference).code == 0
     assert machine.registry.blob_gets() == {f"sha256:{blob.name}": 1}
     assert machine.run("verify").code == 0
+
+
+def test_a_machine_without_a_store_has_nothing_bad_and_no_model_either(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    assert CliRunner().invoke(cli, ["verify", "--root", str(root)]).exit_code == 0
+    named = CliRunner().invoke(cli, ["verify", "registry.example.com/llm/other:v1", "--root", str(root)])
+    assert (named.exit_code, "is not on this node" in named.stderr) == (3, True)
+    assert not root.exists()
+
+
+def test_each_kind_of_trouble_has_a_bit_of_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(Store(tmp_path / "store"))
+    made = shelf.put("model", {"bad": content("bad", 5000), "worse": content("worse", 5000)})
+    bad, worse = (shelf.store.blob_path(Digest.of(made.files[name])) for name in ("bad", "worse"))
+    damage(bad)
+    real = disk.read_past_cache
+
+    def read(path: Path, buffer: mmap.mmap) -> Iterator[memoryview]:
+        if path == worse:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, buffer)
+
+    monkeypatch.setattr(disk, "read_past_cache", read)
+
+    def verify(*arguments: str) -> tuple[int, dict[str, Any]]:
+        done = CliRunner().invoke(cli, ["verify", "--json", *arguments, "--root", str(shelf.store.root)])
+        return done.exit_code, json.loads(done.stdout)["result"]
+
+    code, said = verify("--report-only")
+    assert code == 16 | 32
+    assert {each["item"].rpartition("/")[2]: each["result"] for each in said["bad"]} == {
+        bad.name: "mismatch",
+        worse.name: "unreadable",
+    }
+    assert bad.exists()
+    assert verify()[0] == 16 | 32
+    assert not bad.exists()
+    assert verify()[0] == 32  # what can't be read stays where it is
+    assert worse.exists()
 
 
 @pytest.mark.registry

@@ -34,6 +34,18 @@ def test_mount_directory_and_lease_go_and_the_cache_stays(node: Node) -> None:
     assert not any(r.digest for r in node.registry.requests())
 
 
+def test_the_last_use_is_the_last_publish_or_unpublish(node: Node) -> None:
+    pushed, target = node.push(FILES), node.target()
+    node.publish(target, pushed.reference)
+    used = node.store.root / "models" / pushed.digest.removeprefix("sha256:")
+    os.utime(used, (1, 1))
+    node.publish(node.target("second"), pushed.reference)
+    assert used.stat().st_mtime > 1
+    os.utime(used, (1, 1))
+    node.unpublish(target)
+    assert used.stat().st_mtime > 1
+
+
 def test_twice_is_harmless_and_so_is_what_never_was(node: Node) -> None:
     node.publish(node.target(), node.push(FILES).reference)
     node.unpublish(node.target())
