@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import ipaddress
 import re
 from typing import Final
@@ -15,6 +16,7 @@ PROXY_WORDS: Final = (
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST: Final = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*\.?|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{{1,5}}))?", re.ASCII)
 
+_WILD: Final = frozenset("*?[")
 _ADDRESS: Final = re.compile(r"\[([0-9a-f:.]+)\](?=[:/*]|$)", re.ASCII)
 
 
@@ -36,6 +38,21 @@ def usual(text: str) -> str:
     """A registry, or what begins with one, with its IPv6 address in the usual spelling (RFC 5952)."""
     found = _split(text)
     return f"[{found[0]}]{found[1]}" if found is not None else text
+
+
+def covers(pattern: str, name: str) -> bool:
+    """Whether a glob of what begins with a registry is for `name`, which is spelled as `usual` does. `*` stands for
+    slashes too, but what is before the glob's first slash is about the registry: `*.example.com/llm/*` isn't for
+    `evil.com/x.example.com/llm/y`, which anybody may make.
+    """
+    readable = glob(pattern)
+    host, slash, path = readable.partition("/")
+    if not slash or _WILD.isdisjoint(host):
+        return fnmatch.fnmatchcase(name, readable)
+    registry, _, rest = name.partition("/")
+    return fnmatch.fnmatchcase(registry, host) and (
+        fnmatch.fnmatchcase(rest, path) or (host.endswith("*") and fnmatch.fnmatchcase(name, readable))
+    )
 
 
 def _split(text: str) -> tuple[str, str] | None:

@@ -133,7 +133,7 @@ class Policy:
         best, rank = self._default, (-1, False)
         for rule in self._rules:
             longest = max(
-                (len(each) for each in rule.models for name in names if fnmatch.fnmatchcase(name, spelling.glob(each))),
+                (len(each) for each in rule.models for name in names if spelling.covers(each, name)),
                 default=-1,
             )
             if longest < 0:

@@ -5,13 +5,12 @@ what the class allows, and then the claim is read once, when its volume is made.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from modelmount.config import Settings
+from modelmount.config import Settings, spelling
 from modelmount.errors import Forbidden, InvalidRequest, Precondition
 from modelmount.oci.reference import Reference
 from modelmount.volumes import aliases, choices
@@ -108,7 +107,7 @@ def _allows(pattern: str, reference: Reference) -> bool:
     """
     pinned = replace(reference, tag=None) if reference.digest is not None else reference
     called = {str(reference.repository), str(pinned), *([str(reference)] if "@" in pattern else ())}
-    return any(fnmatch.fnmatchcase(each, pattern) for each in called)
+    return any(spelling.covers(pattern, spelling.usual(each)) for each in called)
 
 
 def _without(context: Mapping[str, str]) -> dict[str, str]:

@@ -85,6 +85,14 @@ def test_the_longest_pattern_decides_then_who_names_namespaces_then_the_first(
         ("harbor.example.com/secret/*", "harbor.example.com:8443/secret/x", False),
         ("harbor.example.com:8443/secret/*", "harbor.example.com/secret/x", False),
         ("harbor.example.com:8443/secret/*", "harbor.example.com:8443/secret/x", True),
+        ("*.example.com/secret/*", "a.b.example.com/secret/x", True),
+        ("*.example.com/secret/*", "a.example.com:443/secret/x", True),
+        ("*.example.com/secret/*", "evil.com/x.example.com/secret/y", False),
+        ("*.example.com/secret/*", "a.example.com/x/b.example.com/secret/y", False),
+        ("*:5000/secret/*", "harbor.example.com:5000/secret/y", True),
+        ("*/secret/*", "harbor.example.com/team/secret/y", True),
+        ("harbor*/secret/*", "harbor.example.com/team/secret/y", True),
+        ("*secret*", "harbor.example.com/team/secret/y", True),
     ],
 )
 def test_a_rule_is_about_a_registry_however_its_host_is_written(

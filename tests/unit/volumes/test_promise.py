@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from modelmount import wiring
-from modelmount.config import Settings
+from modelmount.config import Registry, Settings
 from modelmount.errors import Forbidden, InvalidRequest, Precondition
 from modelmount.volumes.promise import Promises
 from modelmount.volumes.volume import VolumeSpec
@@ -112,6 +112,34 @@ def test_beside_a_digest_a_tag_opens_nothing(allowed: str, model: str, is_allowe
     else:
         with pytest.raises(Forbidden, match="doesn't allow"):
             annotated(model, allowed)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "model", "is_allowed"),
+    [
+        ("*.example.com/llm/*", "a.b.example.com/llm/x/y:v1", True),
+        ("*.example.com/llm/*", "evil.com/x.example.com/llm/y:v1", False),
+        ("*.example.com/llm/*", "a.example.com/other/x.example.com/llm/y:v1", False),
+        ("reg?.example.com:5000/*", "reg1.example.com:5000/x:v1", True),
+        ("reg.evil?x.com/*", "reg.evil/x.com/y:v1", False),
+        ("*.example.com/llm/*:v1", "a.example.com/llm/x:v1", True),
+        ("harbor*/llm/*", "harbor.example.com:8443/team/llm/x:v1", True),
+        ("*.example.*/llm/*", "evil.com/x.example.com/llm/y:v1", False),
+        ("*/llm/*", "ghcr.io/team/llm/x:v1", True),
+        ("[fd00:0::1]:5000/llm/*", "[fd00::1]:5000/llm/x:v1", True),
+        ("[fd00::1]:5000/llm/*", "f:5000/llm/x:v1", False),
+    ],
+)
+def test_what_a_glob_says_of_the_host_is_about_the_host(allowed: str, model: str, is_allowed: bool) -> None:
+    """A class may have a Secret, which is shown to whatever registry the claim names."""
+    promises = Promises(lambda: Claims(model))
+    settings = Settings(registries={"[fd00::1]:5000": Registry()})
+    if is_allowed:
+        made = promises.create("x", {"allowedReferences": allowed, **OF_CLAIM}, settings)
+        assert made.context == {"model": model}
+    else:
+        with pytest.raises(Forbidden, match="doesn't allow"):
+            promises.create("x", {"allowedReferences": allowed, **OF_CLAIM}, settings)
 
 
 def test_a_claim_is_bound_by_the_admins_hosts_too() -> None:
