@@ -53,6 +53,7 @@ def test_a_model_goes_where_no_network_is(machine: Machine, place: str) -> None:
     assert (result["digest"], result["blobs"]) == (pushed.digest, 1 + 1 + 3)  # manifest, config, layers
     assert result["bytes"] == result["fetched_bytes"] + len(pushed.document)
     assert list(machine.registry.blob_gets().values()) == [1] * 3  # the config is in the manifest
+    assert not machine.driver.store.exists()
     machine.registry.stop()
     done = offline(machine, "import", str(layout), NAMED, "--json")
     assert tree(done) == machine.files
