@@ -1,4 +1,4 @@
-"""What a source of blobs is."""
+"""What a source of blobs is, and what is the same of most of them: who says `class X(BlobSource)` has that."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class Opened(Protocol):
 
     def __enter__(self) -> Self:
         """Itself."""
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close."""
+        self.close()
 
 
 class BlobSource(Protocol):
@@ -48,10 +50,12 @@ class BlobSource(Protocol):
     @property
     def origin(self) -> BlobSource:
         """The registry itself, without who serves blobs in its place: whose word on what it has counts."""
+        return self
 
     @property
     def elsewhere(self) -> Mapping[str, int]:
         """Bytes that came through this from others than `name`, by their names, so far."""
+        return {}
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Begin to receive the blob, from `offset` up to `end` (None: its own) if it can; a source that can't sends
@@ -65,3 +69,4 @@ class BlobSource(Protocol):
         """The blob's bytes are all here and wrong: `reason`. Whether it can be had from somewhere else now; the caller
         drops all of its bytes and begins again. False: there is nobody else to blame.
         """
+        return False

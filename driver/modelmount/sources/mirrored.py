@@ -15,8 +15,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from modelmount import telemetry
 from modelmount.errors import Forbidden, IntegrityError, NotFound, Unauthenticated, Unavailable
@@ -160,7 +159,7 @@ class MirroredSource:
             self._health.failed(name, None, f"wrong bytes for {descriptor.digest}")
 
 
-class _FromMirror:
+class _FromMirror(Opened):
     """A blob that a mirror serves. Its failures are the mirror's, and Unavailable to the reader, who asks anew."""
 
     def __init__(
@@ -177,14 +176,6 @@ class _FromMirror:
         self._end = descriptor.size if end is None else end
         self._position = opened.offset
         self._over = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def offset(self) -> int:

@@ -16,8 +16,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from modelmount.errors import BadArtifact, IntegrityError, InvalidRequest, NotFound, Precondition, Unavailable
 from modelmount.oci import manifest as manifests
@@ -27,6 +26,7 @@ from modelmount.oci.manifest import MAX_DOCUMENT_BYTES, Index
 from modelmount.oci.reference import Repository
 from modelmount.registry.client import Document
 from modelmount.registry.credentials import Credential
+from modelmount.sources.base import BlobSource, Opened
 
 LAYOUT_FILE: Final = "oci-layout"
 INDEX_FILE: Final = "index.json"
@@ -155,7 +155,7 @@ class LayoutDocuments:
         return Document(self._layout.document(digest), media_type, digest)
 
 
-class LayoutSource:
+class LayoutSource(BlobSource):
     """The blobs of a layout. Thread-safe."""
 
     def __init__(self, layout: Layout) -> None:
@@ -168,17 +168,7 @@ class LayoutSource:
         """The layout's place, in short."""
         return self._name
 
-    @property
-    def origin(self) -> Self:
-        """Itself."""
-        return self
-
-    @property
-    def elsewhere(self) -> Mapping[str, int]:
-        """Nothing comes from anybody else."""
-        return {}
-
-    def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> _Opened:
+    def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Open the file. Raises as every source does."""
         path, digest = self._layout.path, descriptor.digest
         try:
@@ -188,30 +178,22 @@ class LayoutSource:
                     f"{path} has {region.size} bytes of blob {digest}, where the manifest says {descriptor.size}; "
                     "export the model again, whole"
                 )
-            return _Opened(region, digest, offset, descriptor.size if end is None else min(end, descriptor.size))
+            return _OpenedFile(region, digest, offset, descriptor.size if end is None else min(end, descriptor.size))
         except OSError as e:
             raise Unavailable(f"{path}: blob {digest} can't be read: {e.strerror}") from e
 
-    def blame(self, descriptor: Descriptor, reason: str) -> bool:
-        """There is but one copy."""
-        return False
 
-
-class _Opened:
+class _OpenedFile(Opened):
     def __init__(self, region: _Region, digest: Digest, offset: int, end: int) -> None:
         self._what = f"blob {digest} of {region.path}"
         self._fd = _open(region.path)
-        self.offset = offset
+        self._offset = offset
         self._base, self._position, self._end = region.start, offset, end
         self._interrupted = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @property
+    def offset(self) -> int:
+        return self._offset
 
     def readinto(self, view: memoryview) -> int:
         if self._interrupted:

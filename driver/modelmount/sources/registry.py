@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Callable
 
 from modelmount.errors import IntegrityError
 from modelmount.oci.descriptor import Descriptor
 from modelmount.oci.reference import Repository
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
-from modelmount.sources.base import Opened
+from modelmount.sources.base import BlobSource, Opened
 
 
-class RegistrySource:
+class RegistrySource(BlobSource):
     """The blobs of one repository. Thread-safe."""
 
     def __init__(
@@ -36,16 +35,6 @@ class RegistrySource:
         """The registry, as it stands in references; a mirror's own name."""
         return self._name
 
-    @property
-    def origin(self) -> Self:
-        """Itself."""
-        return self
-
-    @property
-    def elsewhere(self) -> Mapping[str, int]:
-        """Nothing comes from anybody else."""
-        return {}
-
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Ask the registry for the blob, wherever it was redirected to before. Raises as every source does."""
         body = self._client.blob(
@@ -58,7 +47,3 @@ class RegistrySource:
                 f"the manifest says {descriptor.size}; have the registry's copy checked or push the model again"
             )
         return body
-
-    def blame(self, descriptor: Descriptor, reason: str) -> bool:
-        """There is but one registry."""
-        return False

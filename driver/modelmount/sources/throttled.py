@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from modelmount.oci.descriptor import Descriptor
 from modelmount.sources.base import BlobSource, Opened
@@ -71,19 +70,11 @@ class ThrottledSource:
         return self._source.blame(descriptor, reason)
 
 
-class _Throttled:
+class _Throttled(Opened):
     """An open blob whose bytes are handed out no faster than they may come; what isn't read fills TCP's window."""
 
     def __init__(self, opened: Opened, bandwidth: Bandwidth) -> None:
         self._opened, self._bandwidth = opened, bandwidth
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def offset(self) -> int:
