@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from modelmount.config import Settings
-from modelmount.errors import Forbidden, NotFound, Unauthenticated
+from modelmount.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
 from modelmount.oci.reference import Repository
 from modelmount.registry.credentials import Credential, Credentials
 
@@ -75,7 +75,13 @@ class Access:
         if settings.auth.docker_config is not None:
             return settings.auth.docker_config
         own = Path(HOME_DOCKER_CONFIG).expanduser()
-        return str(own) if own.exists() else None
+        try:
+            return str(own) if own.exists() else None
+        except OSError as e:
+            raise InvalidRequest(
+                f"{own} can't be looked at ({e.strerror}); set HOME to your own directory, or name a file with "
+                "--docker-config"
+            ) from e
 
 
 def access_options(function: Callable[..., R]) -> Callable[..., R]:

@@ -89,6 +89,13 @@ def test_a_wrong_command_line_is_told_what_is_wrong(arguments: tuple[str, ...], 
     assert said in result.output
 
 
+def test_a_home_that_nobody_can_look_into_is_named_with_the_way_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", f"/{'x' * 300}")
+    result = run("inspect", "h.example/a:b", "--root", "/nowhere/store")
+    assert result.exit_code == 2
+    assert "--docker-config" in result.stderr
+
+
 def test_a_ca_without_tls_is_refused() -> None:
     result = run("pull", "h.example/a:b", "--plain-http", "--ca-file", __file__)
     assert result.exit_code == 2
