@@ -48,14 +48,14 @@ def gc(
     say = output_of(context)
     shelf = shelves.existing(effective.settings)
     if shelf is None:
-        _say_plan(say, Plan((), 0, 0, 0, {}, 0)) if dry_run else _say_swept(say, Swept(), asked=False)
+        _say_plan(say, Plan((), 0, 0, 0, {}, 0)) if dry_run else _say_swept(say, Swept(), wanted=0)
         return
     size, inodes = _target(effective.settings, shelf.collector, wanted, everything=everything)
     if dry_run:
         _say_plan(say, shelf.collector.plan(size, inodes))
         return
     with shelf.collector.exclusively():
-        _say_swept(say, shelf.collector.collect(size, inodes), asked=size > 0)
+        _say_swept(say, shelf.collector.collect(size, inodes), wanted=size)
 
 
 def _target(
@@ -116,13 +116,16 @@ def _plain(victim: Victim) -> dict[str, Any]:
     }
 
 
-def _say_swept(say: output.Output, swept: Swept, *, asked: bool) -> None:
-    """`asked`: somebody wants room."""
+def _say_swept(say: output.Output, swept: Swept, *, wanted: float) -> None:
+    """`wanted` are bytes, infinitely many for everything."""
     if say.json:
         counts = {"items": swept.items, "trees": swept.trees, "partials": swept.partials}
         say.object({"result": {"freed": swept.bytes, "models": swept.models, **counts}})
         return
     say.text(*swept.models)
     say.text(f"{output.size(swept.bytes)} freed: {output.counted(len(swept.models), 'model')} removed")
-    if asked and not swept.models:
-        say.text("`modelmount gc --all --dry-run` says what holds the rest")
+    rest = "`modelmount gc --all --dry-run` says what holds the rest"
+    if swept.bytes < wanted < math.inf:
+        say.text(f"less than the {output.size(int(wanted))} that were wanted; {rest}")
+    elif wanted and not swept.models:
+        say.text(rest)

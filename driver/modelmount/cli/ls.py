@@ -87,6 +87,8 @@ def _user(lease: Lease) -> str:
     """Who holds it, as an admin looks for it."""
     if lease.owner == "cli":
         return lease.target
+    if lease.namespace and lease.pod:
+        return f"pod {lease.namespace}/{lease.pod}"
     return f"pod {lease.pod_uid}" if lease.pod_uid else f"volume {lease.volume_id}"
 
 
@@ -114,6 +116,8 @@ def _plain(entry: catalogue.Entry, sizes: _Sizes) -> dict[str, Any]:
                 "volume": lease.volume_id,
                 "target": lease.target,
                 "pod_uid": lease.pod_uid or None,
+                "namespace": lease.namespace or None,
+                "pod": lease.pod or None,
                 "reference": lease.reference,
             }
             for lease in entry.leases

@@ -86,6 +86,22 @@ def test_a_dry_run_says_in_which_order_whose_and_why(tmp_path: Path) -> None:
     assert Reader(shelf.store).used_bytes() == used
 
 
+def test_whoever_gets_less_than_was_wanted_is_told(tmp_path: Path) -> None:
+    shelf = Shelf(Store(tmp_path / "store"))
+    shelf.put("idle", {"w": content("idle", 300_000)}, idle=7200)
+    held = shelf.put("held", {"w": content("held", 300_000)}, idle=7200)
+    shelf.lease(held)
+
+    def said(*arguments: str) -> str:
+        return CliRunner().invoke(cli, ["gc", *arguments, "--root", str(shelf.store.root)]).stdout
+
+    assert "less than the 1.0 GB that were wanted; `modelmount gc --all --dry-run` says" in said("--free", "1GB")
+    assert shelf.present() == held.items
+    assert "less than the 1 B that were wanted" in said("--free", "1B")
+    shelf.put("idle", {"w": content("idle", 300_000)}, idle=7200)
+    assert "wanted" not in said("--free", "1B")
+
+
 def test_all_and_free_exclude_each_other(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, ["gc", "--all", "--free", "1GB", "--root", str(tmp_path / "s")]).exit_code == 2
 

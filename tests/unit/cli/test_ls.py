@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from modelmount.cli import cli
+from modelmount.content.store import Store
+from tests.unit.cache.shelf import Shelf, content
 from tests.unit.cli.conftest import LARGE, Machine
 
 
@@ -41,6 +49,25 @@ def test_pulled_models_with_their_references(machine: Machine) -> None:
     assert len(rows) == 3
     assert second.digest[:19] in rows[0]
     assert rows[0][heading.index("SOURCE") :].startswith(f"{first.host} ")
+
+
+def test_who_holds_a_model_is_named_as_an_admin_looks_for_it(tmp_path: Path) -> None:
+    shelf = Shelf(Store(tmp_path / "store"))
+    made = shelf.put("model", {"w": content("w", 99)})
+    named = shelf.lease(made, "named", namespace="prod")
+    shelf.leases.write(msgspec.structs.replace(named, pod="llm-0"))
+    shelf.lease(made, "adopted")
+    shelf.lease(made, "by-hand", owner="cli")
+    done = CliRunner().invoke(cli, ["ls", "--root", str(shelf.store.root)])
+    heading, *rows = done.stdout.splitlines()
+    users = {row[heading.index("IN USE BY") :] for row in rows}
+    assert users == {"pod prod/llm-0", "pod pod", "/var/lib/kubelet/pods/by-hand/mount"}
+    plain = CliRunner().invoke(cli, ["ls", "--json", "--root", str(shelf.store.root)])
+    (model,) = json.loads(plain.stdout)["models"]
+    assert {(use["namespace"], use["pod"], use["pod_uid"]) for use in model["in_use"]} == {
+        ("prod", "llm-0", "pod"),
+        (None, None, "pod"),
+    }
 
 
 @pytest.mark.registry

@@ -187,6 +187,17 @@ def test_what_the_store_stands_on_is_warned_about(tmp_path: Path) -> None:
     assert any(line.startswith("warning") for line in screen(tmp_path, f"[cache]\nmax_bytes = {1 << 60}\n"))
 
 
+def test_a_root_that_is_no_store_is_told_and_left_alone(tmp_path: Path, shelf: Shelf) -> None:
+    """As the driver's start does where somebody deleted `version`."""
+    shelf.put("model", {"w": content("w", 99)})
+    (shelf.store.root / "version").unlink()
+    before = sorted(shelf.store.root.rglob("*"))
+    done = CliRunner().invoke(cli, configured(tmp_path))
+    assert done.exit_code == 1
+    assert "isn't a store, and isn't empty" in done.stderr
+    assert sorted(shelf.store.root.rglob("*")) == before
+
+
 def test_looking_changes_nothing(tmp_path: Path, shelf: Shelf) -> None:
     root = shelf.store.root
     root.chmod(0o755)
