@@ -80,19 +80,27 @@ class Mirrors:
         self._credentials, self._store = credentials, store
         self._hosts, self._named = hosts.load(settings), frozenset(settings.registries)
         mirrors = list(self._hosts.all_mirrors())
+        self._with_login = {
+            each for each in mirrors if each.has_login or each.settings(settings).registry(each.authority).clients
+        }
         places = {each.authority: Semaphore(settings.registry(each.authority).connections) for each in mirrors}
         self._health = Health(places={each.name: places[each.authority] for each in mirrors}, notes=Asides(store))
         self._clients = {host: Client(host.settings(settings), headers=host.headers) for host in mirrors}
 
     def before(self, origin: BlobSource, repository: Repository) -> BlobSource:
         """The blobs of `repository`: from its mirrors, and from `origin` where those don't do; `origin` alone where
-        there are none.
+        there are none. For a registry that no admin names no login is shown to a mirror: one that doesn't look which
+        registry is meant would open its own repository of this name.
         """
-        mirrors = [self._source(host, repository) for host in self._hosts.mirrors(repository.registry)]
+        is_strange = repository.registry not in self._named and not self._hosts.has(repository.registry)
+        mirrors = [
+            self._source(host, repository, is_strange=is_strange)
+            for host in self._hosts.mirrors(repository.registry)
+            if not (is_strange and host in self._with_login)
+        ]
         if not mirrors:
             return origin
         bar = functools.partial(_bar, self._store, repository.scope)
-        is_strange = repository.registry not in self._named and not self._hosts.has(repository.registry)
         return MirroredSource(origin, mirrors, self._health, bar, is_strange=is_strange)
 
     def close(self) -> None:
@@ -100,13 +108,12 @@ class Mirrors:
         for client in self._clients.values():
             client.close()
 
-    def _source(self, host: Host, repository: Repository) -> BlobSource:
+    def _source(self, host: Host, repository: Repository, *, is_strange: bool) -> BlobSource:
         there = Repository(host.authority, repository.repository)
         # containerd says so too: a mirror of several registries has no other way to know which one is meant.
         query = urllib.parse.urlencode({"ns": repository.registry})
-        return RegistrySource(
-            self._clients[host], there, lambda: self._credentials.find(there, {}), name=host.name, query=query
-        )
+        find = Credential.anonymous if is_strange else functools.partial(self._credentials.find, there, {})
+        return RegistrySource(self._clients[host], there, find, name=host.name, query=query)
 
 
 def _bar(store: Store, scope: str, digest: Digest, mirror: str) -> Backoff:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from modelmount.sources.registry import RegistrySource
 from modelmount.sources.throttled import ThrottledSource
 from tests.conformance.blob_source import received
 from tests.fakes.source import MemorySource
-from tests.fakes.wire import Answer, WireServer
+from tests.fakes.wire import Answer, Asked, WireServer, challenge
 from tests.unit.registry.asking import BLOB, BLOB_DIGEST, BLOB_PATH
 
 
@@ -80,5 +82,43 @@ def test_only_registries_that_an_admin_names_say_how_a_mirror_of_all_is(tmp_path
                 found = node.mirrors.before(origin, Repository(registry, "llm/tiny"))
                 assert received(found.open(blob, 0)) == BLOB
             assert len(mirror.asked()) == 3  # the last one leaves it alone
+        finally:
+            node.close()
+
+
+@pytest.mark.parametrize("login", ["docker_config", "header", "none"])
+def test_no_login_for_a_mirror_of_all_is_for_registries_that_no_admin_names(tmp_path: Path, login: str) -> None:
+    """A mirror that doesn't look which registry is meant would open its own repository of the same name."""
+    blob = Descriptor("application/octet-stream", BLOB_DIGEST, len(BLOB))
+    secret = "Basic " + base64.b64encode(b"node:planted-secret").decode()
+
+    def guarded(asked: Asked) -> Answer:
+        if login != "none" and asked.headers.get("authorization") != secret:
+            return challenge('Basic realm="mirror"')
+        return Answer(body=BLOB)
+
+    with WireServer() as mirror:
+        mirror.on(BLOB_PATH, guarded)
+        text = f'[host."{mirror.url}"]\n'
+        if login == "header":
+            text += f'[host."{mirror.url}".header]\nauthorization = "{secret}"\n'
+        (tmp_path / "hosts/_default").mkdir(parents=True)
+        (tmp_path / "hosts/_default/hosts.toml").write_text(text)
+        auths = {mirror.host: {"username": "node", "password": "planted-secret"}} if login == "docker_config" else {}
+        (tmp_path / "config.json").write_text(json.dumps({"auths": auths}))
+        node = wiring.build(
+            config.Settings(
+                root=str(tmp_path / "store"),
+                hosts_dir=str(tmp_path / "hosts"),
+                registries={"known.example.com": config.Registry()},
+                auth=config.Auth(docker_config=str(tmp_path / "config.json")),
+            )
+        )
+        try:
+            for registry, of_mirror in (("strange.example.com", login == "none"), ("known.example.com", True)):
+                origin = MemorySource(BLOB, name=registry)
+                found = node.mirrors.before(origin, Repository(registry, "llm/tiny"))
+                assert received(found.open(blob, 0)) == BLOB
+                assert len(origin.opens) == (0 if of_mirror else 1)
         finally:
             node.close()

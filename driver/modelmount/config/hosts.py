@@ -67,6 +67,11 @@ class Host:
         path = urllib.parse.urlsplit(self.url).path
         return self.authority if path == "/v2" else f"{self.authority}{path}".replace("/", "_")
 
+    @property
+    def has_login(self) -> bool:
+        """Whether its headers say who we are. What `settings` makes of it may have a certificate to show besides."""
+        return any(name.lower() in {"authorization", "cookie"} for name in self.headers)
+
     def settings(self, settings: Settings) -> Settings:
         """The settings that hold for this mirror: `settings` with it listed, as it wants to be asked, and with less
         patience.
