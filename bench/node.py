@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,12 +24,18 @@ CALL_SECONDS = 120.0
 
 
 class Node:
-    """One driver with a store of its own in `directory`, from `with` to its end; then nothing of it is left. One
-    thread at a time.
+    """One driver with a store of its own in `directory`, from `with` to its end; then nothing of it is left, unless
+    `discard` does something else with the directory. One thread at a time.
     """
 
-    def __init__(self, directory: Path, registry: Host, settings: Mapping[str, Any] | None = None) -> None:
-        self.directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        registry: Host,
+        settings: Mapping[str, Any] | None = None,
+        discard: Callable[[Path], None] = shutil.rmtree,
+    ) -> None:
+        self.directory, self._discard = directory, discard
         self.driver = Driver(directory, [registry], settings={"log_level": "warning", **(settings or {})})
         self._channel: grpc.Channel | None = None
 
@@ -48,7 +54,7 @@ class Node:
             self._channel.close()
         self.driver.kill()
         mounts.detach_below(self.directory)
-        shutil.rmtree(self.directory)
+        self._discard(self.directory)
 
     def start_again(self) -> None:
         """The driver on what is left in its store, over a new connection, after somebody killed it."""

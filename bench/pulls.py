@@ -40,7 +40,7 @@ class Modelmount:
     def run(self) -> Sample:
         """One publish."""
         pod = node.pod("bench", self.target.reference)
-        with node.Node(self.target.place, self.target.server, self._settings) as cold:
+        with node.Node(self.target.place, self.target.server, self._settings, self.target.discard) as cold:
             before = processes.cpu_seconds(cold.driver.pid)
             wall = cold.publish(pod)
             cpu = processes.cpu_seconds(cold.driver.pid) - before

@@ -38,6 +38,20 @@ def test_nginx_says_what_it_sent(made: artifact.Artifact, tmp_path: Path) -> Non
         assert server.served() == 0
 
 
+def test_what_was_pulled_is_gone_or_aside_after_a_run(made: artifact.Artifact, tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    with Nginx(tmp_path / "nginx", tmp_path / "site") as server:
+        Curl(Target(server, made, tmp_path / "p")).run()
+        assert not (tmp_path / "p").exists()
+        for _ in range(2):
+            Curl(Target(server, made, tmp_path / "p", aside)).run()
+    assert not (tmp_path / "p").exists()
+    for run in ("0", "1"):
+        pulled = [path.stat().st_size for path in (aside / run).iterdir() if path.name.isdigit()]
+        assert sorted(pulled) == sorted(SIZES)
+
+
 def test_nginx_over_tls_serves_whoever_trusts_it(made: artifact.Artifact, tmp_path: Path) -> None:
     tls = Tls.make(tmp_path / "tls", "127.0.0.2")
     with Nginx(tmp_path / "nginx", tmp_path / "site", tls=tls, address="127.0.0.2") as server:
