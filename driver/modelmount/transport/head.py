@@ -26,6 +26,8 @@ MAX_LINES: Final = 100
 _BLANKS = b" \t"
 _STATUS = re.compile(rb"HTTP/1\.([0-9]) +([1-9][0-9]{2})( [^\r\n]*|[ \t]*)\r?\n")
 _FIELD = re.compile(rb"([!-9;-~]+):([^\r\n\0]*)\r?\n")
+# Names have no colon, so that there is one way to read a head, and nothing to try again: it is read in one go.
+_FIELDS = re.compile(rb"(?:[!-9;-~]++:[^\r\n\0]*+\r?\n)*+\r?\n")
 _FOLDED = re.compile(rb"[ \t]([^\r\n\0]*)\r?\n")
 LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 """A Content-Length that makes sense."""
@@ -76,6 +78,12 @@ class Head(http.client.HTTPResponse):
         self.reason = match[3].decode("latin-1").strip()
 
     def _read_fields(self) -> HTTPHeaderDict:
+        # Mostly all of it came along with the status, and each line is a header.
+        if (whole := _FIELDS.match(self.fp.peek())) is not None:
+            found = _FIELD.findall(whole[0])
+            if len(found) < MAX_LINES:
+                self.fp.read(whole.end())
+                return HTTPHeaderDict([(n.decode("latin-1"), v.strip(_BLANKS).decode("latin-1")) for n, v in found])
         fields: list[tuple[str, str]] = []
         for _ in range(MAX_LINES):
             line = self._line()

@@ -8,6 +8,7 @@ heads, was most of what a request cost (measured).
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import ssl
 import threading
@@ -70,7 +71,8 @@ class Connection(HTTPConnection):
             if e.errno not in {errno.EPIPE, errno.ECONNRESET}:
                 raise  # else the other side had enough, and may have said why
         self.answering = sock
-        sock.settimeout(waiting)
+        if body is not None:
+            sock.settimeout(waiting)
         sock.deadline = time.monotonic() + waiting
         head = Head(sock, method)
         try:
@@ -100,6 +102,17 @@ class Connection(HTTPConnection):
         if head.count("\r") != len(lines) + 1 or head.count("\n") != len(lines) + 1:
             raise ValueError("a header has more than one line")
         return head.encode("latin-1")
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is connected, and nothing came since the last answer: neither an end nor a word. As urllib3's
+        `is_connected`, in a quarter of the calls.
+        """
+        if self.sock is None:
+            return False
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0)
 
     def release(self) -> None:
         """The answer was read to its end: the connection may serve somebody else, where the answer didn't end it."""
@@ -136,7 +149,7 @@ class Origin:
                 if not self._idle:
                     return self._kind(self, self._url, **self._options)
                 kept = self._idle.pop()
-            if kept.is_connected:
+            if kept.is_quiet:
                 return kept
             kept.close()  # the other side ended it, or says something that nobody asked for
 

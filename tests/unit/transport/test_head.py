@@ -6,11 +6,15 @@ import http.client
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
 from modelmount.transport.dial import Timed
 from modelmount.transport.head import MAX_LINE_BYTES, MAX_LINES, Head
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Answered = Callable[..., Head]
 
@@ -20,9 +24,9 @@ def answered() -> Iterator[Answered]:
     """The head of what another side sends, which then closes."""
     with ExitStack() as stack:
 
-        def answered(sent: bytes, method: str = "GET") -> Head:
+        def answered(sent: bytes, method: str = "GET", kind: type[Timed] = Timed) -> Head:
             ours, theirs = socket.socketpair()
-            sock = stack.enter_context(Timed(fileno=ours.detach()))
+            sock = stack.enter_context(kind(fileno=ours.detach()))
             sock.settimeout(30)
             with theirs:
                 theirs.sendall(sent)
@@ -50,6 +54,29 @@ def test_status_and_headers(answered: Answered) -> None:
     ]
     assert (head.length, head.chunked, head.will_close) == (4, False, False)
     assert head.read() == b"body", "what came along with the head belongs to the body"
+
+
+class Trickling(Timed):
+    """Brings a few bytes at a time."""
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+        return super().recv_into(memoryview(buffer)[:7], nbytes or 0, flags)
+
+
+def test_a_head_in_pieces_is_the_same(answered: Answered) -> None:
+    sent = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nLink:  a \r\nlink: b\t\r\nLatin: \xe9\n\r\nbodyX"
+    whole, pieces = answered(sent), answered(sent, kind=Trickling)
+    assert list(pieces.fields.items()) == list(whole.fields.items())
+    assert list(whole.fields.items()) == [("Content-Length", "4"), ("Link", "a"), ("Link", "b"), ("Latin", "\xe9")]
+    assert whole.read() == pieces.read() == b"body"
+
+
+@pytest.mark.parametrize("kind", [Timed, Trickling])
+def test_a_head_may_have_so_many_lines_and_no_more(answered: Answered, kind: type[Timed]) -> None:
+    most = b"HTTP/1.1 200 OK\r\n" + b"A: 1\r\n" * (MAX_LINES - 1)
+    assert len(answered(most + b"\r\n", kind=kind).fields.getlist("a")) == MAX_LINES - 1
+    with pytest.raises(http.client.HTTPException, match=f"more than {MAX_LINES} lines"):
+        answered(most + b"A: 1\r\n\r\n", kind=kind)
 
 
 def test_a_status_line_may_lack_a_reason_and_lines_their_cr(answered: Answered) -> None:
