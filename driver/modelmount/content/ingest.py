@@ -90,6 +90,7 @@ class Ingest:
         self._ended = False
         self._missing: list[Range] = [(0, size)] if size else []
         self._writing: list[Range] = []
+        self._journalled = 0  # of the pending bytes
         self._writers: set[Writer] = set()
 
     @classmethod
@@ -172,6 +173,9 @@ class Ingest:
         meanwhile; what they write then is covered the next time.
         """
         with self.checkpoints.lock:
+            self._check_usable()
+            for writer in self._current_writers():
+                writer.journal()
             self.checkpoints.make()
 
     def commit_blob(self) -> None:
@@ -226,8 +230,7 @@ class Ingest:
                 if self._ended:
                     return False
                 self._ended = True
-                writers = tuple(self._writers)
-            for writer in writers:
+            for writer in self._current_writers():
                 writer.close()
             self._close_files()
             self.checkpoints.end()
@@ -295,15 +298,17 @@ class Ingest:
             self._group.sync(files)
         atomic.sync_tree(layer, files=not many or self._resumed)
 
+    def _current_writers(self) -> tuple[Writer, ...]:
+        with self._lock:
+            return tuple(self._writers)
+
     def _sync(self) -> None:
         """Make a checkpoint. The caller has the lock of `checkpoints`."""
         self._check_usable()
+        for writer in self._current_writers():
+            writer.journal(wait=False)
         with self._lock:
-            # Before the pieces in hand are journalled: what comes between is covered, but counts for the next one.
-            covered = self.checkpoints.pending - sum(last - first for first, last in self._writing)
-            writers = tuple(self._writers)
-        for writer in writers:
-            writer.journal()
+            covered = self._journalled  # what is journalled from now on may be covered, but counts for the next one
         try:
             atomic.failpoint("content.ingest.checkpoint")
             self._open_body().sync(self._group)
@@ -315,6 +320,7 @@ class Ingest:
             raise self._condemn(e, f"make the download of {self.digest} durable") from e
         self._named = True
         with self._lock:
+            self._journalled -= covered
             self.checkpoints.pending -= covered
         log.debug("checkpoint of %s: %d bytes", self.digest, covered)
 
@@ -335,12 +341,14 @@ class Ingest:
         try:
             self.checkpoints.wait_if_overdue()
         except BaseException:
-            self._release(first, last)
+            self._release(first, last, written=False)
             raise
 
-    def _release(self, first: int, last: int) -> None:
+    def _release(self, first: int, last: int, *, written: bool) -> None:
         with self._lock:
             self._writing.remove((first, last))
+            if not written:
+                self.checkpoints.pending -= last - first
 
     def _write(self, view: memoryview, offset: int) -> None:
         """Write what is missing of claimed bytes."""
@@ -359,6 +367,8 @@ class Ingest:
     def _write_line(self, offset: int, length: int, crc: int) -> None:
         with translated(f"write the journal of {self.digest}"):
             journals.append(self._journal, offset, length, crc)
+        with self._lock:
+            self._journalled += length
 
     def _start_writeback(self, offset: int, length: int) -> None:
         try:
@@ -370,8 +380,8 @@ class Ingest:
 class Writer:
     """One thread's way into an ingest; a context manager. Bytes go behind each other from `offset` on.
 
-    A piece counts after a crash once it is full, a checkpoint came or the writer was closed, and after a power cut with
-    the checkpoint.
+    A piece counts after a crash once it is full, a checkpoint came between two writes or the writer was closed, and
+    after a power cut with the checkpoint.
     """
 
     def __init__(self, ingest: Ingest, offset: int) -> None:
@@ -405,13 +415,18 @@ class Writer:
                 with self._lock:
                     self._append(part)
             finally:
-                self._ingest._release(first, last)
+                self._ingest._release(first, last, written=self.offset == last)
             self._ingest.checkpoints.make_if_due()
 
-    def journal(self) -> None:
-        """Finish the piece in hand, however short. Any thread may. Raises NoSpace, Internal, and then keeps it."""
-        with self._lock:
-            self._finish_piece()
+    def journal(self, *, wait: bool = True) -> None:
+        """Finish the piece in hand, however short; without `wait`, only if the writer isn't at a write now. Any thread
+        may. Raises NoSpace, Internal, and then keeps it.
+        """
+        if self._lock.acquire(blocking=wait):
+            try:
+                self._finish_piece()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
         """Journal the piece in hand. Any thread may. Never raises; twice is harmless."""
@@ -423,8 +438,10 @@ class Writer:
                 self._finish_piece()
             except ModelMountError as e:
                 log.info("the last piece of %s will be fetched again: %s", self._ingest.digest, e)
+            lost, self._piece = self.offset - self._piece, self.offset
         with self._ingest._lock:
             self._ingest._writers.discard(self)
+            self._ingest.checkpoints.pending -= lost
 
     def _append(self, part: memoryview) -> None:
         if self._closed:

@@ -278,9 +278,9 @@ class Download:
             beyond = 1 if segment.end == self.descriptor.size else 0
             if room + beyond == 0 and not (to_the_end and not self._ranges and self._take_the_rest(segment)):
                 return
-            spent = time.thread_time()
+            before = time.thread_time()
             count = opened.readinto(view[: segment.end - segment.position + beyond + skip])
-            spent = time.thread_time() - spent
+            received = time.thread_time() - before
             if not count:
                 return
             telemetry.fetched_bytes_total.inc(count)
@@ -295,7 +295,8 @@ class Download:
             segment.position = writer.offset
             self._follower.advance(self.ingest.offset)
             self._stay_in_the_window()
-            self._progress.fetched(len(part), spent + time.monotonic() - began)
+            worked = received + time.monotonic() - began
+            self._progress.fetched(len(part), worked, time.thread_time() - before)
 
     def _take_the_rest(self, segment: Segment) -> bool:
         """Let the only owner go on to the blob's end; bytes that others wrote there come once more."""

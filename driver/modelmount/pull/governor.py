@@ -32,7 +32,9 @@ TLS stream takes most of a processor, and more of them on the same processors on
 """
 TOGETHER_SHARE: Final = 1 / 3
 """Nor are threads kept waiting by the other side that use up this share of all processors together: hashing takes
-another, and with 16 connections instead of four a pull over TLS took half as long again (measured).
+another, and with 16 connections instead of four a pull over TLS took half as long again (measured). Once
+connections were slow enough to become more it is processor time alone that counts: that threads also wait for each
+other and for the disk kept eight capped ones from becoming sixteen.
 """
 ALONE_BYTES_PER_SECOND: Final = 500e6
 """A lone connection whose thread is at work and that brings less, though no slow disk's little, gets one beside it:
@@ -69,15 +71,16 @@ class Governor:
         """Whether a blob should be divided among connections that have nothing else to do."""
         return self._slow or self._paired
 
-    def observe(self, rate: float, busy: int, ours: float = 0.0) -> int:
+    def observe(self, rate: float, busy: int, ours: float = 0.0, processors: float = 0.0) -> int:
         """`rate` bytes a second came over `busy` connections of late; the number that is wanted now. `ours` is the
         share of that time in which their threads were at work, from taking bytes out of the socket on: when they hardly
         wait, it isn't the connections that are slow, but this node's disk or processor, and more of them would only
-        make it worse.
+        make it worse. `processors`: how many they used up together.
         """
         if not busy or not rate:
             return self.wanted  # nothing came: nothing is known
-        if ours > OUR_SHARE or ours * busy > TOGETHER_SHARE * self._processors:
+        together = ours * busy if self._first else processors
+        if ours > OUR_SHARE or together > TOGETHER_SHARE * self._processors:
             # What was known of the connections before holds.
             decrypts = SLOW_BYTES_PER_SECOND < rate < ALONE_BYTES_PER_SECOND
             if self.wanted == 1 and decrypts and self._clock() >= self._held_until:

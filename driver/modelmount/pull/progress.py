@@ -98,7 +98,7 @@ class Progress:
         self._phase: Phase = "resolving"
         self._files: dict[Key, Counters] = {}
         self._total = self._done = self._fetched = 0
-        self._worked = 0.0
+        self._worked = self._computed = 0.0
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
     def expect(self, files: Iterable[Expected], phase: Phase = "pulling") -> None:
@@ -125,14 +125,20 @@ class Progress:
         return self._fetched
 
     def worked(self, seconds: float) -> None:
-        """A receiving thread was at work for so long, not waiting for the other side."""
+        """A receiving thread was at work for so long, not waiting for the other side. Counts as processor time, too."""
         with self._lock:
             self._worked += seconds
+            self._computed += seconds
 
     @property
     def worked_seconds(self) -> float:
         """Time for which receiving threads were at work, all together."""
         return self._worked
+
+    @property
+    def processor_seconds(self) -> float:
+        """Processor time that receiving threads used up, all together."""
+        return self._computed
 
     def snapshot(self) -> Snapshot:
         """The state now."""
@@ -151,11 +157,12 @@ class Progress:
     def _add(self, count: int) -> None:
         self._done += count
 
-    def _arrived(self, count: int, worked: float) -> None:
+    def _arrived(self, count: int, worked: float, computed: float) -> None:
         now = self._clock()
         self._done += count
         self._fetched += count
         self._worked += worked
+        self._computed += computed
         if now - self._samples[-1][0] >= 0.25:
             self._samples.append((now, self._fetched))
             while now - self._samples[0][0] > RATE_WINDOW_SECONDS and len(self._samples) > 2:
@@ -187,14 +194,14 @@ class Counters:
             self._done += count
             self._progress._add(count)
 
-    def fetched(self, count: int, worked: float = 0.0) -> None:
+    def fetched(self, count: int, worked: float = 0.0, computed: float = 0.0) -> None:
         """`count` bytes arrived, on which the thread that receives spent `worked` seconds: of its processor while it
-        received and decrypted them, and all of it since.
+        received and decrypted them, and all of it since. It used up `computed` seconds of its processor in all.
         """
         with self._lock:
             self._begun, self._file = True, None
             self._done += count
-            self._progress._arrived(count, worked)
+            self._progress._arrived(count, worked, computed)
 
     def ready(self) -> None:
         """It is verified and committed."""

@@ -19,10 +19,13 @@ LAGGARD_SHARE: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Came:
-    """Bytes a second, and the share of the time in which receiving threads were at work on them."""
+    """Bytes a second, the share of the time in which receiving threads were at work on them, and how many processors
+    they used up together.
+    """
 
     rate: float
     ours: float
+    processors: float
 
 
 class Rates:
@@ -33,7 +36,7 @@ class Rates:
         self._progress = progress
         self._at = self._segments_at = time.monotonic()
         self._bytes = self._segments_bytes = progress.fetched_bytes
-        self._worked = progress.worked_seconds
+        self._worked, self._computed = progress.worked_seconds, progress.processor_seconds
         self._warm = False
         self._positions: dict[Segment, int] = {}
 
@@ -42,12 +45,14 @@ class Rates:
         have come for the first time: before, connections were still being made.
         """
         progress = self._progress
-        now, count, worked = time.monotonic(), progress.fetched_bytes, progress.worked_seconds
+        now, count = time.monotonic(), progress.fetched_bytes
+        worked, computed = progress.worked_seconds, progress.processor_seconds
         span = now - self._at
         if span < LOOK_SECONDS:
             return None
-        came = Came((count - self._bytes) / span, (worked - self._worked) / (span * max(1, busy)))
-        self._at, self._bytes, self._worked = now, count, worked
+        ours = (worked - self._worked) / (span * max(1, busy))
+        came = Came((count - self._bytes) / span, ours, (computed - self._computed) / span)
+        self._at, self._bytes, self._worked, self._computed = now, count, worked, computed
         warm, self._warm = self._warm, self._warm or came.rate > 0
         return came if warm else None
 

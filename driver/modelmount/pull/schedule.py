@@ -126,7 +126,7 @@ class Schedule:
             busy = self._threads - self._idle
         came = rates.came(busy)
         if came is not None:
-            self._governor.observe(came.rate, busy, came.ours)
+            self._governor.observe(came.rate, busy, came.ours, came.processors)
             for segment in rates.laggards(self.segments(), busy):
                 segment.give_up()
         if self._connections.is_wanted:

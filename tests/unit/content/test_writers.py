@@ -589,6 +589,48 @@ def test_what_comes_during_a_checkpoint_counts_for_the_next(store: Store, monkey
     ingest.close()
 
 
+def test_a_checkpoint_waits_for_no_writer_at_a_write_and_leaves_its_piece_pending(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = open_ingest(store, DATA)
+    slow = ingest.writer(0)
+    write(slow, DATA[:1234])
+    write(ingest.writer(PIECE), DATA[: 3 * PIECE])
+    gate = Gate(monkeypatch, "pwrite")
+    with in_background(gate, lambda: slow.append(memoryview(DATA)[1234:2345])) as held:
+        assert gate.reached.wait(60)
+        with ingest.checkpoints.lock:
+            ingest.checkpoints.make()
+        assert ingest.checkpoints.pending == 2345
+        gate.open.set()
+        held.result()
+    ingest.flush()
+    assert ingest.checkpoints.pending == 0
+    died(ingest)
+    assert resumed(store, DATA) == ((2345, PIECE), (3 * PIECE, len(DATA)))
+
+
+def test_what_was_not_written_or_not_journalled_waits_for_no_checkpoint(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise ENOSPC
+
+    ingest = open_ingest(store, DATA)
+    writer = ingest.writer(0)
+    write(writer, DATA[:9])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(NoSpace):
+            write(writer, DATA[:12])
+    assert ingest.checkpoints.pending == 9
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        writer.close()
+    assert ingest.checkpoints.pending == 0
+    ingest.close()
+
+
 # -- the thread that makes the checkpoints of large downloads
 
 

@@ -136,6 +136,7 @@ def test_the_processor_time_of_a_receive_counts_as_work(bench: Bench) -> None:
     assert bench.fetch() == BLOB
     reads = len(BLOB) // fetch.BUFFER_BYTES
     assert bench.progress.worked_seconds >= reads * 0.01
+    assert bench.progress.processor_seconds >= reads * 0.01
 
 
 def test_wrong_bytes_are_dropped_and_the_source_is_not_asked_again_at_once(bench: Bench) -> None:

@@ -58,6 +58,15 @@ def test_connections_whose_threads_use_up_the_processors_together_do_not_become_
     assert large.observe(300 * MB, 4, 0.38) == 16
 
 
+def test_connections_whose_threads_wait_for_each_other_become_more() -> None:
+    waiting, working = (Governor(1, 16, Clock(), 2) for _ in range(2))
+    for made in (waiting, working):
+        assert made.observe(50 * MB, 1, 0.05, 0.05) == 4
+        made.observe(150 * MB, 4, 0.1, 0.2)  # while it settles nothing is concluded
+    assert waiting.observe(200 * MB, 4, 0.3, 0.2) == 8
+    assert working.observe(200 * MB, 4, 0.3, 1.1) == 4
+
+
 def test_a_lone_connection_whose_thread_decrypts_all_the_time_gets_one_beside_it() -> None:
     tls, plain, refused, single = (Governor(1, limit, Clock()) for limit in (16, 16, 16, 1))
     assert tls.observe(350 * MB, 1, 0.8) == 2
