@@ -12,6 +12,7 @@ from typing import Literal
 RATE_WINDOW_SECONDS = 10.0
 RATE_SECONDS = 1.0
 """Before so long there is no rate: what it would promise of the time left is nonsense."""
+_DAYS_FROM_SECONDS = 2 * 86400
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 Phase = Literal["resolving", "pulling", "verifying", "unpacking", "linking", "pushing", "exporting"]
@@ -250,13 +251,15 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """`8 s`, `1 min 7 s`, `2 h 5 min`."""
+    """`8 s`, `1 min 7 s`, `2 h 5 min`, `5 d 2 h`."""
     whole = max(1, round(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < _DAYS_FROM_SECONDS:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def _ready(snapshot: Snapshot) -> str:

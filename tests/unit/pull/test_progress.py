@@ -160,7 +160,17 @@ def test_bytes_are_shown_in_decimal_units(count: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (59, "59 s"), (67, "1 min 7 s"), (7500, "2 h 5 min"), (3599.9, "1 h 0 min")]
+    ("seconds", "text"),
+    [
+        (0.2, "1 s"),
+        (59, "59 s"),
+        (67, "1 min 7 s"),
+        (7500, "2 h 5 min"),
+        (3599.9, "1 h 0 min"),
+        (172799, "47 h 59 min"),
+        (172800, "2 d 0 h"),
+        (439200, "5 d 2 h"),
+    ],
 )
 def test_times_are_shown_for_people(seconds: float, text: str) -> None:
     assert progress.human_seconds(seconds) == text
