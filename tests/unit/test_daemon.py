@@ -266,7 +266,11 @@ def test_a_controller_needs_no_rights_no_store_and_no_kubelet(directory: Path) -
     try:
         wait_until(socket.exists)
         with connect(str(socket)) as channel:
-            assert csi_pb2_grpc.IdentityStub(channel).Probe(csi_pb2.ProbeRequest(), timeout=30).ready.value
+            assert (
+                csi_pb2_grpc.IdentityStub(channel)
+                .Probe(csi_pb2.ProbeRequest(), timeout=30, wait_for_ready=True)
+                .ready.value
+            )
             with pytest.raises(grpc.RpcError) as refused:
                 csi_pb2_grpc.NodeStub(channel).NodeGetInfo(csi_pb2.NodeGetInfoRequest(), timeout=30)
             assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
