@@ -19,10 +19,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from isal import isal_zlib
 
 from modelmount.content import journal as journals
 from modelmount.content import ranges
@@ -32,15 +28,14 @@ from modelmount.content.diskerrors import disk_error as disk_error
 from modelmount.content.diskerrors import translated
 from modelmount.content.ranges import Range
 from modelmount.content.store import Store
-from modelmount.errors import Cancelled, IntegrityError, Internal, ModelMountError, NoSpace
+from modelmount.content.writer import Writer
+from modelmount.errors import Cancelled, IntegrityError, Internal, NoSpace
 from modelmount.oci.digest import Digest
 from modelmount.system import atomic
 from modelmount.system.lock import Held
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES = 512 << 10
-WRITEBACK_BYTES = 16 << 20
 GROUP_FILES = 16
 """Files of a layer from which on flushing the whole file system is faster than one fsync each (measured)."""
 
@@ -326,8 +321,8 @@ class Ingest:
 
     # -- what writers do
 
-    def _claim(self, first: int, last: int) -> None:
-        """Before a write of these bytes, which nobody else writes until `_release`. Waits for a checkpoint while there
+    def claim(self, first: int, last: int) -> None:
+        """Before a write of these bytes, which nobody else writes until `release`. Waits for a checkpoint while there
         is more than a power cut may take.
         """
         with self._lock:
@@ -341,16 +336,17 @@ class Ingest:
         try:
             self.checkpoints.wait_if_overdue()
         except BaseException:
-            self._release(first, last, written=False)
+            self.release(first, last, written=False)
             raise
 
-    def _release(self, first: int, last: int, *, written: bool) -> None:
+    def release(self, first: int, last: int, *, written: bool) -> None:
+        """After it, however it ended."""
         with self._lock:
             self._writing.remove((first, last))
             if not written:
                 self.checkpoints.pending -= last - first
 
-    def _write(self, view: memoryview, offset: int) -> None:
+    def write(self, view: memoryview, offset: int) -> None:
         """Write what is missing of claimed bytes."""
         end = offset + len(view)
         try:
@@ -364,100 +360,22 @@ class Ingest:
         with self._lock:
             self._missing = ranges.without(self._missing, offset, end)
 
-    def _write_line(self, offset: int, length: int, crc: int) -> None:
+    def write_line(self, offset: int, length: int, crc: int) -> None:
+        """Into the journal: a piece that was written."""
         with translated(f"write the journal of {self.digest}"):
             journals.append(self._journal, offset, length, crc)
         with self._lock:
             self._journalled += length
 
-    def _start_writeback(self, offset: int, length: int) -> None:
+    def start_writeback(self, offset: int, length: int) -> None:
+        """Have the disk begin with these bytes."""
         try:
             self._open_body().start_writeback(offset, length)
         except OSError as e:
             raise self._condemn(e, f"write {self.digest} to the disk") from e
 
-
-class Writer:
-    """One thread's way into an ingest; a context manager. Bytes go behind each other from `offset` on.
-
-    A piece counts after a crash once it is full, a checkpoint came between two writes or the writer was closed, and
-    after a power cut with the checkpoint.
-    """
-
-    def __init__(self, ingest: Ingest, offset: int) -> None:
-        """Made by `Ingest.writer`."""
-        self.offset = offset
-        self._ingest = ingest
-        self._lock = threading.Lock()
-        self._crc = 0
-        self._piece = self._written_back = offset
-        self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def append(self, view: memoryview) -> None:
-        """Write the next bytes; on return, readers of the ingest may have them. Now and then this makes a checkpoint.
-
-        Raises NoSpace when the disk is full, Internal for what should not happen: bytes beyond the blob's end, a closed
-        writer. `offset` says how far it came; what was journalled stays, and going on from `offset` is allowed.
-        """
-        while view:
-            part, view = view[:PIECE_BYTES], view[PIECE_BYTES:]
-            first, last = self.offset, self.offset + len(part)
-            self._ingest._claim(first, last)
-            try:
-                with self._lock:
-                    self._append(part)
-            finally:
-                self._ingest._release(first, last, written=self.offset == last)
-            self._ingest.checkpoints.make_if_due()
-
-    def journal(self, *, wait: bool = True) -> None:
-        """Finish the piece in hand, however short; without `wait`, only if the writer isn't at a write now. Any thread
-        may. Raises NoSpace, Internal, and then keeps it.
-        """
-        if self._lock.acquire(blocking=wait):
-            try:
-                self._finish_piece()
-            finally:
-                self._lock.release()
-
-    def close(self) -> None:
-        """Journal the piece in hand. Any thread may. Never raises; twice is harmless."""
+    def leave(self, writer: Writer, lost: int) -> None:
+        """The writer was closed, and couldn't journal so many bytes that it wrote last."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            try:
-                self._finish_piece()
-            except ModelMountError as e:
-                log.info("the last piece of %s will be fetched again: %s", self._ingest.digest, e)
-            lost, self._piece = self.offset - self._piece, self.offset
-        with self._ingest._lock:
-            self._ingest._writers.discard(self)
-            self._ingest.checkpoints.pending -= lost
-
-    def _append(self, part: memoryview) -> None:
-        if self._closed:
-            raise Internal(f"refusing to write {self._ingest.digest} through a writer that was closed")
-        if self.offset - self._piece + len(part) > PIECE_BYTES:
-            self._finish_piece()
-        self._ingest._write(part, self.offset)
-        self._crc = isal_zlib.crc32(part, self._crc)
-        self.offset += len(part)
-        if self.offset - self._piece == PIECE_BYTES:
-            self._finish_piece()
-        if self.offset - self._written_back >= WRITEBACK_BYTES:
-            self._ingest._start_writeback(self._written_back, self.offset - self._written_back)
-            self._written_back = self.offset
-
-    def _finish_piece(self) -> None:
-        if self.offset > self._piece:
-            self._ingest._write_line(self._piece, self.offset - self._piece, self._crc)
-        self._piece, self._crc = self.offset, 0
+            self._writers.discard(writer)
+            self.checkpoints.pending -= lost

@@ -12,6 +12,7 @@ from modelmount import telemetry
 from modelmount.content import ingest as ingests
 from modelmount.content.backoff import Backoff
 from modelmount.content.ingest import Ingest
+from modelmount.content.writer import Writer
 from modelmount.errors import Cancelled, IntegrityError, ModelMountError, Unavailable
 from modelmount.oci.descriptor import Descriptor
 from modelmount.pull.hashing import Behind, Follower
@@ -267,9 +268,7 @@ class Download:
             )
         return True
 
-    def _copy(
-        self, segment: Segment, view: memoryview, opened: Opened, writer: ingests.Writer, *, to_the_end: bool
-    ) -> None:
+    def _copy(self, segment: Segment, view: memoryview, opened: Opened, writer: Writer, *, to_the_end: bool) -> None:
         """`to_the_end`: more comes of `opened` than the segment needs, which is welcome where there are no ranges."""
         skip = segment.position - opened.offset  # a source that ignores ranges sends the head once more
         while not self._stops() and not self._leaves(segment):

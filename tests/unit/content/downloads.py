@@ -15,13 +15,15 @@ import pytest
 
 from modelmount.content import ingest as ingests
 from modelmount.content import ranges
-from modelmount.content.ingest import Ingest, Writer
+from modelmount.content import writer as writers
+from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
+from modelmount.content.writer import Writer
 from modelmount.oci.digest import Digest
 from modelmount.system import atomic, syscalls
 
 SCOPE, OTHER_SCOPE = "ab" * 16, "cd" * 16
-PIECE = ingests.PIECE_BYTES
+PIECE = writers.PIECE_BYTES
 BUFFER = PIECE // 8
 
 

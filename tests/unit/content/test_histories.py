@@ -21,8 +21,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from modelmount.content import checkpoints
 from modelmount.content import ingest as ingests
-from modelmount.content.ingest import Ingest, Writer
+from modelmount.content import writer as writers
+from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
+from modelmount.content.writer import Writer
 from modelmount.errors import Cancelled, NoSpace
 from modelmount.oci.digest import Digest
 
@@ -54,7 +56,7 @@ class Histories(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp(prefix="mm-history-"))
         self.store = Store(self.root / "store")
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(ingests, "PIECE_BYTES", PIECE)
+        self.patch.setattr(writers, "PIECE_BYTES", PIECE)
         self.patch.setattr(checkpoints, "CHECKPOINT_BYTES", 3 * PIECE)
         self.writers: list[Writer] = []
         self.started: dict[Writer, int] = {}

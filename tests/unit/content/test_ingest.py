@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from modelmount.content import checkpoints
 from modelmount.content import ingest as ingests
+from modelmount.content import writer as writers
 from modelmount.content.ingest import Ingest
 from modelmount.content.ranges import Range
 from modelmount.content.store import Store
@@ -384,7 +385,7 @@ def test_after_a_failed_sync_nothing_of_it_is_believed_again(
     other = ingest.writer(0)
     with monkeypatch.context() as patch:
         patch.setattr(*((disk, call) if call == "sync_range" else (os, call)), failing)
-        patch.setattr(ingests, "WRITEBACK_BYTES", 1 if call == "sync_range" else PIECE)
+        patch.setattr(writers, "WRITEBACK_BYTES", 1 if call == "sync_range" else PIECE)
         with pytest.raises(Internal, match="Input/output error"):
             writer.append(memoryview(DATA)[-1:])
             if call == "fdatasync":

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelmount.content import ingest as ingests
+from modelmount.content import writer as writers
 from modelmount.content.ingest import Ingest
 from modelmount.content.store import Store
 from modelmount.errors import BadArtifact, IntegrityError, Internal, NoSpace
@@ -274,7 +275,7 @@ def test_a_lost_header_costs_itself_and_not_what_lies_behind_it(store: Store) ->
     with rest.open("r+b") as damaged:
         damaged.write(b"\xff" * 100)
     ingest = archive.open()
-    assert ingest.missing == ((0, ingests.PIECE_BYTES), (2 * MEGABYTE, len(data)))
+    assert ingest.missing == ((0, writers.PIECE_BYTES), (2 * MEGABYTE, len(data)))
     assert ingest.front == 0
     feed(ingest, data)
     archive.commit(ingest)
