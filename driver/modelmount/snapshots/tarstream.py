@@ -10,11 +10,13 @@ text here, and what it means is worked out on names alone. Mode, owner and times
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from dataclasses import dataclass
+from typing import Final
 
 from modelmount.errors import BadArtifact
 from modelmount.formats import base, paths
+from modelmount.snapshots import tarfields
+from modelmount.snapshots.tarfields import refuse, show
 
 BLOCK_BYTES: Final = 512
 MAX_EXTENSION_BYTES: Final = 64 << 10
@@ -30,15 +32,7 @@ MAX_END_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(BLOCK_BYTES)
 _REGULAR: Final = (b"0", b"\0")
 _DIRECTORY: Final = b"5"
-_LONG_NAME, _LONG_LINK, _RECORDS, _GLOBAL_RECORDS = b"L", b"K", b"x", b"g"
-_EXTENSIONS: Final = (_LONG_NAME, _RECORDS, _GLOBAL_RECORDS)
-_MAGICS: Final = (b"ustar\0", b"ustar ", b"\0" * 6)
-"""POSIX, GNU, and the time before magics."""
-_SIZE_DIGITS: Final = 20
-_RECORD_LENGTH_DIGITS: Final = 6
-_SPARSE: Final = (b"GNU.sparse.", b"SCHILY.realsize")
-_DECIDING: Final = frozenset({b"path", b"size", b"linkpath"})
-"""Records that change what an entry is; nobody needs them for all entries at once."""
+_EXTENSIONS: Final = (tarfields.LONG_NAME, tarfields.RECORDS, tarfields.GLOBAL_RECORDS)
 _REFUSED_KINDS: Final = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -108,26 +102,6 @@ class Source:
         return b"".join((head, *self.take(BLOCK_BYTES - len(head)))) if head else None
 
 
-@dataclass(slots=True)
-class _Extensions:
-    """What extended headers said about the entry to come."""
-
-    kinds: set[bytes] = field(default_factory=set)
-    path: bytes | None = None
-    link: bytes | None = None
-    size: int | None = None
-
-    def add_name(self, name: bytes) -> None:
-        if self.path is not None:
-            _refuse("it names one entry twice, in two extended headers")
-        self.path = name
-
-    def add_link(self, target: bytes) -> None:
-        if self.link is not None:
-            _refuse("it names the target of one link twice, in two extended headers")
-        self.link = target
-
-
 class Headers:
     """Reads headers as they come, block by block. Fed everything but what lies between an entry's header and the next.
 
@@ -140,10 +114,10 @@ class Headers:
 
     def __init__(self, limit: int, *, rootfs: bool = False) -> None:
         self._limit, self._rootfs = limit, rootfs
-        self._extending = (*_EXTENSIONS, _LONG_LINK) if rootfs else _EXTENSIONS
+        self._extending = (*_EXTENSIONS, tarfields.LONG_LINK) if rootfs else _EXTENSIONS
         self._count = self._names = 0
         self._seen: set[str] = set()
-        self._extensions = _Extensions()
+        self._extensions = tarfields.Extensions()
         self._kind = b""
         self._size = 0
         self._data: bytes | None = None
@@ -165,15 +139,15 @@ class Headers:
             self._refuse_dangling()
             self.ended = True
             return None
-        _check_header(block)
-        kind, size = block[156:157], _number(block[124:136], "size")
+        tarfields.check_header(block)
+        kind, size = block[156:157], tarfields.number(block[124:136], "size")
         if kind in self._extending:
             self._start_extension(kind, size)
             return None
         self._count_header()
         read = _rootfs_entry if self._rootfs else _entry
         entry = read(block, kind, size, self._extensions)
-        self._extensions = _Extensions()
+        self._extensions = tarfields.Extensions()
         if entry is not None:
             self._note(entry)
         return entry
@@ -182,9 +156,9 @@ class Headers:
         """What comes after the first zero block, in pieces of any size: nothing but whole zero blocks, not too many."""
         self._zeros += len(data)
         if bytes(data).count(0) != len(data):
-            _refuse("something follows its end")
+            refuse("something follows its end")
         if self._zeros > MAX_END_BYTES:
-            _refuse(f"more than {MAX_END_BYTES} zeros follow its end")
+            refuse(f"more than {MAX_END_BYTES} zeros follow its end")
 
     def finish(self) -> None:
         """Nothing comes any more."""
@@ -192,39 +166,39 @@ class Headers:
             raise cut_off()
         self._refuse_dangling()
         if self._zeros % BLOCK_BYTES:
-            _refuse("it ends in the middle of a block")
+            refuse("it ends in the middle of a block")
 
     def _note(self, entry: Entry) -> None:
         if self._rootfs:
             self._names += len(entry.path) + len(entry.target)
             if self._names > MAX_ROOTFS_NAMES:
-                _refuse(f"its names take more than {MAX_ROOTFS_NAMES} characters")
+                refuse(f"its names take more than {MAX_ROOTFS_NAMES} characters")
             return
         if entry.path in self._seen:
-            _refuse(f"it has {paths.show(entry.path)} twice")
+            refuse(f"it has {paths.show(entry.path)} twice")
         self._seen.add(entry.path)
 
     def _start_extension(self, kind: bytes, size: int) -> None:
         if size > MAX_EXTENSION_BYTES:
-            _refuse(f"an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}")
+            refuse(f"an extended header has {size} bytes, more than {MAX_EXTENSION_BYTES}")
         self._kind, self._size, self._data = kind, size, b""
         if not size:
             self._extend(b"")
 
     def _extend(self, data: bytes) -> None:
         self._data = None
-        _extend(self._extensions, self._kind, data)
-        if self._kind == _GLOBAL_RECORDS:
+        self._extensions.add(self._kind, data)
+        if self._kind == tarfields.GLOBAL_RECORDS:
             self._count_header()
 
     def _count_header(self) -> None:
         self._count += 1
         if self._count > self._limit:
-            _refuse(f"it has more than the {self._limit} entries an admin allows (limits.archive_entries)")
+            refuse(f"it has more than the {self._limit} entries an admin allows (limits.archive_entries)")
 
     def _refuse_dangling(self) -> None:
         if self._extensions.kinds:
-            _refuse("it ends between an extended header and its entry")
+            refuse("it ends between an extended header and its entry")
 
 
 def entries(source: Source, limit: int, *, rootfs: bool = False) -> Iterator[Entry]:
@@ -251,13 +225,13 @@ def check_rootfs(path: str, special: str, target: str, names: int) -> None:
     """
     links = special == base.HARDLINK and target
     if not _is_beneath(path) or (links and not _is_beneath(target)):
-        _refuse(f"{paths.show(path)} is no name below an image's root, or leads to none")
+        refuse(f"{paths.show(path)} is no name below an image's root, or leads to none")
     if special and special not in _SPECIALS.values():
-        _refuse(f"{paths.show(path)} is of an unknown type")
+        refuse(f"{paths.show(path)} is of an unknown type")
     if target and special not in {base.HARDLINK, base.SYMLINK}:
-        _refuse(f"{paths.show(path)} leads somewhere and is no link")
+        refuse(f"{paths.show(path)} leads somewhere and is no link")
     if len(target) > _ESCAPED * paths.MAX_PATH_BYTES or names > MAX_ROOTFS_NAMES:
-        _refuse("its names are too long")
+        refuse("its names are too long")
 
 
 def _is_beneath(name: str) -> bool:
@@ -272,47 +246,39 @@ def cut_off() -> BadArtifact:
     return BadArtifact("the archive is cut off; push the model again")
 
 
-def _check_header(header: bytes) -> None:
-    # The field itself counts as eight spaces (POSIX, "chksum").
-    if _number(header[148:156], "checksum") != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        _refuse("a header's checksum is wrong")
-    if header[257:263] not in _MAGICS:
-        _refuse("a header is of an unknown kind of tar")
-
-
-def _entry(header: bytes, kind: bytes, size: int, extensions: _Extensions) -> Entry | None:
+def _entry(header: bytes, kind: bytes, size: int, extensions: tarfields.Extensions) -> Entry | None:
     """The entry, or None for the archive's own root."""
-    name = extensions.path if extensions.path is not None else _name(header)
+    name = extensions.path if extensions.path is not None else tarfields.entry_name(header)
     if kind in _REFUSED_KINDS:
-        _refuse(f"{_show(name)} is {_REFUSED_KINDS[kind]}; only files and directories are unpacked")
+        refuse(f"{show(name)} is {_REFUSED_KINDS[kind]}; only files and directories are unpacked")
     if kind not in (*_REGULAR, _DIRECTORY):
-        _refuse(f"{_show(name)} is of type {kind.decode('latin-1')!a}; only files and directories are unpacked")
+        refuse(f"{show(name)} is of type {kind.decode('latin-1')!a}; only files and directories are unpacked")
     if extensions.size is not None:
         size = extensions.size
     try:
         path = name.decode()
     except UnicodeDecodeError:
-        _refuse(f"the name {_show(name)} is not UTF-8")
+        refuse(f"the name {show(name)} is not UTF-8")
     if kind != _DIRECTORY:
         return Entry(paths.check(path), False, size)
     if size:
-        _refuse(f"the directory {_show(name)} has data")
+        refuse(f"the directory {show(name)} has data")
     path = path.removesuffix("/")
     return None if path == "." else Entry(paths.check(path), True, 0)
 
 
-def _rootfs_entry(header: bytes, kind: bytes, size: int, extensions: _Extensions) -> Entry | None:
+def _rootfs_entry(header: bytes, kind: bytes, size: int, extensions: tarfields.Extensions) -> Entry | None:
     """The entry, or None for the image's own root."""
-    name = extensions.path if extensions.path is not None else _name(header)
+    name = extensions.path if extensions.path is not None else tarfields.entry_name(header)
     path = _beneath(name)
     if kind in _REGULAR:
         if not path or name.endswith(b"/"):
-            _refuse(f"the file {_show(name)} is named like a directory")
+            refuse(f"the file {show(name)} is named like a directory")
         return Entry(path, False, size if extensions.size is None else extensions.size)
     if kind != _DIRECTORY and kind not in _SPECIALS:
-        _refuse(f"{_show(name)} is {_REFUSED_KINDS.get(kind, 'of an unknown type')}, which no container image needs")
+        refuse(f"{show(name)} is {_REFUSED_KINDS.get(kind, 'of an unknown type')}, which no container image needs")
     if size or extensions.size:
-        _refuse(f"{_show(name)} is no file and has data")
+        refuse(f"{show(name)} is no file and has data")
     if kind == _DIRECTORY or not path:
         return Entry(path, True, 0) if path else None
     link = extensions.link if extensions.link is not None else header[157:257].partition(b"\0")[0]
@@ -326,91 +292,14 @@ def _beneath(name: bytes) -> str:
     """A name below the image's root, the only one that tools may mean by it; empty for the root itself."""
     components = [component for component in _text(name).split("/") if component not in {"", "."}]
     if ".." in components:
-        _refuse(f"the name {_show(name)} has the component '..'")
+        refuse(f"the name {show(name)} has the component '..'")
     if len(components) > MAX_ROOTFS_DEPTH:
-        _refuse(f"{_show(name)} is more than {MAX_ROOTFS_DEPTH} levels deep")
+        refuse(f"{show(name)} is more than {MAX_ROOTFS_DEPTH} levels deep")
     return "/".join(components)
 
 
 def _text(name: bytes) -> str:
     """What isn't UTF-8 becomes text that no name may have, so that it can lie in an image but never be shown."""
     if len(name) > paths.MAX_PATH_BYTES:
-        _refuse(f"the name {_show(name)} is longer than {paths.MAX_PATH_BYTES} bytes")
+        refuse(f"the name {show(name)} is longer than {paths.MAX_PATH_BYTES} bytes")
     return name.decode(errors="backslashreplace")
-
-
-def _name(header: bytes) -> bytes:
-    name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0]
-    # GNU keeps times and sparse maps where POSIX has the prefix.
-    return prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name
-
-
-def _extend(extensions: _Extensions, kind: bytes, data: bytes) -> None:
-    if kind == _GLOBAL_RECORDS:
-        for key in _records(data):
-            if key in _DECIDING or key.startswith(_SPARSE):
-                _refuse(f"a global header sets {_show(key)} for all entries")
-        return
-    if kind in extensions.kinds:
-        _refuse("two extended headers of one kind precede one entry")
-    extensions.kinds.add(kind)
-    if kind == _LONG_NAME:
-        extensions.add_name(data.rstrip(b"\0"))
-        return
-    if kind == _LONG_LINK:
-        extensions.add_link(data.rstrip(b"\0"))
-        return
-    records = _records(data)
-    for key in records:
-        if key.startswith(_SPARSE):
-            _refuse("it has a sparse file; write it without --sparse")
-    if b"path" in records:
-        extensions.add_name(records[b"path"])
-    if b"linkpath" in records:
-        extensions.add_link(records[b"linkpath"])
-    if b"size" in records:
-        extensions.size = _decimal(records[b"size"])
-
-
-def _records(data: bytes) -> dict[bytes, bytes]:
-    """`<length> <key>=<value>\\n`, the length counting itself (POSIX, "pax Extended Header")."""
-    records: dict[bytes, bytes] = {}
-    position = 0
-    while position < len(data):
-        digits, space, _ = data[position : position + _RECORD_LENGTH_DIGITS].partition(b" ")
-        length = int(digits) if space and digits.isdigit() else 0
-        record = data[position : position + length]
-        key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
-        if len(record) != length or record[-1:] != b"\n" or not equals or not key or key in records:
-            _refuse("an extended header is malformed")
-        records[key] = value
-        position += length
-    return records
-
-
-def _number(raw: bytes, what: str) -> int:
-    """Octal digits, or GNU's base 256 for what is too large for them (a set top bit). Never negative."""
-    if raw[0] & 0x80:
-        if raw[0] != 0x80:
-            _refuse(f"a header's {what} is negative or absurdly large")
-        return int.from_bytes(raw[1:], "big")
-    digits = raw.strip(b" \0")
-    if digits.strip(b"01234567"):
-        _refuse(f"a header's {what} is not an octal number")
-    return int(digits, 8) if digits else 0
-
-
-def _decimal(value: bytes) -> int:
-    # Bounded before int(): it refuses thousands of digits with another exception.
-    if not value.isdigit() or len(value) > _SIZE_DIGITS:
-        _refuse("an extended header's size is not a number")
-    return int(value)
-
-
-def _show(name: bytes) -> str:
-    return paths.show(name.decode(errors="replace"))
-
-
-def _refuse(problem: str) -> NoReturn:
-    raise BadArtifact(f"{problem}; pack the model again as plain files and directories")
