@@ -240,11 +240,11 @@ def build(
     mirrors = Mirrors(settings, credentials, store)
     bandwidth = Bandwidth(settings.pull.bytes_per_second) if settings.pull.bytes_per_second else None
 
-    def source(model: Model, credential: Callable[[], Credential]) -> BlobSource:
+    def source(model: Model, credential: Callable[[], Credential], is_awaited: Callable[[], bool]) -> BlobSource:
         if instead is not None:
             return LayoutSource(instead.layout)
         found = mirrors.before(RegistrySource(client, model.repository, credential), model.repository)
-        return ThrottledSource(found, bandwidth) if bandwidth is not None else found
+        return ThrottledSource(found, bandwidth, is_awaited) if bandwidth is not None else found
 
     if instead is None:
         resolver = Resolver(store, client, settings.auth)

@@ -58,7 +58,7 @@ def test_registries_can_be_asked_without_a_store(tmp_path: Path) -> None:
 def test_a_limit_on_bytes_costs_nothing_where_there_is_none(tmp_path: Path, limit: int, kind: type) -> None:
     node = wiring.build(config.Settings(root=str(tmp_path / "store"), pull=config.Pull(bytes_per_second=limit)))
     model = Model(Repository("registry.example.com", "llm/tiny"), Digest.of(b"manifest"))
-    assert type(node.puller._source(model, Credential.anonymous)) is kind
+    assert type(node.puller._source(model, Credential.anonymous, lambda: True)) is kind
     node.close()
 
 

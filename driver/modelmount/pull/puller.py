@@ -41,8 +41,10 @@ from modelmount.sources.base import BlobSource
 
 log = logging.getLogger(__name__)
 
-SourceFactory = Callable[[Model, Callable[[], Credential]], BlobSource]
-"""Makes the source of a model's blobs; the callable yields the newest proved credential at each open."""
+SourceFactory = Callable[[Model, Callable[[], Credential], Callable[[], bool]], BlobSource]
+"""Makes the source of a model's blobs. The first callable yields the newest proved credential at each open, the second
+says whether anybody waits for the blobs.
+"""
 
 _Key = tuple[str, str, str, bool]
 
@@ -121,7 +123,7 @@ class Puller:
         """The first bytes of a blob, `count` at most, as its source sends them: not verified. None where it sends less.
         Blocks within the source's own limits, and raises what it does.
         """
-        return peek(self._source(model, lambda: credential), descriptor, 0, min(count, descriptor.size))
+        return peek(self._source(model, lambda: credential, lambda: True), descriptor, 0, min(count, descriptor.size))
 
     def release(self, job: Job) -> None:
         """A lease on the finished job's tree stands: the job need not hold it any longer."""
@@ -218,7 +220,7 @@ class Puller:
         store, model = self._store, job.model
         scope = model.repository.scope
         manifest = self._resolver.manifest(model, job.credential)
-        source = self._source(model, lambda: job.credential)
+        source = self._source(model, lambda: job.credential, lambda: job.is_awaited)
         transfer = Transfer(store, scope, source, job, self._settings, self._connections)
         config = transfer.config(manifest)
         before = sum(source.elsewhere.values())

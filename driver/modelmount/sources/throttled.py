@@ -1,4 +1,4 @@
-"""A limit on bytes a second, for all blobs together."""
+"""A limit on bytes a second, for all blobs together: what somebody waits for comes first."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ BURST_SECONDS: Final = 0.1
 PIECE_SECONDS: Final = 0.02
 PIECE_BYTES: Final = (4 << 10, 128 << 10)
 """One receive takes about this long at the limit, within these bounds: many readers have their turns soon."""
+_LOOK_SECONDS: Final = 0.25
+_NOTHING_SECONDS: Final = 1e-9
+"""Less than a clock tells apart."""
 
 
 class Bandwidth:
-    """At most `rate` bytes a second for all who share it, first come, first served. Thread-safe."""
+    """At most `rate` bytes a second for all who share it: readers whose bytes are awaited first come, first served, and
+    the others like that among themselves, in what those leave. Thread-safe.
+    """
 
     def __init__(
         self, rate: int, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
@@ -26,25 +31,39 @@ class Bandwidth:
         """`rate` is above 0."""
         self._rate, self._clock, self._sleep = rate, clock, sleep
         self._lock = threading.Lock()
-        self._free_at = clock()
+        self._awaited_bytes = 0
+        self._awaited_until = self._all_until = clock()
         self.piece_bytes = max(PIECE_BYTES[0], min(int(rate * PIECE_SECONDS), PIECE_BYTES[1]))
 
-    def spend(self, count: int) -> None:
-        """`count` bytes came: wait until they fit into the rate."""
+    def spend(self, count: int, *, awaited: bool = True, stopped: Callable[[], bool] = lambda: False) -> None:
+        """`count` bytes came: wait until they fit into the rate, or until `stopped`. Unless they are `awaited`, what is
+        awaited goes before them also where it comes later.
+        """
         with self._lock:
             now = self._clock()
-            self._free_at = max(self._free_at, now - BURST_SECONDS) + count / self._rate
-            wait = self._free_at - now
-        if wait > 0:
-            self._sleep(wait)
+            end = self._all_until = self._behind(self._all_until, now, count)
+            if awaited:
+                end = self._awaited_until = self._behind(self._awaited_until, now, count)
+                self._awaited_bytes += count
+            before = self._awaited_bytes
+        while not stopped():
+            later = 0 if awaited else self._awaited_bytes - before
+            wait = end + later / self._rate - self._clock()
+            if wait <= _NOTHING_SECONDS:
+                return
+            self._sleep(min(wait, _LOOK_SECONDS))
+
+    def _behind(self, until: float, now: float, count: int) -> float:
+        """When `count` bytes are over that begin when it is `until`."""
+        return max(until, now - BURST_SECONDS) + count / self._rate
 
 
 class ThrottledSource:
     """Another source within a bandwidth. Thread-safe."""
 
-    def __init__(self, source: BlobSource, bandwidth: Bandwidth) -> None:
-        """`bandwidth` is shared with other sources."""
-        self._source, self._bandwidth = source, bandwidth
+    def __init__(self, source: BlobSource, bandwidth: Bandwidth, is_awaited: Callable[[], bool] = lambda: True) -> None:
+        """`bandwidth` is shared with other sources. `is_awaited` says whether anybody waits for these blobs now."""
+        self._source, self._bandwidth, self._is_awaited = source, bandwidth, is_awaited
 
     @property
     def name(self) -> str:
@@ -54,7 +73,7 @@ class ThrottledSource:
     @property
     def origin(self) -> BlobSource:
         """The other source's, within the same bandwidth."""
-        return ThrottledSource(self._source.origin, self._bandwidth)
+        return ThrottledSource(self._source.origin, self._bandwidth, self._is_awaited)
 
     @property
     def elsewhere(self) -> Mapping[str, int]:
@@ -63,7 +82,7 @@ class ThrottledSource:
 
     def open(self, descriptor: Descriptor, offset: int, end: int | None = None) -> Opened:
         """Open it at the other source."""
-        return _Throttled(self._source.open(descriptor, offset, end), self._bandwidth)
+        return _Throttled(self._source.open(descriptor, offset, end), self._bandwidth, self._is_awaited)
 
     def blame(self, descriptor: Descriptor, reason: str) -> bool:
         """It is the other source's."""
@@ -73,8 +92,9 @@ class ThrottledSource:
 class _Throttled(Opened):
     """An open blob whose bytes are handed out no faster than they may come; what isn't read fills TCP's window."""
 
-    def __init__(self, opened: Opened, bandwidth: Bandwidth) -> None:
-        self._opened, self._bandwidth = opened, bandwidth
+    def __init__(self, opened: Opened, bandwidth: Bandwidth, is_awaited: Callable[[], bool]) -> None:
+        self._opened, self._bandwidth, self._is_awaited = opened, bandwidth, is_awaited
+        self._interrupted = False
 
     @property
     def offset(self) -> int:
@@ -82,10 +102,11 @@ class _Throttled(Opened):
 
     def readinto(self, view: memoryview) -> int:
         count = self._opened.readinto(view[: self._bandwidth.piece_bytes])
-        self._bandwidth.spend(count)
+        self._bandwidth.spend(count, awaited=self._is_awaited(), stopped=lambda: self._interrupted)
         return count
 
     def interrupt(self) -> None:
+        self._interrupted = True
         self._opened.interrupt()
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class MirroredBench(Bench):
         made = Puller(
             self.store,
             Resolver(self.store, client, Auth(verification="never")),
-            lambda model, credential: self.behind(),
+            lambda model, credential, is_awaited: self.behind(),
             self.admission(),
             self.settings,
         )

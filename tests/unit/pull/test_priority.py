@@ -14,6 +14,7 @@ import pytest
 from modelmount.formats.selection import EVERYTHING
 from modelmount.oci.digest import Digest
 from modelmount.pull.job import AWAITED_SECONDS, Job, State
+from modelmount.sources.throttled import Bandwidth
 from tests.unit.pull.test_puller import ANONYMOUS, SECONDS, Bench, tree_of
 
 LARGE = os.urandom(16 << 20)
@@ -87,6 +88,32 @@ def test_a_prefetch_makes_way_for_a_pods_job_of_another_process_and_loses_nothin
     assert offsets[0] == 0
     assert HELD_FROM <= offsets[1] < len(LARGE)
     assert prefetch.progress.fetched_bytes == len(LARGE)
+
+
+def test_a_pods_job_has_the_bandwidth_before_a_prefetch(bench: Bench) -> None:
+    """Whatever the prefetch has under way: the limit is such that all of it together would take minutes."""
+    bench.settings = msgspec.structs.replace(
+        bench.settings, pull=msgspec.structs.replace(bench.settings.pull, connections=8)
+    )
+    bench.bandwidth = Bandwidth(100_000)
+    prefetched = bench.model(*((f"{n}.bin", os.urandom(5 << 20)) for n in range(4)))
+    pods = os.urandom(100_000)
+    wanted = bench.model(("model.bin", pods))
+    under_way = threading.Event()
+    bench.source.gate = lambda digest, position: under_way.set() if position else None
+    puller = bench.puller()
+    prefetch = puller.ensure(prefetched, EVERYTHING, ANONYMOUS, prefetch=True)
+    assert under_way.wait(SECONDS)
+    came: list[int] = []
+
+    def note(digest: Digest, position: int) -> None:
+        if digest == Digest.of(pods):
+            came.append(prefetch.progress.fetched_bytes)
+
+    bench.source.gate = note
+    tree_of(puller.ensure(wanted, EVERYTHING, ANONYMOUS))
+    assert came[-1] - came[0] <= bench.settings.pull.connections * bench.bandwidth.piece_bytes
+    prefetch.cancel.set()
 
 
 def test_models_of_equal_importance_share_what_there_is(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

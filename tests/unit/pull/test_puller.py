@@ -40,6 +40,8 @@ from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
 from modelmount.registry.client import Client
 from modelmount.registry.credentials import Credential
+from modelmount.sources.base import BlobSource
+from modelmount.sources.throttled import Bandwidth, ThrottledSource
 from modelmount.system.lock import LockTimeout
 from tests.fakes import push
 from tests.fakes.source import Fault, MemorySource
@@ -56,6 +58,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.store = Store(directory / "store")
         self.source = MemorySource()
+        self.bandwidth: Bandwidth | None = None
         self.settings = msgspec.convert(
             {"root": str(directory / "store"), "limits": {"free_bytes": 0}, "pull": {"idle_seconds": 300}}, Settings
         )
@@ -70,10 +73,20 @@ class Bench:
         self.clients.append(client)
         resolver = Resolver(self.store, client, Auth(verification="never"))
         made = Puller(
-            self.store, resolver, lambda model, credential: self.source, self.admission(), settings or self.settings
+            self.store,
+            resolver,
+            lambda model, credential, is_awaited: self.made(is_awaited),
+            self.admission(),
+            settings or self.settings,
         )
         self.pullers.append(made)
         return made
+
+    def made(self, is_awaited: Callable[[], bool]) -> BlobSource:
+        """A job's source."""
+        if self.bandwidth is None:
+            return self.source
+        return ThrottledSource(self.source, self.bandwidth, is_awaited)
 
     def model(self, *layers: tuple[str, bytes], media_type: str = "application/vnd.cncf.model.weight.v1.raw") -> Model:
         """A ModelPack model whose manifest this store has already, as the resolver leaves it."""

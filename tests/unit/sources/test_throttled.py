@@ -58,6 +58,41 @@ def test_an_idle_time_is_made_up_for_by_a_moment_only(clock: Clock) -> None:
     assert clock.now - began == pytest.approx(1.0 - BURST_SECONDS)
 
 
+def test_what_is_awaited_waits_for_nothing_that_is_not(clock: Clock) -> None:
+    bandwidth = Bandwidth(1_000_000, clock, clock.sleep)
+    began = clock.now
+    bandwidth.spend(500_000, awaited=False)
+    clock.now = began  # they come at the same moment
+    bandwidth.spend(100_000)
+    assert clock.now - began == pytest.approx(0.1)
+
+
+def test_what_nobody_waits_for_has_what_the_others_leave(clock: Clock) -> None:
+    """Also where those come after it, for as long as they keep coming."""
+    to_come = [100_000] * 5
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        if to_come:
+            bandwidth.spend(to_come.pop(), stopped=lambda: True)
+
+    bandwidth = Bandwidth(1_000_000, clock, sleep)
+    began = clock.now
+    bandwidth.spend(100_000, awaited=False)
+    assert not to_come
+    assert clock.now - began == pytest.approx(0.6)
+
+
+def test_a_wait_ends_when_nobody_wants_the_bytes_any_more() -> None:
+    opened = ThrottledSource(MemorySource(DATA), Bandwidth(1)).open(descriptor(DATA), 0)
+    reader = threading.Thread(target=opened.readinto, args=(memoryview(bytearray(10)),))
+    with opened:
+        reader.start()
+        opened.interrupt()
+        reader.join(5)
+        assert not reader.is_alive()
+
+
 @pytest.mark.parametrize(("rate", "piece"), [(1, PIECE_BYTES[0]), (1_000_000, 20_000), (10**12, PIECE_BYTES[1])])
 def test_turns_are_short(rate: int, piece: int) -> None:
     assert Bandwidth(rate).piece_bytes == piece

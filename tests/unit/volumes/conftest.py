@@ -191,7 +191,7 @@ class Node:
         """Return once `count` publishes wait for their pull."""
         until(lambda: sum(len(job._waiters) for job in self.puller.jobs()) == count)
 
-    def _source(self, model: Model, credential: Callable[[], Credential]) -> HeldSource:
+    def _source(self, model: Model, credential: Callable[[], Credential], is_awaited: Callable[[], bool]) -> HeldSource:
         return HeldSource(RegistrySource(self.client, model.repository, credential), self.gate)
 
 
