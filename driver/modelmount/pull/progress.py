@@ -12,6 +12,7 @@ from typing import Literal
 RATE_WINDOW_SECONDS = 10.0
 RATE_SECONDS = 1.0
 """Before so long there is no rate: what it would promise of the time left is nonsense."""
+_SAMPLE_SECONDS = 0.25
 _DAYS_FROM_SECONDS = 2 * 86400
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -100,7 +101,8 @@ class Progress:
         self._files: dict[Key, Counters] = {}
         self._total = self._done = self._fetched = 0
         self._worked = self._computed = 0.0
-        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._came_at = clock()
+        self._samples: deque[tuple[float, int]] = deque([(self._came_at, 0)])
 
     def expect(self, files: Iterable[Expected], phase: Phase = "pulling") -> None:
         """The plan is known: fetching begins. Again after something vanished, with the same files: then all wait."""
@@ -109,7 +111,8 @@ class Progress:
             self._files = {each.key: Counters(self, each) for each in files}
             self._total = sum(counters._expected.bytes for counters in self._files.values())
             self._done = 0
-            self._samples = deque([(self._clock(), self._fetched)])
+            self._came_at = self._clock()
+            self._samples = deque([(self._came_at, self._fetched)])
 
     def enter(self, phase: Phase) -> None:
         """Name what the job does now, where files don't tell."""
@@ -144,14 +147,24 @@ class Progress:
     def snapshot(self) -> Snapshot:
         """The state now."""
         with self._lock:
-            first_time, first_bytes = self._samples[0]
-            span = self._clock() - first_time
-            rate = (self._fetched - first_bytes) / span if span >= RATE_SECONDS else 0.0
+            rate = self._rate(self._clock())
             files = tuple([counters._file or counters._look() for counters in self._files.values()])
             phase = self._phase
             if phase == "pulling" and files and self._done >= self._total:
                 phase = "unpacking" if any(file.state == "unpacking" for file in files) else "verifying"
             return Snapshot(phase, self._done, self._total, rate, files)
+
+    def _rate(self, now: float) -> float:
+        """Of the last RATE_WINDOW_SECONDS, in which silence counts. The caller has the lock."""
+        if now - self._came_at >= RATE_WINDOW_SECONDS:
+            return 0.0
+        since, before = self._samples[0]
+        for at, count in self._samples:
+            if at > now - RATE_WINDOW_SECONDS:
+                break
+            since, before = at, count
+        span = now - since
+        return (self._fetched - before) / min(span, RATE_WINDOW_SECONDS) if span >= RATE_SECONDS else 0.0
 
     # -- for Counters, which have the lock
 
@@ -159,14 +172,17 @@ class Progress:
         self._done += count
 
     def _arrived(self, count: int, worked: float, computed: float) -> None:
-        now = self._clock()
+        now, came_at = self._clock(), self._came_at
+        if now - came_at >= _SAMPLE_SECONDS and came_at > self._samples[-1][0]:
+            self._samples.append((came_at, self._fetched))  # then there was silence
+        self._came_at = now
         self._done += count
         self._fetched += count
         self._worked += worked
         self._computed += computed
-        if now - self._samples[-1][0] >= 0.25:
+        if now - self._samples[-1][0] >= _SAMPLE_SECONDS:
             self._samples.append((now, self._fetched))
-            while now - self._samples[0][0] > RATE_WINDOW_SECONDS and len(self._samples) > 2:
+            while now - self._samples[1][0] >= RATE_WINDOW_SECONDS:
                 self._samples.popleft()
 
 

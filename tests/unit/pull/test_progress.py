@@ -132,6 +132,31 @@ def test_the_rate_is_of_late() -> None:
     assert counters.snapshot().rate == pytest.approx(10)
 
 
+def test_in_a_silence_the_rate_falls_and_then_there_is_none() -> None:
+    clock = Clock()
+    counters, (weights,) = expecting(WEIGHTS, clock=clock)
+    for _ in range(20):
+        clock.now += 0.5
+        weights.fetched(10)
+    clock.now += 0.1
+    weights.fetched(10)
+    seen = []
+    for _ in range(4):
+        seen.append(round(counters.snapshot().rate))
+        clock.now += 4
+    assert seen == [21, 13, 5, 0]
+    assert counters.snapshot().eta_seconds is None
+
+
+def test_a_silence_before_the_last_seconds_says_nothing_about_them() -> None:
+    clock = Clock()
+    counters, (weights,) = expecting(WEIGHTS, clock=clock)
+    for pause in [1, 0.1, 600, *[1] * 9]:
+        clock.now += pause
+        weights.fetched(50)
+    assert counters.snapshot().rate == pytest.approx(50)
+
+
 def test_what_vanished_is_expected_anew() -> None:
     counters, (weights,) = expecting(WEIGHTS)
     weights.fetched(1000)
