@@ -256,9 +256,11 @@ class Download:
             if self._is_in_the_way(segment):
                 return False
             segment.stream = opened
+            # Asked for its head, a source without ranges sends everything too, and doesn't say so.
+            to_the_end = opened.offset == 0 or end is None
             try:
                 with self.ingest.writer(segment.position) as writer:
-                    self._copy(segment, view, opened, writer, to_the_end=ignored or end is None)
+                    self._copy(segment, view, opened, writer, to_the_end=to_the_end)
             finally:
                 segment.stream = None
         if segment.missing > 0 and not self._stops() and not self._leaves(segment):
@@ -269,7 +271,7 @@ class Download:
         return True
 
     def _copy(self, segment: Segment, view: memoryview, opened: Opened, writer: Writer, *, to_the_end: bool) -> None:
-        """`to_the_end`: more comes of `opened` than the segment needs, which is welcome where there are no ranges."""
+        """`to_the_end`: more of `opened` may come than the segment needs, which is welcome without ranges."""
         skip = segment.position - opened.offset  # a source that ignores ranges sends the head once more
         while not self._stops() and not self._leaves(segment):
             # One byte more at the blob's end shows a source that has more than it should.

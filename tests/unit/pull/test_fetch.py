@@ -298,6 +298,48 @@ def test_a_stream_goes_on_to_the_end_when_others_find_out_that_there_are_no_rang
     assert bench.progress.snapshot().bytes_done == len(content)
 
 
+@pytest.mark.parametrize(
+    ("first", "asked"),
+    [
+        pytest.param(Fault(from_start=True), [0, 4 << 20], id="it comes without ranges"),
+        pytest.param(Fault(), [0, 4 << 20, 4 << 20], id="it comes as a range, from a mirror"),
+    ],
+)
+def test_the_head_is_read_on_when_others_find_out_that_there_are_no_ranges(
+    first: Fault, asked: list[int], tmp_path: Path
+) -> None:
+    content = os.urandom(10 << 20)
+    bench = Bench(tmp_path, content)
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def hold(digest: object, position: int) -> None:
+        if position == 1 << 20:
+            arrived.set()
+            assert go_on.wait(60)
+
+    bench.source.gate = hold
+    bench.source.faults.extend([first, Fault(from_start=True)])
+    ingest = bench.open()
+    download = Download(ingest, bench.descriptor, bench.source, bench.backoff(), bench.counters, bench.cancel)
+    head, behind = download.take(4 << 20), download.take(4 << 20)
+    assert head is not None
+    assert behind is not None
+    reader = threading.Thread(target=download.fetch, args=(head, Line()))
+    reader.start()
+    assert arrived.wait(60)
+    assert download.fetch(behind, Line()) == 0.0
+    download.finish(behind)
+    go_on.set()
+    reader.join()
+    download.finish(head)
+    download.verify()
+    download.close()
+    ingest.commit_blob()
+    assert bench.store.blob_path(bench.descriptor.digest).read_bytes() == content
+    assert [offset for _, offset in bench.source.opens] == asked
+    assert bench.progress.fetched_bytes == bench.progress.snapshot().bytes_done == len(content)
+
+
 def test_a_thread_is_patient_while_others_are_served() -> None:
     line, fetched = Line(), 0
     assert not line.failed(0, fetched)  # others may just have had no time
