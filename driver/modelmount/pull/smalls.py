@@ -159,6 +159,7 @@ class Group:
             self._buffer = disk.buffer(max(descriptor.size, SMALL_FILE_BYTES) + 1)
         view = self._buffer[: descriptor.size + 1]
         while True:
+            before = time.thread_time()
             try:
                 filled = self._receive(descriptor, view)
             except Unavailable as e:
@@ -172,7 +173,8 @@ class Group:
                 if self._cancel():
                     raise fetch.stopped(descriptor.digest) from e
                 continue
-            counters.fetched(filled)
+            worked = time.thread_time() - before
+            counters.fetched(filled, worked, worked)
             telemetry.fetched_bytes_total.inc(filled)
             return bytes(view[:filled])
 
