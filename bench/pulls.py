@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from bench import memory, node, peers, processes, programs
 from bench.peers import Peer, Target
@@ -76,12 +76,31 @@ class Prepared:
         return dataclasses.replace(sample, server_cpu=cpu, served=server.served())
 
 
+class Client(Contender, Protocol):
+    """A contender that pulls."""
+
+    @property
+    def verifies(self) -> bool:
+        """Whether it checks each blob against its digest."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether it syncs what it wrote to the disk before it says that it is done."""
+
+
 def compare(
-    case: str, title: str, target: Target, kinds: Sequence[type[Peer]], setting: Setting, *, notes: Sequence[str] = ()
+    case: str,
+    title: str,
+    target: Target,
+    kinds: Sequence[type[Peer]],
+    setting: Setting,
+    *,
+    beside: Sequence[Client] = (),
+    notes: Sequence[str] = (),
 ) -> Outcome:
-    """Ours and the peers, interleaved."""
+    """Ours and the peers, interleaved. Nothing is promised against who only runs `beside` them."""
     found, reasons = peers.present(kinds, target)
-    contenders: list[Modelmount | Peer] = [Modelmount(target), *found]
+    contenders: list[Client] = [Modelmount(target), *found, *beside]
     series = interleave([Prepared(each, target) for each in contenders], setting.rounds, setting.say)
     rows = [
         Row(case, each.name, series=one, verifies=each.verifies, durable=each.durable)
@@ -89,8 +108,9 @@ def compare(
         else Row(case, each.name, reason=one.out)
         for each, one in zip(contenders, series, strict=True)
     ]
+    promised = figures(case, rows[: 1 + len(found)])
     rows += [Row(case, name, reason=reason) for name, reason in reasons.items()]
-    return Outcome(f"{case}: {title}", target.artifact.size, rows, figures(case, rows), notes)
+    return Outcome(f"{case}: {title}", target.artifact.size, rows, promised, notes)
 
 
 def figures(case: str, rows: Sequence[Row]) -> list[Figure]:

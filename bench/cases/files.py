@@ -6,6 +6,7 @@ import random
 import shutil
 
 from bench import artifact, memory, peers
+from bench.bare import Bare
 from bench.peers import CurlOpenssl, Target
 from bench.pulls import compare
 from bench.report import Outcome
@@ -28,9 +29,11 @@ def run(setting: Setting) -> Outcome:
         target = Target(server, made, setting.directory / "p", aside)
         notes = [
             "curl | openssl is left out: two processes a file say nothing about a pull.",
+            "The bare steps are what a durable pull can't do without, in Python: nobody's product.",
             "What was pulled stays until all rounds are over: deleting it slows down who comes next.",
         ]
         try:
-            return compare("c", f"{count} files of 1 to 64 KiB", target, kinds, setting, notes=notes)
+            title = f"{count} files of 1 to 64 KiB"
+            return compare("c", title, target, kinds, setting, beside=[Bare(target)], notes=notes)
         finally:
             shutil.rmtree(aside)
