@@ -1,15 +1,14 @@
-"""The body of an answer, read once: the one place that touches what lies under urllib3's response.
+"""The body of an answer, read once.
 
-urllib3's own `readinto` reads into a buffer of its own and copies. Below it is the standard library's response, and
-below that the file object of the socket. What came along with the headers is in that one's buffer; the rest is received
-from the socket itself, straight into the caller's view. TLS hands over 16 KiB a call, so each layer in between is gone
-through 65,536 times a GiB. What the standard library does not do is done here: bytes are counted against the
-declared length, a short body is an error, and a connection is kept only after an exact count.
+The standard library's response copies what it reads. Below it is the file object of the socket: what came along with
+the headers is in that one's buffer, and the rest is received from the socket itself, straight into the caller's view.
+TLS hands over 16 KiB a call, so each layer in between is gone through 65,536 times a GiB. What the standard library
+does not do is done here: bytes are counted against the declared length, a short body is an error, and a connection is
+kept only after an exact count.
 """
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 import time
@@ -18,11 +17,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from urllib3.response import HTTPResponse
-
 from modelmount.errors import Unavailable
-from modelmount.transport import head
 from modelmount.transport.failures import TROUBLE, translated
+from modelmount.transport.head import LENGTH, Head
 from modelmount.transport.origin import Connection
 
 GATHER_SECONDS: Final = 0.1
@@ -50,20 +47,17 @@ class Body:
     when only its end will tell. Closed early, it takes its connection along.
     """
 
-    def __init__(self, response: HTTPResponse, connection: Connection, what: str, server: str, pace: Pace) -> None:
-        """Takes `response` over, and closes it when it raises Unavailable: for an encoded body, or a length that makes
+    def __init__(self, head: Head, connection: Connection, what: str, server: str, pace: Pace) -> None:
+        """Takes the answer over, and closes it when it raises Unavailable: for an encoded body, or a length that makes
         no sense. It came over `connection`; `what` and `server` are for messages.
         """
         if connection.answering is None:
             raise TypeError("nothing was answered over this connection")
         self.offset = 0
         self.total: int | None = None
-        self._response, self._connection, self._socket = response, connection, connection.answering
+        self._head, self._connection, self._socket = head, connection, connection.answering
         self._what, self._server, self._pace = what, server, pace
-        self._raw = _underlying(response)
-        self._receive: Callable[[memoryview], int] = self._receive_copy
-        if self._raw is not None and not self._raw.chunked:
-            self._receive = self._receive_buffered
+        self._receive: Callable[[memoryview], int] = self._receive_buffered if self.is_direct else self._receive_copy
         self._failure: Unavailable | None = None
         self._received = 0
         self._window_bytes, self._window_seconds = 0, 0.0
@@ -87,7 +81,7 @@ class Body:
     @property
     def is_direct(self) -> bool:
         """Whether bytes are received into the caller's view without a copy; they aren't in chunked bodies."""
-        return self._raw is not None and not self._raw.chunked
+        return not self._head.chunked
 
     def readinto(self, view: memoryview) -> int:
         """Fill the front of a view of at least one byte; 0 means that the whole body was delivered.
@@ -182,17 +176,15 @@ class Body:
         """What came along with the headers lies in the file object's buffer, and `read1` takes no more than that, or
         receives once where there is nothing. When it brings less than it may, its buffer is empty, and stays so.
         """
-        if self._raw is None or self._raw.fp is None:
-            return 0
         wanted = min(len(view), _PIECE_BYTES)
-        data = self._raw.fp.read1(wanted)
+        data = self._head.fp.read1(wanted)
         if len(data) < wanted:
             self._receive = self._socket.recv_into
         view[: len(data)] = data
         return len(data)
 
     def _receive_copy(self, view: memoryview) -> int:
-        data = self._response.read1(len(view))
+        data = self._head.read1(len(view))
         view[: len(data)] = data
         return len(data)
 
@@ -234,52 +226,38 @@ class Body:
     # -- the connection
 
     def _finish(self) -> None:
-        """All bytes are here: the connection can serve the next request. urllib3 and http.client close it themselves
-        where the answer said so, or where its end was the connection's.
+        """All bytes are here: the connection can serve the next request. It is closed by now where the answer said so,
+        or where its end was the connection's.
         """
         with self._ending:  # from here on the socket may be somebody else's
             self._open = False
         self._socket.deadline = None
-        if self._raw is not None:
-            self._raw.close()
+        self._head.close()
         self._connection.release()
 
     def _drop(self) -> None:
         with self._ending:
             self._open = False
-        self._response.close()
+        self._head.close()
         self._connection.close()
 
     # -- headers
 
     def _declared(self) -> int | None:
-        headers = self._response.headers
-        encodings = {value.strip().lower() for value in headers.get("content-encoding", "").split(",")} - {
-            "",
-            "identity",
-        }
-        if encodings:
+        fields = self._head.fields
+        encodings = {value.strip().lower() for value in (fields.get("content-encoding") or "").split(",")}
+        if encodings := encodings - {"", "identity"}:
             raise Unavailable(
                 f"{self._what}: {self._server} sends it encoded ({ascii(min(encodings))[:40]}), which was not asked "
                 "for; a proxy on the way must pass it on unchanged"
             )
-        if self._raw is not None and self._raw.length == 0:
+        if self._head.length == 0:
             return 0  # also for a HEAD's answer, which declares what a GET's would have
-        if self._response.chunked:
+        if self._head.chunked:
             return None
-        values = {value.strip() for value in headers.get("content-length", "").split(",")} - {""}
+        values = {value.strip() for value in (fields.get("content-length") or "").split(",")} - {""}
         if not values:
             return None
-        if len(values) > 1 or not head.LENGTH.fullmatch(value := min(values)):
+        if len(values) > 1 or not LENGTH.fullmatch(value := min(values)):
             raise Unavailable(f"{self._what}: {self._server} declares a length that makes no sense")
         return int(value)
-
-
-def _underlying(response: HTTPResponse) -> http.client.HTTPResponse | None:
-    """The standard library's response under urllib3's, or None when this urllib3 is built otherwise: then bytes are
-    copied out of `read1`, which is slower and as right.
-    """
-    raw: object = getattr(response, "_fp", None)
-    if isinstance(raw, http.client.HTTPResponse) and (raw.fp is None or hasattr(raw.fp, "readinto1")):
-        return raw
-    return None

@@ -10,9 +10,8 @@ from __future__ import annotations
 import http.client
 import io
 import re
+from collections.abc import Iterable
 from typing import Final
-
-from urllib3 import HTTPHeaderDict
 
 from modelmount.transport.dial import Timed
 
@@ -34,6 +33,23 @@ LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SWITCHING, _NO_CONTENT, _NOT_MODIFIED = 101, 204, 304
 
 
+class Fields:
+    """The fields of a head. `values` are those of each, in the answer's order, by its name in lower case."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        """Names, in whatever case, and values."""
+        self.values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self.values.setdefault(name.lower(), []).append(value)
+
+    def get(self, name: str) -> str | None:
+        """The value of the field with this name in lower case, those of a repeated one joined by commas (RFC 9110,
+        5.3); None where there is none.
+        """
+        values = self.values.get(name)
+        return None if values is None else ", ".join(values)
+
+
 class Head(http.client.HTTPResponse):
     """An answer as http.client has them, whose headers are `fields`; `headers` and `msg` stay empty."""
 
@@ -42,7 +58,7 @@ class Head(http.client.HTTPResponse):
         super().__init__(sock, method=method)
         self._is_head = method == "HEAD"
         self.fp = io.BufferedReader(self.fp.detach(), BUFFER_BYTES)
-        self.fields = HTTPHeaderDict()
+        self.fields = Fields()
 
     def begin(self) -> None:
         """Read the head, and know from it how the body ends (RFC 9112, 6.3). What is said in between (1xx) is skipped.
@@ -55,17 +71,17 @@ class Head(http.client.HTTPResponse):
             if not 100 <= self.status < 200 or self.status == _SWITCHING:
                 break
         self.fields = fields
-        self.chunked = fields.get("transfer-encoding", "").lower() == "chunked"
+        self.chunked = (fields.get("transfer-encoding") or "").lower() == "chunked"
         self.chunk_left = None
         self.length = None
         if self._is_head or self.status in {_SWITCHING, _NO_CONTENT, _NOT_MODIFIED}:
             self.length = 0
-        elif not self.chunked and LENGTH.fullmatch(declared := fields.get("content-length", "")):
+        elif not self.chunked and LENGTH.fullmatch(declared := fields.get("content-length") or ""):
             self.length = int(declared)
         self.will_close = not self._stays() or (self.length is None and not self.chunked)
 
     def _stays(self) -> bool:
-        said = self.fields.get("connection", "").lower()
+        said = (self.fields.get("connection") or "").lower()
         return "keep-alive" in said if self.version == 10 else "close" not in said
 
     def _read_status_line(self) -> None:
@@ -77,18 +93,18 @@ class Head(http.client.HTTPResponse):
         self.code = self.status = int(match[2])
         self.reason = match[3].decode("latin-1").strip()
 
-    def _read_fields(self) -> HTTPHeaderDict:
+    def _read_fields(self) -> Fields:
         # Mostly all of it came along with the status, and each line is a header.
         if (whole := _FIELDS.match(self.fp.peek())) is not None:
             found = _FIELD.findall(whole[0])
             if len(found) < MAX_LINES:
                 self.fp.read(whole.end())
-                return HTTPHeaderDict([(n.decode("latin-1"), v.strip(_BLANKS).decode("latin-1")) for n, v in found])
+                return Fields([(n.decode("latin-1"), v.strip(_BLANKS).decode("latin-1")) for n, v in found])
         fields: list[tuple[str, str]] = []
         for _ in range(MAX_LINES):
             line = self._line()
             if line in {b"\r\n", b"\n"}:
-                return HTTPHeaderDict(fields)
+                return Fields(fields)
             if match := _FIELD.fullmatch(line):
                 fields.append((match[1].decode("latin-1"), match[2].strip(_BLANKS).decode("latin-1")))
             elif fields and (match := _FOLDED.fullmatch(line)):  # obsolete, and read as one space (RFC 9112, 5.2)

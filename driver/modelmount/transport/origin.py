@@ -1,8 +1,8 @@
 """One place to ask: a connection for each request, and those that idle kept for the next.
 
-Of urllib3 this takes connections, with its TLS, and answers' bodies. Its pools decide about retries, redirects and
-proxies for each request anew, and its requests about bodies of every kind, all of which is off here; that, and reading
-heads, was most of what a request cost (measured).
+Of urllib3 this takes connections, with its TLS. Its pools decide about retries, redirects and proxies for each request
+anew, its requests about bodies of every kind and its responses about encodings, all of which is off here; that, and
+reading heads, was most of what a request cost (measured).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.response import HTTPResponse
 
 from modelmount.transport.dial import Dialer, Timed
 from modelmount.transport.head import Head
@@ -51,7 +50,7 @@ class Connection(HTTPConnection):
         body: bytes | Iterator[bytes] | None,
         connecting: float,
         waiting: float,
-    ) -> HTTPResponse:
+    ) -> Head:
         """Send a request and return its answer, whose body is still to be read. A connection may take `connecting`
         seconds, and so may each piece of a body; each wait for the answer's head, and all of them together, `waiting`.
         Headers say how long the body is. Raises what urllib3, http.client, ssl and sockets do, and what dialling does.
@@ -84,15 +83,7 @@ class Connection(HTTPConnection):
         sock.settimeout(waiting)
         if head.will_close:
             self.close()  # the socket stays open for as long as the answer is
-        return HTTPResponse(
-            head,
-            head.fields,
-            head.status,
-            preload_content=False,
-            decode_content=False,
-            original_response=head,
-            request_method=method,
-        )
+        return head
 
     def _question(self, method: str, target: str, headers: Mapping[str, str]) -> bytes:
         """The request's head. Raises ValueError where a header has the end of a line in it."""

@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self
 
-from urllib3 import HTTPHeaderDict
-from urllib3.response import HTTPResponse
-
 from modelmount import __version__
 from modelmount.config import Settings
 from modelmount.errors import Forbidden, Unavailable
 from modelmount.transport.body import Body, Pace
 from modelmount.transport.dial import Dialer, Lookup, Sockets
 from modelmount.transport.failures import TROUBLE, translated, was_gone
+from modelmount.transport.head import Fields, Head
 from modelmount.transport.origin import Connection, Origin
 from modelmount.transport.tls import Contexts
 from modelmount.transport.trust import Trust, judge
@@ -79,7 +77,7 @@ class Answer:
     status: int
     url: Url
     body: Body
-    headers: HTTPHeaderDict = field(repr=False)
+    fields: Fields = field(repr=False)
     shown: tuple[str, ...] = field(default=(), repr=False)
     """What was shown with the question in headers that don't only name bytes: it may come back in an error's words."""
 
@@ -93,11 +91,11 @@ class Answer:
 
     def header(self, name: str) -> str | None:
         """The value of a header, those of a repeated one joined by commas."""
-        return self.headers.get(name)
+        return self.fields.get(name.lower())
 
     def header_values(self, name: str) -> Sequence[str]:
         """The values of a header that may be repeated."""
-        return self.headers.getlist(name)
+        return self.fields.values.get(name.lower(), ())
 
 
 class Pool:
@@ -123,7 +121,7 @@ class Pool:
         that isn't allowed, Unavailable for everything that has gone wrong on the way.
         """
         try:
-            connection, response = self._response(request, deadline)
+            connection, head = self._response(request, deadline)
         except Forbidden as e:
             raise Forbidden(f"{request.what}: {e.message}") from e
         except Unavailable as e:
@@ -132,9 +130,9 @@ class Pool:
             ) from e
         except TROUBLE as e:
             raise translated(e, request.what, request.url.authority) from e
-        body = Body(response, connection, request.what, request.url.authority, self._pace)
+        body = Body(head, connection, request.what, request.url.authority, self._pace)
         shown = tuple(value for name, value in request.headers.items() if name.lower() not in _OF_BYTES)
-        return Answer(response.status, request.url, body, response.headers, shown)
+        return Answer(head.status, request.url, body, head.fields, shown)
 
     def close(self) -> None:
         """End all connections: whoever waits for something on one gets Unavailable at once, and nothing can be sent
@@ -150,7 +148,7 @@ class Pool:
 
     # -- inside
 
-    def _response(self, request: Request, deadline: float) -> tuple[Connection, HTTPResponse]:
+    def _response(self, request: Request, deadline: float) -> tuple[Connection, Head]:
         """A kept connection may turn out to be gone only when it is used: then once more, at once, unless the other
         side may have done already what was asked.
         """
@@ -161,7 +159,7 @@ class Pool:
                 raise
         return self._ask(request, deadline)
 
-    def _ask(self, request: Request, deadline: float) -> tuple[Connection, HTTPResponse]:
+    def _ask(self, request: Request, deadline: float) -> tuple[Connection, Head]:
         left = deadline - time.monotonic()
         if left <= 0:
             raise Unavailable(f"{request.url.authority} didn't answer in time")
@@ -179,13 +177,13 @@ class Pool:
             headers["Content-Length"] = "0"
         connection = self._origin(request).connection()
         try:
-            response = connection.ask(
+            head = connection.ask(
                 request.method, request.url.target, headers, body, connecting, request.patience or waiting
             )
         except BaseException:
             connection.close()
             raise
-        return connection, response
+        return connection, head
 
     def _origin(self, request: Request) -> Origin:
         url = request.url
