@@ -97,13 +97,14 @@ class Changes:
             "eta_seconds": None if snapshot.eta_seconds is None else round(snapshot.eta_seconds, 1),
             "files_ready": snapshot.files_ready,
             "files_total": len(snapshot.files),
+            "trouble": snapshot.trouble or None,
             "files": changed,
         }
 
 
 class Terminal:
-    """A bar for the model, below it lines for the large files in work. A file that is over before the next look gets
-    none: it would only flicker.
+    """A bar for the model, below it lines for the large files in work, and what went wrong where nothing comes. A file
+    that is over before the next look gets none: it would only flicker.
     """
 
     def __init__(self, reference: str, live: Live) -> None:
@@ -122,6 +123,8 @@ class Terminal:
             lines.append(_files(lasting[:SHOWN_FILES], WIDE_NAME if wide else NARROW_NAME))
         if len(lasting) > SHOWN_FILES:
             lines.append(Text(f"  and {len(lasting) - SHOWN_FILES} more", style="dim"))
+        if snapshot.trouble:
+            lines.append(Text(f"  the last request failed: {printable(snapshot.trouble)}", style="yellow"))
         self._live.update(Group(*lines), refresh=True)
 
 

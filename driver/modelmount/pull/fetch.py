@@ -172,6 +172,7 @@ class Download:
             except Unavailable as e:
                 if segment.renew:
                     continue  # it was interrupted
+                self._progress.failed(e.message)
                 brought = segment.position - before
                 if line.failed(brought, self._progress.job_bytes) or e.retry_after is not None:
                     wait = None if e.retry_after is None else self._policy.delay(1, e.retry_after)

@@ -69,6 +69,7 @@ class File:
 class Snapshot:
     """Where a pull stands. Bytes and files are of the whole model, what was here before included; `rate` is bytes per
     second over the last 10 s. `files` are in the order in which they are fetched; none until the plan is known.
+    `trouble` is what a request failed with since bytes came last.
     """
 
     phase: Phase = "resolving"
@@ -76,6 +77,7 @@ class Snapshot:
     bytes_total: int = 0
     rate: float = 0.0
     files: tuple[File, ...] = ()
+    trouble: str = ""
 
     @property
     def files_ready(self) -> int:
@@ -101,6 +103,7 @@ class Progress:
         self._files: dict[Key, Counters] = {}
         self._total = self._done = self._fetched = 0
         self._worked = self._computed = 0.0
+        self._trouble = ""
         self._came_at = clock()
         self._samples: deque[tuple[float, int]] = deque([(self._came_at, 0)])
 
@@ -111,6 +114,7 @@ class Progress:
             self._files = {each.key: Counters(self, each) for each in files}
             self._total = sum(counters._expected.bytes for counters in self._files.values())
             self._done = 0
+            self._trouble = ""
             self._came_at = self._clock()
             self._samples = deque([(self._came_at, self._fetched)])
 
@@ -152,7 +156,8 @@ class Progress:
             phase = self._phase
             if phase == "pulling" and files and self._done >= self._total:
                 phase = "unpacking" if any(file.state == "unpacking" for file in files) else "verifying"
-            return Snapshot(phase, self._done, self._total, rate, files)
+            trouble = self._trouble if phase == "pulling" else ""
+            return Snapshot(phase, self._done, self._total, rate, files, trouble)
 
     def _rate(self, now: float) -> float:
         """Of the last RATE_WINDOW_SECONDS, in which silence counts. The caller has the lock."""
@@ -175,7 +180,7 @@ class Progress:
         now, came_at = self._clock(), self._came_at
         if now - came_at >= _SAMPLE_SECONDS and came_at > self._samples[-1][0]:
             self._samples.append((came_at, self._fetched))  # then there was silence
-        self._came_at = now
+        self._came_at, self._trouble = now, ""
         self._done += count
         self._fetched += count
         self._worked += worked
@@ -220,6 +225,11 @@ class Counters:
             self._done += count
             self._progress._arrived(count, worked, computed)
 
+    def failed(self, message: str) -> None:
+        """A request for it ended with this, and will be made again."""
+        with self._lock:
+            self._progress._trouble = message
+
     def ready(self) -> None:
         """It is verified and committed."""
         self._finish("ready")
@@ -255,7 +265,8 @@ def sentence(model: str, snapshot: Snapshot) -> str:
     text = f"{snapshot.phase} {model}: {percent} % ({of(snapshot.bytes_done, snapshot.bytes_total)})"
     if snapshot.rate > 0 and snapshot.eta_seconds is not None:
         text += f" at {human_bytes(snapshot.rate)}/s, about {human_seconds(snapshot.eta_seconds)} left"
-    return f"{text}, {_ready(snapshot)}"
+    text = f"{text}, {_ready(snapshot)}"
+    return f"{text}; the last request failed: {snapshot.trouble}" if snapshot.trouble else text
 
 
 def human_bytes(count: float) -> str:

@@ -46,11 +46,11 @@ def meaning(answer: Answer, what: str, credential: Credential, home: Url) -> Mod
     if status == 412:
         why = said or "; ask the admin of the registry why"
         return Forbidden(f"{what}: a policy of {home.authority} forbids it{why}")
+    wait = f" and asks to wait {retry_after:.0f} s" if retry_after else ""
     if status == 429:
-        wait = f" and asks to wait {retry_after:.0f} s" if retry_after is not None else ""
         return Unavailable(f"{what}: {home.authority} gets too many requests{wait}{said}", retry_after=retry_after)
     return Unavailable(
-        f"{what}: {home.authority} answered {status}{said}", retry_after=retry_after, answered=_is_word(status)
+        f"{what}: {home.authority} answered {status}{wait}{said}", retry_after=retry_after, answered=_is_word(status)
     )
 
 

@@ -29,11 +29,11 @@ class Screen:
         self._terminal = display.Terminal(REFERENCE, Live(console=console, auto_refresh=False))
         self._terminal._live.start()
 
-    def draw(self, *files: File, phase: Phase = "pulling", rate: float = 1e9) -> list[str]:
+    def draw(self, *files: File, phase: Phase = "pulling", rate: float = 1e9, trouble: str = "") -> list[str]:
         done, total = sum(file.bytes_done for file in files), sum(file.bytes_total for file in files)
         self._out.seek(0)
         self._out.truncate()
-        self._terminal.show(Snapshot(phase, done, total, rate, files))
+        self._terminal.show(Snapshot(phase, done, total, rate, files, trouble))
         drawn = self._out.getvalue().rpartition("\x1b[2K")[2]
         return [line.rstrip() for line in drawn.splitlines()]
 
@@ -52,6 +52,11 @@ def test_a_line_for_the_model_and_one_for_each_large_file_in_work() -> None:
         assert text in model
     assert only.startswith("  model-00002-of-03000.safetensors ")
     assert "0.5 of 1.1 GB" in only
+
+
+def test_why_nothing_comes_is_said_below() -> None:
+    _, last = Screen().draw(shard(1), shard(2), rate=0.0, trouble="it answered\x1b[2J 503")
+    assert last == "  the last request failed: it answered\\x1b[2J 503"
 
 
 def test_thousands_of_files_take_a_few_lines() -> None:
@@ -109,6 +114,7 @@ def test_an_object_names_the_files_that_changed() -> None:
         "eta_seconds": 12.5,
         "files_ready": 1,
         "files_total": 2,
+        "trouble": None,
         "files": [
             {
                 "name": "model-00001-of-03000.safetensors",
@@ -126,9 +132,11 @@ def test_an_object_names_the_files_that_changed() -> None:
             },
         ],
     }
-    second = changes.since_last(Snapshot("pulling", 10, 30, 0.0, (shard(1, "fetching", 5), shard(2, "found", GIB))))
+    files = (shard(1, "fetching", 5), shard(2, "found", GIB))
+    second = changes.since_last(Snapshot("pulling", 10, 30, 0.0, files, "it answered 503"))
     assert [(file["digest"], file["state"]) for file in second["files"]] == [("sha256:1", "fetching")]
     assert second["eta_seconds"] is None
+    assert second["trouble"] == "it answered 503"
 
 
 def test_quiet_is_quiet_with_json_too() -> None:

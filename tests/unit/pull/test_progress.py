@@ -31,6 +31,23 @@ def test_the_sentence_names_model_share_bytes_rate_time_left_and_files() -> None
     )
 
 
+def test_the_sentence_says_why_nothing_comes() -> None:
+    counters, (weights,) = expecting(WEIGHTS)
+    weights.fetched(100)
+    weights.failed("registry.example.com answered 503")
+    text = progress.sentence(MODEL, counters.snapshot())
+    assert text.endswith(", 0 of 1 files ready; the last request failed: registry.example.com answered 503")
+
+
+@pytest.mark.parametrize("count", [1, 900])
+def test_bytes_that_come_end_the_trouble(count: int) -> None:
+    counters, (weights,) = expecting(WEIGHTS)
+    weights.fetched(100)
+    weights.failed("registry.example.com answered 503")
+    weights.fetched(count)
+    assert counters.snapshot().trouble == ""
+
+
 def test_without_a_rate_there_is_no_guess_of_the_time_left() -> None:
     text = progress.sentence(MODEL, snapshot("pulling", 0, 1000, 0.0, 0, 1))
     assert text == f"pulling {MODEL}: 0 % (0.0 of 1.0 kB), 0 of 1 files ready"

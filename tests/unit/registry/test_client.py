@@ -190,8 +190,11 @@ def test_trouble_that_passes_is_not_told(server: WireServer, make_client: MakeCl
     assert make_client(settings_for(server)).manifest(tiny(server), "v1", ANONYMOUS).digest == MANIFEST_DIGEST
 
 
-def test_a_registry_that_asks_for_a_long_wait_is_not_waited_for(server: WireServer, make_client: MakeClient) -> None:
-    server.on(TAGGED, Answer(429, headers=[("Retry-After", "3600")]))
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_registry_that_asks_for_a_long_wait_is_not_waited_for(
+    status: int, server: WireServer, make_client: MakeClient
+) -> None:
+    server.on(TAGGED, Answer(status, headers=[("Retry-After", "3600")]))
     with pytest.raises(Unavailable, match="asks to wait 600 s") as caught:
         make_client(settings_for(server)).manifest(tiny(server), "v1", ANONYMOUS)
     assert caught.value.retry_after == 600
