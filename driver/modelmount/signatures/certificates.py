@@ -4,6 +4,7 @@ policy and nothing else. In a process of its own only; nothing else imports what
 
 from __future__ import annotations
 
+import datetime
 import fnmatch
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from sigstore import errors
 from sigstore.hashes import Hashed
 from sigstore.models import Bundle, TrustedRoot
 from sigstore.verify import Verifier
-from sigstore_models.common.v1 import HashAlgorithm
+from sigstore_models.common.v1 import HashAlgorithm, TimeRange
 from sigstore_models.trustroot.v1 import TrustedRoot as Root
 
 from modelmount.policy.signing import Signer
@@ -29,11 +30,12 @@ def certified(data: bytes, task: Task) -> tuple[Signer, bytes | None]:
     """As `checks.Certified`: good under one of the roots, for one of the identities that it vouches for."""
     try:
         bundle = Bundle.from_json(data)
-    except (errors.Error, ValidationError, ValueError) as e:
+        times = _times(bundle)
+    except (errors.Error, ValidationError, ValueError, OverflowError, OSError) as e:  # the last two are of times
         raise Wrong(f"can't be read ({e})") from e
     faults: list[str] = []
     for number, text in enumerate(task.roots):
-        root = _root(text)
+        root = _root(text, times)
         named = _Named([each for each in task.identities if each.root == number])
         try:
             payload = _verify(Verifier(trusted_root=root), bundle, named, task)
@@ -45,11 +47,34 @@ def certified(data: bytes, task: Task) -> tuple[Signer, bytes | None]:
     raise Wrong(f"has a certificate that doesn't count ({'; '.join(faults) or 'there is no trusted root'})")
 
 
-def _root(text: bytes) -> TrustedRoot:
+def _times(bundle: Bundle) -> list[datetime.datetime]:
+    """When it was signed, by each word on it that the library may take: it proves one, or takes none."""
+    stamps = bundle.verification_material.timestamp_verification_data
+    times = [each.tst_info.gen_time for each in stamps.rfc3161_timestamps] if stamps is not None else []
+    entry = bundle.log_entry._inner
+    if entry.integrated_time and entry.inclusion_promise:
+        times.append(datetime.datetime.fromtimestamp(entry.integrated_time, tz=datetime.UTC))
+    return times
+
+
+def _root(text: bytes, times: Sequence[datetime.datetime]) -> TrustedRoot:
+    """What of a trusted root held at all these times. The library goes by the validity of certificates alone: an
+    authority or log whose time has ended, perhaps because its key was lost, would go on to vouch for what is new.
+    """
     try:
-        return TrustedRoot(Root.from_json(text))
-    except (ValidationError, ValueError, errors.Error) as e:
+        root = Root.from_json(text)
+        held = {
+            "certificate_authorities": [each for each in root.certificate_authorities if _held(each.valid_for, times)],
+            "tlogs": [each for each in root.tlogs if _held(each.public_key.valid_for, times)],
+            "ctlogs": [each for each in root.ctlogs if _held(each.public_key.valid_for, times)],
+        }
+        return TrustedRoot(root.model_copy(update=held))
+    except (ValidationError, ValueError, TypeError, errors.Error) as e:
         raise Unusable(f"a trusted_root of the policy can't be used: {e}") from e
+
+
+def _held(span: TimeRange | None, times: Sequence[datetime.datetime]) -> bool:
+    return span is None or all(span.start <= each and (span.end is None or each <= span.end) for each in times)
 
 
 def _verify(verifier: Verifier, bundle: Bundle, named: _Named, task: Task) -> bytes | None:

@@ -94,7 +94,9 @@ def _judge(task: Task, keys: Sequence[tuple[Key, PublicKey]], piece: Piece) -> S
                 return _bundle(task, keys, piece)
             case "report":
                 return _report(task, piece)
-    except (Wrong, BadArtifact, ValueError, KeyError, TypeError, AttributeError) as e:
+    except Unusable:
+        raise
+    except Exception as e:  # noqa: BLE001 - whatever a library makes of one piece must not take the others' word
         why = str(e) if isinstance(e, Wrong) else f"can't be read ({type(e).__name__}: {e})"
         return Statement(form=piece.form, artifact=piece.artifact, problem=_short(why))
 

@@ -164,6 +164,20 @@ def test_what_is_no_evidence(piece: Piece, problem: str) -> None:
     assert found.signers == ()
 
 
+def test_whatever_a_library_makes_of_one_piece_the_others_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(data: bytes, task: Task) -> Any:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(checks, "certified", breaks)
+    ours = signing.Key()
+    good = ours.bundle(signing.statement(DIGEST))
+    bad = json.dumps({**json.loads(good), "verificationMaterial": {"certificate": {}}}).encode()
+    broken, found = judge(ours.pem, Piece("bundle", "bad", bad), Piece("bundle", "good", good))
+    assert broken.problem == "can't be read (OverflowError: too large)"
+    assert not broken.signers
+    assert found.signers == (Signer("ours", "ours.pub"),)
+
+
 def test_lists_of_files_that_contradict_themselves() -> None:
     files = [("a", "sha256:" + hashlib.sha256(b"x").hexdigest())]
     good = signing.model_statement({"a": b"x"})

@@ -89,6 +89,39 @@ def test_a_root_that_is_listed_vouches_for_its_own_identities() -> None:
         judge(OURS.bundle(signing.statement(DIGEST)), roots=[b"rubbish"])
 
 
+def test_what_has_ended_in_a_root_vouches_only_for_what_was_signed_before() -> None:
+    """An authority or a log, whose certificates and keys are good for longer. What is signed here is logged a minute
+    after `now`.
+    """
+    good, root = OURS.bundle(signing.statement(DIGEST)), OURS.trusted_root()
+
+    def roots(**span: datetime.timedelta) -> list[bytes]:
+        told = {name: (OURS.now + after).isoformat() for name, after in span.items()}
+        return [
+            changed(root, *path, "validFor", to={"start": "2020-01-01T00:00:00Z", **told})
+            for path in (("certificateAuthorities", 0), ("tlogs", 0, "publicKey"), ("ctlogs", 0, "publicKey"))
+        ]
+
+    signed = datetime.timedelta(minutes=1)
+    second = datetime.timedelta(seconds=1)
+    for each in (*roots(end=signed - second), *roots(start=signed + second)):
+        (found,) = judge(good, roots=[each])
+        assert not found.signers
+        assert "has a certificate that doesn't count" in found.problem
+    for each in (*roots(end=signed), *roots(start=signed)):
+        (found,) = judge(good, roots=[each])
+        assert [signer.name for signer in found.signers] == [f"{IDENTITY} ({ISSUER})"]
+
+
+def test_times_that_no_calendar_has_are_in_nobodys_way() -> None:
+    good = OURS.bundle(signing.statement(DIGEST))
+    path = ("verificationMaterial", "tlogEntries", 0, "integratedTime")
+    times = (10**12, 2**63 - 1, 2**63, 2**64 - 1)
+    *refused, last = judge(*(changed(good, *path, to=str(time)) for time in times), good)
+    assert last.signers
+    assert not any(statement.signers for statement in refused)
+
+
 def test_bundles_that_are_heavy_to_read_are_refused_and_in_nobodys_way() -> None:
     """Each within what is read of a document; together they leave the process its time and memory for the good one."""
     good = OURS.bundle(signing.statement(DIGEST))
