@@ -35,11 +35,15 @@ PREDICATE: Final = "dev.sigstore.bundle.predicateType"
 CREATED: Final = "org.opencontainers.image.created"
 
 MOST_PIECES: Final = 64
-"""So many are fetched: a model has one or two signatures and a handful of attestations."""
+"""So many are fetched, and so many of the listed manifests that may have some: a model has one or two signatures and a
+handful of attestations.
+"""
 MOST_BYTES: Final = 16 << 20
 """All pieces together; each is a document, of which `manifest.MAX_DOCUMENT_BYTES` are read."""
 SECONDS: Final = 30.0
 """After so long nothing more is asked for."""
+
+_MAY_BE_MORE: Final = "there may be more than the {} pieces that are read"
 
 _IN_NOBODYS_WAY: Final = (BadArtifact, IntegrityError, NotFound)
 """Anybody who may push may have put it there: what can't be had is no evidence, and keeps nobody from the rest."""
@@ -101,6 +105,7 @@ class _Search:
         self._simple, self._files = "simple" in forms, "model" in forms
         self._bundles = bool(forms & {"bundle", "model"}) or bool(self._attestations)
         self._pieces: list[Piece] = []
+        self._looked_up = 0
         self._bytes = 0
         self._beyond = ""
         self._deadline = time.monotonic() + SECONDS
@@ -150,8 +155,10 @@ class _Search:
         self._take((_parsed(found), str(found.digest)), "")
 
     def _manifest(self, digest: Digest) -> tuple[Manifest | None, str]:
-        if self._is_full:
+        if self._is_full or self._looked_up >= MOST_PIECES:
+            self._beyond = self._beyond or _MAY_BE_MORE.format(MOST_PIECES)
             return None, ""
+        self._looked_up += 1
         self._look_at_the_clock()
         try:
             return _parsed(self._client.manifest(self._repository, digest, self._credential)), str(digest)
@@ -189,7 +196,7 @@ class _Search:
         """Whether no more is fetched."""
         full = len(self._pieces) >= MOST_PIECES
         if full and not self._beyond:
-            self._beyond = f"there may be more than the {MOST_PIECES} pieces that are read"
+            self._beyond = _MAY_BE_MORE.format(MOST_PIECES)
         return full
 
     def _blob(self, layer: Descriptor) -> bytes:

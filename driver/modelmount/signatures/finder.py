@@ -130,7 +130,9 @@ class Finder:
     def _look(
         self, rule: Rule, found: Material, reference: Reference, manifest: Digest, credential: Credential
     ) -> _Look:
-        """What is found out is recorded; a refusal of this credential is raised, and nobody else's matter."""
+        """What is found out is recorded; a refusal of this credential, in whatever words, is raised, and nobody else's
+        matter.
+        """
         repository = reference.repository
         self.expect([rule])
         document = self._store.read_document(manifest)
@@ -155,6 +157,8 @@ class Finder:
             # Never the one that was raised: its traceback would keep all that was gathered, and the credential.
             return _Look(time.monotonic(), [], failed=ProcessError(str(e)))
         except Unavailable as e:
+            if e.answered:
+                raise  # a word on what this credential asked
             return _Look(time.monotonic(), [], failed=Unavailable(e.message, retry_after=e.retry_after))
         record = Record(
             version=records.VERSION,

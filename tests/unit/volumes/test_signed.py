@@ -608,15 +608,18 @@ def test_a_look_that_fails_is_everybodys_who_waits_for_it(
     assert len(looks) > before
 
 
+@pytest.mark.parametrize("status", [403, 451])
 def test_what_one_credential_is_refused_is_nobody_elses_matter(
-    make_node: MakeNode, tmp_path: Path, gateway: Gateway
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway, status: int
 ) -> None:
     it = Signed(make_node, tmp_path, gateway)
     it.demand("[[rule.signatures]]", f'keys = ["{it.key_file}"]', 'repository = "any"')
     it.sign("simple")
-    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, instead(Answer(403))))
-    with pytest.raises(Unauthenticated, match="no access"):
+    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, instead(Answer(status)), times=None))
+    with pytest.raises((Unauthenticated, Unavailable), match=r"no access|answered 451") as caught:
         it.publish(it.through)
+    assert getattr(caught.value, "answered", True)  # to its caller it is what it was
+    gateway.calm()
     assert contents(it.publish(it.through)) == FILES
 
 
@@ -678,6 +681,28 @@ def test_so_many_pieces_are_read_and_a_refusal_says_so(it: Signed, monkeypatch: 
     it.refused("one is by none of the keys .*there may be more than the 2 pieces that are read")
     monkeypatch.setattr("modelmount.signatures.evidence.MOST_PIECES", 3)
     it.mounts()
+
+
+def test_what_is_listed_and_is_nothing_is_asked_for_so_often(
+    make_node: MakeNode, tmp_path: Path, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may push can list thousands, each a request for nothing. That takes no longer, and a refusal says so."""
+    monkeypatch.setattr("modelmount.signatures.evidence.MOST_PIECES", 5)
+    it = Signed(make_node, tmp_path, gateway)
+    it.sign("bundle")
+    (good,) = it.attacher.listed(it.pushed)
+    nothing = [{**good, "digest": f"sha256:{number:064x}"} for number in range(50)]
+    listed = [*nothing, good]
+
+    def answer(asked: Asked, gateway: Gateway) -> Answer:
+        index = {"schemaVersion": 2, "mediaType": push.INDEX, "manifests": listed}
+        return Answer(200, json.dumps(index).encode(), [("Content-Type", push.INDEX)])
+
+    gateway.play(Fault(lambda asked: "/referrers/" in asked.path, answer, times=None))
+    it.refused("there may be more than the 5 pieces that are read", it.through)
+    assert sum("/manifests/sha256:0000" in asked.path for asked in gateway.asked()) == 5
+    listed = [*nothing[:4], good]
+    assert contents(it.publish(it.through)) == FILES
 
 
 def test_the_audit_log_says_who_signed_what_is_mounted(it: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
