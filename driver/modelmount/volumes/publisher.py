@@ -62,7 +62,7 @@ How = Literal["live", "remounted", "cached", "pulled"]
 """How a publish ended well: it was there; made again from its lease; new, without and with a pull."""
 
 REFUSALS = (Forbidden, Unauthenticated, NotFound)
-"""What the audit log calls a refusal."""
+"""By somebody's decision, as a pod is told."""
 _PULL_ROUNDS = 3
 
 
@@ -124,8 +124,9 @@ class Publisher:
                 published = self._publish(request, path, attempt)
         except ModelMountError as e:
             telemetry.publishes_total.labels(e.reason).inc()
-            if isinstance(e, REFUSALS):
+            if isinstance(e, REFUSALS) or (isinstance(e, Unavailable) and e.answered):
                 self._record("refused", request, model=aliases.model(request.attributes), reason=e.message)
+            if isinstance(e, REFUSALS):
                 self._news.refused(pod(request.attributes), e)
             raise
         how, lease = published.how, published.lease

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from modelmount.errors import Forbidden, NotFound
+from modelmount.errors import Forbidden, NotFound, Unavailable
 from modelmount.volumes.audit import KEPT_FILES, Audit
 from modelmount.volumes.publisher import Publisher
+from tests.fakes.gateway import Fault, Gateway, instead
+from tests.fakes.wire import Answer
 from tests.unit.system.processes import mounted
-from tests.unit.volumes.conftest import EVENT_SECONDS, Call, Node, Request
+from tests.unit.volumes.conftest import EVENT_SECONDS, Call, MakeNode, Node, Request, until
 
 KEY = "csi.storage.k8s.io/"
 POD = {
@@ -75,6 +77,35 @@ def test_mounts_refusals_and_unmounts_are_lines_with_whose_they_are(node: Node, 
     assert (tmp_path / "audit.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.mount
+@pytest.mark.registry
+def test_an_odd_answer_is_a_refusal_too_and_trouble_is_none(make_node: MakeNode, tmp_path: Path) -> None:
+    """Whether the model is here or not: what ends a record of access has a line."""
+    with Gateway(make_node().registry) as gateway:
+        node = make_node(registries={gateway.host: {"plain_http": True}})
+        model = node.push().reference.replace(node.registry.host, gateway.host)
+        audit = Audit(str(tmp_path / "audit.jsonl"), 1 << 20)
+        publisher = Publisher(node.store, node.resolver, node.puller, node.credentials, node.settings, audit=audit)
+
+        def publish(status: int | None) -> None:
+            gateway.calm()
+            if status is not None:
+                gateway.play(Fault(lambda _: True, instead(Answer(status)), times=None))
+            target, call = str(node.target(str(status))), Call(time.monotonic() + EVENT_SECONDS)
+            publisher.publish(Request(str(status), target, {"model": model, **POD}), call)
+
+        for status in (451, 503):
+            with pytest.raises(Unavailable):
+                publish(status)
+        publish(None)
+        with pytest.raises(Unavailable):
+            publish(451)
+        audit.close()
+    found = lines(tmp_path / "audit.jsonl")
+    assert [each["event"] for each in found] == ["refused", "mounted", "refused"]
+    assert all("answered 451" in found[each]["reason"] and found[each]["pod"] == "llm-0" for each in (0, 2))
+
+
 def test_files_are_rotated_and_the_oldest_goes(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit = Audit(str(path), 4096)
@@ -125,10 +156,35 @@ def test_without_a_file_nothing_is_kept(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_disk_that_is_full_in_the_middle_of_a_line_spoils_no_other(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "tmpfs", "size=4k") as disk:
         audit = Audit(str(disk / "audit.jsonl"), 1 << 20)
-        for event, size in (("one", 1), ("two", 5000), ("three", 1)):
+        for event, size in (("one", 1), ("two", 5000), ("two", 5000), ("three", 1)):
             audit.record(event, pod="x" * size)
         audit.close()
-        assert [line["event"] for line in lines(disk / "audit.jsonl")] == ["one", "three"]
+        found = lines(disk / "audit.jsonl")
+        assert [line["event"] for line in found] == ["one", "three", "dropped"]
+        assert found[-1]["entries"] == 2
+
+
+def test_entries_that_were_lost_last_are_counted_once_the_disk_takes_some_again(tmp_path: Path) -> None:
+    directory = tmp_path / "later"
+    audit = Audit(str(directory / "audit.jsonl"), 1 << 20)
+    for _ in range(3):
+        audit.record("mounted", number=1)
+    until(lambda: audit.dropped == 3)
+    directory.mkdir()
+    audit.close()
+    assert [(line["event"], line["entries"]) for line in lines(directory / "audit.jsonl")] == [("dropped", 3)]
+
+
+def test_half_a_line_of_before_a_power_cut_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    path.write_text('{"event": "whole"}\n{"event": "ha')
+    for event in ("one", "two"):
+        audit = Audit(str(path), 1 << 20)
+        audit.record(event)
+        audit.close()
+    _, half, *others = path.read_text().splitlines()
+    assert half == '{"event": "ha'
+    assert [json.loads(line)["event"] for line in others] == ["one", "two"]
 
 
 def test_nobody_writes_lines_of_his_own(tmp_path: Path) -> None:
