@@ -178,9 +178,10 @@ def _usable(value: str, *, as_token: bool) -> bool:
 
 
 def _decoded(auth: str, what: str) -> tuple[str, str]:
+    auth = "".join(auth.split())
     try:
-        # Docker pads with zero bytes, and takes Base64 with and without its own padding.
-        text = base64.b64decode(auth.strip() + "=" * (-len(auth.strip()) % 4), validate=True).decode()
+        # Docker pads with zero bytes, and takes Base64 with and without its own padding, and in lines.
+        text = base64.b64decode(auth + "=" * (-len(auth) % 4), validate=True).decode()
     except (binascii.Error, ValueError):
         text = ""
     username, colon, password = text.partition(":")

@@ -26,6 +26,8 @@ from modelmount.registry.credentials.kept import Answer, Entries, Kept
 from modelmount.system import programs
 
 MAX_BYTES: Final = 1 << 20
+MAX_DURATION_CHARACTERS: Final = 64
+"""More than Go writes. Looking for units takes the square of it, which nothing interrupts."""
 _API: Final = "credentialprovider.kubelet.k8s.io/"
 _VERSIONS: Final = ("v1", "v1beta1", "v1alpha1")
 _CONFIG_VERSIONS: Final = tuple(f"kubelet.config.k8s.io/{version}" for version in _VERSIONS)
@@ -147,7 +149,7 @@ def seconds_of(text: object) -> float:
         raise TypeError
     if text == "0":
         return 0.0
-    parts = list(_DURATION.finditer(text))
+    parts = list(_DURATION.finditer(text)) if len(text) <= MAX_DURATION_CHARACTERS else []
     if not parts or "".join(part[0] for part in parts) != text:
         raise ValueError(f"{text[:32]!a} is no duration such as 12h or 5m0s")
     return sum(float(part[1]) * _SECONDS[part[2]] for part in parts)

@@ -110,6 +110,7 @@ def test_the_longest_path_wins_and_a_name_wins_over_a_glob() -> None:
         ({"username": "bob", "password": "x", **auth("alice", "pw")}, Credential(username="alice", password="pw")),
         ({"auth": base64.b64encode(b"alice:pw\0\0").decode()}, Credential(username="alice", password="pw")),
         ({"auth": base64.b64encode(b"alice:p").decode().rstrip("=")}, Credential(username="alice", password="p")),
+        ({"auth": base64.encodebytes(b"alice:" + b"p" * 99).decode()}, Credential(username="alice", password="p" * 99)),
         ({"identitytoken": "abc", **auth("uuid", "")}, Credential(username="uuid", identity_token="abc")),
         ({"identitytoken": "abc"}, Credential(identity_token="abc")),
         ({"registrytoken": "abc", **auth("alice", "pw")}, Credential(registry_token="abc")),

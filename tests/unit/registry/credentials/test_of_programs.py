@@ -4,6 +4,7 @@ import json
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,14 @@ def test_durations_are_gos() -> None:
     assert [plugins.seconds_of(text) for text in ("0", "0s", "12h", "5m0s", "1.5h", "250ms")] == [
         0, 0, 43200, 300, 5400, 0.25,
     ]  # fmt: skip
+
+
+def test_a_duration_without_end_is_refused_at_once() -> None:
+    """Looked through for units it would take the square of its length, which a program may make a mebibyte."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match="is no duration"):
+        plugins.seconds_of("9" * 20_000)
+    assert time.process_time() - began < 0.5
 
 
 def test_of_many_who_want_the_same_one_asks() -> None:
