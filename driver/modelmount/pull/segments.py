@@ -107,15 +107,22 @@ class Segments:
 
     def share(self, length: int, front: int) -> bool:
         """Draw in the end of the owned segment with most left, so that others can take what lies behind; whether there
-        was one with enough. Its owner stops at the new end. Nobody can begin behind `front` yet.
+        was one with enough. Its owner stops at the new end. Nobody can begin behind `front` yet, so what is free there
+        counts, too: whoever begins before it comes to it.
         """
         with self._lock:
             for segment in sorted(self._owned, key=lambda each: each.missing, reverse=True):
                 cut = min(_aligned(segment.position + length, segment.end), front)
                 if cut - segment.position < ALIGNMENT_BYTES:
                     continue
-                if segment.end - cut >= length:
-                    bisect.insort(self._free, (cut, segment.end))
+                behind = segment.end
+                at = bisect.bisect_left(self._free, (behind,))
+                if behind > front and at < len(self._free) and self._free[at][0] == behind:
+                    behind = self._free[at][1]
+                if behind - cut >= length:
+                    if behind > segment.end:
+                        del self._free[at]
+                    bisect.insort(self._free, (cut, behind))
                     segment.end = cut
                     return True
             return False

@@ -189,6 +189,26 @@ def test_idle_connections_begin_where_the_next_header_is(tmp_path: Path) -> None
     ] == [("0", True), ("1", True), ("2", True)]
 
 
+def test_a_share_that_ends_in_the_middle_of_a_member_keeps_nobody_from_its_beginning(tmp_path: Path) -> None:
+    data = tar(*((str(n), os.urandom(6 * MB)) for n in range(4)))
+    second = 512 + 6 * MB
+    divided = Divided(Store(tmp_path / "store"), data)
+    download = divided.download
+    first = download.take(8 * MB)
+    assert first is not None
+    divided.ingest.writer(0).append(memoryview(data)[:MB])
+    first.position = MB
+    assert download.take(None) is None
+    assert download.share(8 * MB)
+    assert first.end == second
+    assert divided.take() == (second, len(data))
+    download.fetch(first, divided.line)
+    download.finish(first)
+    assert [offset for _, offset in divided.source.opens] == [second, MB]
+    divided.finish()
+    assert divided.ingest.store.unpacked_rules(Digest.of(data), SCOPE) is not None
+
+
 def test_a_source_that_ignores_ranges_goes_on_with_what_is_there(tmp_path: Path) -> None:
     data = tar(("a", WEIGHTS), ("b", WEIGHTS))
     divided = Divided(Store(tmp_path / "store"), data)

@@ -88,6 +88,28 @@ def test_a_segment_is_shared_no_farther_than_what_has_its_place() -> None:
     assert (behind.start, behind.end) == (2 * MB + 512, 11 * MB)
 
 
+def test_what_is_free_behind_the_front_can_be_begun_before_it() -> None:
+    """As where one connection's share of an archive ends in the middle of a member."""
+    segments = Segments([(0, 100 * MB)])
+    owner = taken(segments, 8 * MB)
+    owner.position = MB
+    front = 7 * MB + 512
+    assert segments.take(8 * MB, front + 1) is None
+    assert segments.share(8 * MB, front)
+    assert owner.end == front
+    behind = segments.take(8 * MB, front + 1)
+    assert behind is not None
+    assert (behind.start, behind.end) == (front, 16 * MB)
+    assert spans(segments) == [(16, 100)]
+
+
+def test_what_is_free_and_has_its_place_is_no_reason_to_share() -> None:
+    segments = Segments([(0, 100 * MB)])
+    owner = taken(segments, 8 * MB)
+    assert not segments.share(5 * MB, MUCH)
+    assert owner.end == 8 * MB
+
+
 def test_a_source_without_ranges_gets_one_range_and_is_told_what_is_written_again() -> None:
     segments = Segments([(0, 30 * MB)])
     first, second = taken(segments, 10 * MB), taken(segments, 10 * MB)
