@@ -139,6 +139,8 @@ def _document(text: str, what: str) -> Mapping[str, object]:
 
 def _entries(document: Mapping[str, object], what: str) -> Mapping[str, object]:
     entries = document.get("auths", {} if "credHelpers" in document or "credsStore" in document else document)
+    if entries is None:  # as the kubelet reads null
+        return {}
     if not isinstance(entries, dict):
         raise InvalidRequest(f'{what}: "auths" isn\'t a table of registries; write it as `docker login` does')
     if len(entries) > MAX_ENTRIES:

@@ -133,6 +133,11 @@ def test_the_older_form_has_its_entries_on_top() -> None:
     assert found == Credential(username="alice", password="pw")
 
 
+@pytest.mark.parametrize("text", ["{}", '{"auths": {}}', '{"auths": null}', '{"auths": null, "credsStore": "desktop"}'])
+def test_without_entries_there_is_no_credential(text: str) -> None:
+    assert dockerconfig.find(text, repository("harbor.example.com/llm/x"), WHAT) is None
+
+
 def test_helper_programs_are_not_run_and_not_minded() -> None:
     text = json.dumps({"credsStore": "desktop", "credHelpers": {"harbor.example.com": "ecr-login"}})
     assert dockerconfig.find(text, repository("harbor.example.com/llm/x"), WHAT) is None
