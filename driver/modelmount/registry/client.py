@@ -213,13 +213,17 @@ class Client:
     # -- inside
 
     def _patiently(self, ask: Callable[[float], T]) -> T:
-        """What `ask` returns, given a deadline; asked again when it raises Unavailable."""
+        """What `ask` returns, given a deadline; asked again when it raises Unavailable for trouble: a word on what was
+        asked, however odd, stays the same.
+        """
         began, failures = time.monotonic(), 0
         deadline = began + self._settings.pull.document_timeout_seconds
         while True:
             try:
                 return ask(deadline)
             except Unavailable as e:
+                if e.answered:
+                    raise
                 failures += 1
                 wait = self._policy.delay(failures, e.retry_after)
                 if failures == DOCUMENT_TRIES or time.monotonic() + wait > min(deadline, began + PATIENCE_SECONDS):

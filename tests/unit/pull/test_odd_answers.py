@@ -77,6 +77,13 @@ def test_a_status_that_is_no_trouble_opens_nothing_and_ends_grace(scene: Scene) 
         scene.opens_nothing_now_or_later()
 
 
+def test_a_status_that_is_no_trouble_costs_one_get_for_its_reason(scene: Scene) -> None:
+    scene.server.on(PINNED, Answer(451, b'{"errors":[{"code":"DENIED","message":"export control"}]}'))
+    with pytest.raises(Unavailable, match="export control"):
+        scene.read()
+    assert [asked.method for asked in scene.server.asked(PINNED)] == ["HEAD", "GET"]
+
+
 def test_a_page_to_log_in_is_no_yes_and_no_outage(scene: Scene) -> None:
     """What stands before a registry may send whom it doesn't know to a page for people, which is there for anybody."""
     with WireServer() as elsewhere:
