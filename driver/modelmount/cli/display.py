@@ -124,7 +124,7 @@ class Terminal:
         if len(lasting) > SHOWN_FILES:
             lines.append(Text(f"  and {len(lasting) - SHOWN_FILES} more", style="dim"))
         if snapshot.trouble:
-            lines.append(Text(f"  the last request failed: {printable(snapshot.trouble)}", style="yellow"))
+            lines.append(Text(f"  {printable(snapshot.trouble)}", style="yellow"))
         self._live.update(Group(*lines), refresh=True)
 
 

@@ -27,6 +27,8 @@ State = Literal["waiting", "fetching", "unpacking", "ready", "found"]
 """Where one file stands. `unpacking` is an archive whose bytes are all here; `found` was here before, or somebody else
 fetched it meanwhile.
 """
+ELSEWHERE = "what is missing is fetched by another pull on this node, which is waited for"
+"""Why nothing comes then."""
 
 Key = tuple[str, str]
 """What a file is known by: digest and form."""
@@ -69,7 +71,7 @@ class File:
 class Snapshot:
     """Where a pull stands. Bytes and files are of the whole model, what was here before included; `rate` is bytes per
     second over the last 10 s. `files` are in the order in which they are fetched; none until the plan is known.
-    `trouble` is what a request failed with since bytes came last.
+    `trouble` is why no bytes come, since they came last.
     """
 
     phase: Phase = "resolving"
@@ -228,7 +230,12 @@ class Counters:
     def failed(self, message: str) -> None:
         """A request for it ended with this, and will be made again."""
         with self._lock:
-            self._progress._trouble = message
+            self._progress._trouble = f"the last request failed: {message}"
+
+    def elsewhere(self) -> None:
+        """Somebody else is at it, and is waited for."""
+        with self._lock:
+            self._progress._trouble = ELSEWHERE
 
     def ready(self) -> None:
         """It is verified and committed."""
@@ -237,6 +244,8 @@ class Counters:
     def found(self) -> None:
         """It is here without this job's doing."""
         self._finish("found")
+        with self._lock:
+            self._progress._trouble = ""
 
     def _finish(self, end: Literal["ready", "found"]) -> None:
         with self._lock:
@@ -266,7 +275,7 @@ def sentence(model: str, snapshot: Snapshot) -> str:
     if snapshot.rate > 0 and snapshot.eta_seconds is not None:
         text += f" at {human_bytes(snapshot.rate)}/s, about {human_seconds(snapshot.eta_seconds)} left"
     text = f"{text}, {_ready(snapshot)}"
-    return f"{text}; the last request failed: {snapshot.trouble}" if snapshot.trouble else text
+    return f"{text}; {snapshot.trouble}" if snapshot.trouble else text
 
 
 def human_bytes(count: float) -> str:

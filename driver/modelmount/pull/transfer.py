@@ -69,6 +69,7 @@ class Transfer:
         while busy := schedule.take_busy():
             for part in busy:
                 if schedule.error is None:
+                    self._job.progress.file(part.key).elsewhere()
                     schedule.add(part, self._parts.wait(part))
                     self._drive()
         left = schedule.release_queue()

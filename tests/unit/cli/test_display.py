@@ -56,7 +56,7 @@ def test_a_line_for_the_model_and_one_for_each_large_file_in_work() -> None:
 
 def test_why_nothing_comes_is_said_below() -> None:
     _, last = Screen().draw(shard(1), shard(2), rate=0.0, trouble="it answered\x1b[2J 503")
-    assert last == "  the last request failed: it answered\\x1b[2J 503"
+    assert last == "  it answered\\x1b[2J 503"
 
 
 def test_thousands_of_files_take_a_few_lines() -> None:

@@ -372,7 +372,7 @@ def test_a_source_that_asks_to_wait_is_heard(bench: Bench) -> None:
     segment = download.take(None)
     assert segment is not None
     assert download.fetch(segment, Line()) >= 7.0
-    assert bench.progress.snapshot().trouble == "too much"
+    assert bench.progress.snapshot().trouble == "the last request failed: too much"
     download.finish(segment)
     download.close()
     ingest.close()

@@ -39,6 +39,14 @@ def test_the_sentence_says_why_nothing_comes() -> None:
     assert text.endswith(", 0 of 1 files ready; the last request failed: registry.example.com answered 503")
 
 
+def test_what_another_pull_brought_ends_the_wait_for_it() -> None:
+    counters, (archive, _) = expecting(ARCHIVE, WEIGHTS)
+    archive.elsewhere()
+    assert counters.snapshot().trouble == progress.ELSEWHERE
+    archive.found()
+    assert counters.snapshot().trouble == ""
+
+
 @pytest.mark.parametrize("count", [1, 900])
 def test_bytes_that_come_end_the_trouble(count: int) -> None:
     counters, (weights,) = expecting(WEIGHTS)

@@ -35,6 +35,7 @@ from modelmount.formats.selection import EVERYTHING, Selection
 from modelmount.oci import manifest as manifests
 from modelmount.oci.digest import Digest
 from modelmount.oci.reference import Repository
+from modelmount.pull import progress
 from modelmount.pull.job import Job, State, Waiter
 from modelmount.pull.puller import Puller
 from modelmount.pull.resolver import Model, Resolver
@@ -422,6 +423,21 @@ def test_a_node_without_threads_fails_the_job_and_leaves_nothing_locked(
     monkeypatch.setattr(threading.Thread, "start", start)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(WORKERS)]
     tree_of(puller.ensure(model, EVERYTHING, ANONYMOUS))
+
+
+def test_who_waits_for_another_pull_says_so_until_it_goes_on(bench: Bench) -> None:
+    wanted = os.urandom(300_000)
+    held = bench.store.lock("ingest-" + ingests.name(Digest.of(wanted), REPOSITORY.scope, ingests.RAW)).acquire()
+    seen: list[str] = []
+    bench.source.gate = lambda digest, position: seen.append(job.snapshot().trouble) if position else None
+    job = bench.puller().ensure(bench.model(("model.bin", wanted)), EVERYTHING, ANONYMOUS)
+    while not job.snapshot().trouble:
+        assert not job.ended.wait(0.01)
+    assert job.snapshot().trouble == progress.ELSEWHERE
+    held.release()
+    tree_of(job)
+    assert seen
+    assert set(seen) == {""}
 
 
 def test_a_lock_that_was_waited_for_is_given_back_when_the_job_is_cancelled(bench: Bench) -> None:
