@@ -20,6 +20,7 @@ from modelmount.content.store import Store
 from modelmount.errors import (
     Cancelled,
     Forbidden,
+    IntegrityError,
     InvalidRequest,
     ModelMountError,
     NotFound,
@@ -124,7 +125,8 @@ class Publisher:
                 published = self._publish(request, path, attempt)
         except ModelMountError as e:
             telemetry.publishes_total.labels(e.reason).inc()
-            if isinstance(e, REFUSALS) or (isinstance(e, Unavailable) and e.answered):
+            if isinstance(e, (*REFUSALS, IntegrityError)) or (isinstance(e, Unavailable) and e.answered):
+                # also what is no trouble and no manifest, but a page to log in: it ends a record of access as well
                 self._record("refused", request, model=aliases.model(request.attributes), reason=e.message)
             if isinstance(e, REFUSALS):
                 self._news.refused(pod(request.attributes), e)

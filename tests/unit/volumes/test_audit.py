@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modelmount.errors import Forbidden, NotFound, Unavailable
+from modelmount.errors import Forbidden, IntegrityError, NotFound, Unavailable
 from modelmount.volumes.audit import KEPT_FILES, Audit
 from modelmount.volumes.publisher import Publisher
 from tests.fakes.gateway import Fault, Gateway, instead
@@ -87,23 +88,27 @@ def test_an_odd_answer_is_a_refusal_too_and_trouble_is_none(make_node: MakeNode,
         audit = Audit(str(tmp_path / "audit.jsonl"), 1 << 20)
         publisher = Publisher(node.store, node.resolver, node.puller, node.credentials, node.settings, audit=audit)
 
-        def publish(status: int | None) -> None:
+        def publish(answer: Answer | None) -> None:
             gateway.calm()
-            if status is not None:
-                gateway.play(Fault(lambda _: True, instead(Answer(status)), times=None))
-            target, call = str(node.target(str(status))), Call(time.monotonic() + EVENT_SECONDS)
-            publisher.publish(Request(str(status), target, {"model": model, **POD}), call)
+            if answer is not None:
+                gateway.play(Fault(lambda _: True, instead(answer), times=None))
+            pod = uuid.uuid4().hex
+            target, call = str(node.target(pod)), Call(time.monotonic() + EVENT_SECONDS)
+            publisher.publish(Request(pod, target, {"model": model, **POD}), call)
 
         for status in (451, 503):
             with pytest.raises(Unavailable):
-                publish(status)
+                publish(Answer(status))
         publish(None)
         with pytest.raises(Unavailable):
-            publish(451)
+            publish(Answer(451))
+        with pytest.raises(IntegrityError):
+            publish(Answer(200, b"<html>Who are you?</html>", [("Content-Type", "text/html")]))
         audit.close()
     found = lines(tmp_path / "audit.jsonl")
-    assert [each["event"] for each in found] == ["refused", "mounted", "refused"]
+    assert [each["event"] for each in found] == ["refused", "mounted", "refused", "refused"]
     assert all("answered 451" in found[each]["reason"] and found[each]["pod"] == "llm-0" for each in (0, 2))
+    assert "other bytes" in found[3]["reason"]
 
 
 def test_files_are_rotated_and_the_oldest_goes(tmp_path: Path) -> None:
