@@ -164,6 +164,7 @@ class Group:
                 filled = self._receive(descriptor, view)
             except Unavailable as e:
                 failures += 1
+                counters.failed(e.message)
                 wait = self._policy.delay(failures, e.retry_after)
                 if e.retry_after is not None:
                     self._complained(wait)

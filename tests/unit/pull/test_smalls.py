@@ -102,6 +102,15 @@ def test_cut_answers_are_asked_for_again(bench: Bench) -> None:
     assert len(bench.source.opens) == 13
 
 
+def test_while_it_waits_to_ask_again_it_says_why(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Cancel, "sleep", lambda self, seconds: said.append(bench.progress.snapshot().trouble))
+    bench.source.faults.append(Fault(error=Unavailable("the registry is busy")))
+    bench.fetch()
+    assert said == ["the last request failed: the registry is busy"]
+    assert bench.progress.snapshot().trouble == ""
+
+
 def test_wrong_bytes_bar_that_blob_and_the_others_before_it_stay(bench: Bench) -> None:
     bench.source.faults.extend([Fault(), Fault(), Fault(flip=1)])
     with pytest.raises(IntegrityError, match="wrong bytes"):
