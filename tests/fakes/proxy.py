@@ -117,6 +117,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := client.recv(BUFFER_BYTES):
                 server.sendall(data)
+        with contextlib.suppress(OSError):  # also after a reset, as of a client that was killed
             server.shutdown(socket.SHUT_WR)
 
     def _answer(self, server: socket.socket, client: socket.socket) -> bool:

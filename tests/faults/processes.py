@@ -103,10 +103,17 @@ class Node:
 
     @property
     def had(self) -> int:
-        """Bytes of layers that a successor need not fetch: committed, or journalled."""
+        """Bytes of layers that a successor need not fetch: committed, or journalled. A blob that was committed when its
+        ingest hadn't gone yet counts once.
+        """
         blobs = self.store / "blobs/sha256"
-        committed = (path.stat().st_size for path in blobs.glob("[0-9a-f]*"))
-        return sum(size for size in committed if size > OTHER_BYTES) + sum(self.journalled().values())
+        committed = {path.name: path.stat().st_size for path in blobs.glob("[0-9a-f]*")}
+        journalled = sum(
+            length
+            for (data, _), length in self.journalled().items()
+            if data.parent.name.partition("-")[0] not in committed
+        )
+        return sum(size for size in committed.values() if size > OTHER_BYTES) + journalled
 
     def lost(self, connections: int) -> bool:
         """Whether more of what passed the proxy is lost to a kill than so many connections may lose."""
