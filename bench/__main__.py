@@ -44,7 +44,7 @@ CASES: dict[str, Callable[[Setting], Outcome]] = {
 RESULTS = Path(__file__).parent / "results"
 PLACE = Path("/var/tmp")
 """A disk on most machines, where /tmp may be memory. The name is short: there are sockets below it."""
-ROUNDS, QUICK_ROUNDS = 5, 3
+ROUNDS, QUICK_ROUNDS = 5, 2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BUSY_LOAD = 0.25
 """Load per processor, before anything began, above which figures say more about others than about us."""
