@@ -239,8 +239,7 @@ class Store:
     def put_group(self, blobs: Mapping[Digest, bytes], scope: str, layers: Sequence[NewLayer] = ()) -> None:
         """`put_document` for many at once, at the price of one, and of small layers too: a sync of the file system
         covers all of them and their scope records, one fsync their names, or another sync where those lie in a
-        directory each. The caller has verified the bytes. Raises like it, and what makes the layers; the ones that have
-        their names by then keep them.
+        directory each. Raises like it, and what makes the layers; the ones that have their names by then keep them.
         """
         if len(blobs) + len(layers) < 2 or not atomic.syncs_groups():
             for digest, data in blobs.items():
@@ -248,6 +247,8 @@ class Store:
             for layer in layers:
                 self._put_layer(layer, scope)
             return
+        if wrong := next((digest for digest, data in blobs.items() if not _is(data, digest)), None):
+            raise Internal(f"refusing to store bytes that are not {wrong}")
         made: dict[str | Path, str | Path] = {}  # of blobs as text, for there are thousands
         mark = secrets.token_hex(8)
         record: str | None = None

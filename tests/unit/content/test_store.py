@@ -317,6 +317,12 @@ def test_the_records_of_a_group_are_names_of_one_file_whatever_was_there(store: 
     assert [store.has_scope(digest, SCOPE) for digest in GROUP] == [True, False, *[True] * (len(rest) - 1)]
 
 
+def test_wrong_bytes_in_a_group_store_nothing_of_it(store: Store) -> None:
+    with pytest.raises(Internal, match="refusing to store"):
+        store.put_group({**GROUP, Digest.of(b"other"): b"wrong"}, SCOPE)
+    assert list((store.root / "blobs/sha256").iterdir()) == []
+
+
 def test_a_full_disk_in_a_group_leaves_nothing_half_made(store: Store) -> None:
     with atomic.armed("content.group.before_sync=error(ENOSPC)"), pytest.raises(NoSpace):
         store.put_group(GROUP, SCOPE)
