@@ -81,7 +81,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure modelmount on this machine.")
     parser.add_argument("--rounds", type=int, help=f"interleaved rounds (default: {ROUNDS}, quick {QUICK_ROUNDS})")
     parser.add_argument("--only", choices=CASES, action="append", help="only this case; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="small sizes: to see that it works and to compare changes")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, all but scale: to see that it works and to compare changes"
+    )
     parser.add_argument("--directory", type=Path, default=PLACE, help=f"on the disk to measure (default: {PLACE})")
     options = parser.parse_args()
     if options.rounds is None:

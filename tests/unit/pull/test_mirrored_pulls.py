@@ -68,10 +68,7 @@ class MirroredBench(Bench):
 def bench(tmp_path: Path) -> Iterator[MirroredBench]:
     made = MirroredBench(tmp_path)
     yield made
-    for puller in made.pullers:
-        puller.stop(SECONDS)
-    for client in made.clients:
-        client.close()
+    made.close()
 
 
 def sources(bench: MirroredBench) -> list[dict[str, int]]:

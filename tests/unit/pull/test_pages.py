@@ -27,10 +27,7 @@ FOLIO = 64 << 10
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    for puller in made.pullers:
-        puller.stop(SECONDS)
-    for client in made.clients:
-        client.close()
+    made.close()
 
 
 def shares(job: Job) -> dict[str, float]:

@@ -29,10 +29,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
         made.settings, pull=msgspec.structs.replace(made.settings.pull, connections=1)
     )
     yield made
-    for puller in made.pullers:
-        puller.stop(SECONDS)
-    for client in made.clients:
-        client.close()
+    made.close()
 
 
 def test_a_prefetch_gives_its_only_connection_to_a_pods_job_and_goes_on_afterwards(bench: Bench) -> None:

@@ -66,6 +66,13 @@ class Bench:
         self.clients: list[Client] = []
         self.pullers: list[Puller] = []
 
+    def close(self) -> None:
+        """Stop what was started; the store stays."""
+        for puller in self.pullers:
+            puller.stop(SECONDS)
+        for client in self.clients:
+            client.close()
+
     def admission(self) -> Admission:
         return Admission(Collector(self.store, lambda: self.settings.cache), lambda: self.settings)
 
@@ -123,10 +130,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    for puller in made.pullers:
-        puller.stop(SECONDS)
-    for client in made.clients:
-        client.close()
+    made.close()
 
 
 def tree_of(job: Job) -> Path:

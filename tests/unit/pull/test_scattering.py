@@ -54,10 +54,7 @@ def tar(*members: tuple[str, bytes], mtime: int = 0) -> bytes:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    for puller in made.pullers:
-        puller.stop(SECONDS)
-    for client in made.clients:
-        client.close()
+    made.close()
 
 
 def layer_of(store: Store, archive: bytes) -> Path:

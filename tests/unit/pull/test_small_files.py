@@ -18,7 +18,7 @@ from modelmount.pull.job import Job
 from modelmount.pull.plan import Part
 from modelmount.pull.schedule import FIRST_CONNECTIONS, Schedule
 from tests.fakes.source import MemorySource
-from tests.unit.pull.test_puller import ANONYMOUS, SECONDS, Bench, tree_of
+from tests.unit.pull.test_puller import ANONYMOUS, Bench, tree_of
 
 ANSWER_SECONDS = 0.01
 
@@ -27,10 +27,7 @@ ANSWER_SECONDS = 0.01
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    for puller in made.pullers:
-        puller.stop(SECONDS)
-    for client in made.clients:
-        client.close()
+    made.close()
 
 
 @pytest.mark.parametrize(
